@@ -1,0 +1,97 @@
+"""Our own folder: parameters in an Orbax checkpoint, everything else as JSON beside it."""
+
+import dataclasses
+import shutil
+import tempfile
+from pathlib import Path
+
+import jax
+
+from jaxasr_interp.checkpoint import convert
+from jaxasr_interp.checkpoint.huggingface import read_json
+from jaxasr_interp.config import GenerationSettings, WhisperConfig
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.model import Whisper
+from jaxasr_interp.store import write_json
+from jaxasr_interp.tokens import Tokenizer
+
+MARKER = "jaxasr_interp.json"
+PARAMETERS = "parameters"
+TOKENIZER = "tokenizer.json"
+
+
+def save_model(model: Whisper, folder: str | Path) -> Path:
+    """Save a model so that `load_model(folder)` gives back the same bits.
+
+    Args:
+        model: any model.
+        folder: must not exist yet; appears only once everything is written.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the folder exists.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise InputError(f"{folder} exists: choose a new folder to save the model in.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        partial = Path(temporary) / folder.name
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial / PARAMETERS, convert.parameters_by_path(model))
+        description = {
+            "config": dataclasses.asdict(model.config),
+            "generation": dataclasses.asdict(model.generation),
+            "dtype": str(model.dtype),
+            "source": model.source,
+        }
+        write_json(partial / MARKER, description)
+        if model.tokenizer is not None:
+            shutil.copyfile(model.tokenizer.path, partial / TOKENIZER)
+        partial.rename(folder)
+    return folder
+
+
+def restore_model(folder: Path) -> Whisper:
+    """Load what `save_model` wrote, in the dtype it was saved in.
+
+    Args:
+        folder: the saved folder.
+
+    Raises:
+        InputError: a file is missing or damaged, or the parameters do not fit the config.
+    """
+    import orbax.checkpoint as ocp
+
+    description = read_json(folder / MARKER)
+    try:
+        config = WhisperConfig(**description["config"])
+        settings = description["generation"]
+        dtype, source = description["dtype"], description["source"]
+        heads = tuple((layer, head) for layer, head in settings["alignment_heads"])
+        generation = GenerationSettings(
+            tuple(settings["suppress"]), tuple(settings["suppress_first"]), heads
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / MARKER} is damaged: {error}.") from None
+    convert.check_dtype(dtype)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {
+        path: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=device)
+        for path, p in convert.abstract_parameters(config, dtype).items()
+    }
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            parameters = checkpointer.restore((folder / PARAMETERS).absolute(), wanted)
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder / PARAMETERS} cannot be restored: {reason}") from None
+    model = convert.with_parameters(config, parameters)
+    model.generation, model.source = generation, source
+    tokenizer = folder / TOKENIZER
+    model.tokenizer = Tokenizer(str(tokenizer)) if tokenizer.is_file() else None
+    return model

@@ -1,0 +1,115 @@
+"""Writing activations: an edit is a pure function `edit(site, layer, value) -> value`.
+
+The model calls its edit at every site. `layer` is the (possibly traced) layer index, or `None` for
+sites outside the layers; `value` is the whole activation of that layer. An edit that is a pytree can
+be passed through `jax.jit`, mapped with `jax.vmap` (a batch of edits is a sweep) and differentiated
+with `jax.grad` (attribution patching).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.pytree import pytree_dataclass, static
+from jaxasr_interp.sites import PATTERN_SITES, SITES, Stack, check_site
+
+type LayerIndex = int | Array | None
+type Edit = Callable[[str, LayerIndex, Array], Array]
+
+
+@pytree_dataclass
+class Identity:
+    """The edit that changes nothing."""
+
+    def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
+        """Return `value`."""
+        return value
+
+
+identity = Identity()
+
+
+@pytree_dataclass
+class Interchange:
+    """Replace chosen cells of one site by another run's values.
+
+    At layer `l`: `value[p] <- source[l, p]` wherever `where[l, p]`.
+
+    Args:
+        source: the other run's activation at `site`, all layers.
+        where: the cells to replace.
+        site: a site inside the layers whose first axis after `layer` is `pos` or `frame`.
+
+    Raises:
+        InputError: the site is unknown or has no position axis, or the shapes do not match.
+    """
+
+    source: Float[Array, "layer pos *rest"]
+    where: Bool[Array, "layer pos"]
+    site: str = static(default="resid_pre")
+
+    def __post_init__(self):
+        if not any(self.site in sites for sites in SITES.values()):
+            raise InputError(f"There is no site {self.site!r} in the encoder or the decoder.")
+        axes = next(sites[self.site] for sites in SITES.values() if self.site in sites)
+        if axes[0] != "layer" or self.site in PATTERN_SITES:
+            raise InputError(f"Site {self.site!r} has axes {axes}: expected layer and position first.")
+        if self.source.shape[:2] != self.where.shape:
+            raise InputError(
+                f"source {self.source.shape} and where {self.where.shape} differ in their first two "
+                "axes: both are [layer, pos, ...]."
+            )
+
+    def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
+        """Return `value` with the chosen cells of this layer replaced."""
+        if site != self.site:
+            return value
+        if self.source.shape[1:] != value.shape:
+            raise InputError(
+                f"The patch at {site!r} holds values of shape {self.source.shape[1:]} and the run has "
+                f"{value.shape}: both runs must have the same length."
+            )
+        where = self.where[layer].reshape(-1, *(1,) * (value.ndim - 1))
+        return jnp.where(where, self.source[layer], value)
+
+
+def as_pytree(edit: Edit) -> Edit:
+    """Return an edit that can cross `jax.jit`: plain functions become `jax.tree_util.Partial`."""
+    if any(leaf is edit for leaf in jax.tree.leaves(edit)):
+        return jax.tree_util.Partial(edit)
+    return edit
+
+
+def check_edit(edit: Any, stack: Stack) -> None:
+    """Raise `InputError` if the edit names a site that `stack` does not have: it would do nothing."""
+    site = getattr(edit, "site", None)
+    if isinstance(site, str):
+        check_site(stack, site)
+
+
+class Tap:
+    """Passes each site's value through the edit and keeps the result to be returned.
+
+    A block makes one, uses it for the length of one call and returns `acts`; nothing outlives the
+    call.
+    """
+
+    def __init__(self, edit: Edit, layer: LayerIndex, patterns: bool = False):
+        self.edit, self.layer, self.patterns = edit, layer, patterns
+        self.acts: dict[str, Array] = {}
+
+    def __call__(self, site: str, value: Array) -> Array:
+        """Return the edited value of `site`, which must keep its shape and dtype."""
+        edited = self.edit(site, self.layer, value)
+        if edited.shape != value.shape or edited.dtype != value.dtype:
+            raise InputError(
+                f"The edit turned {site!r} from {value.dtype}{list(value.shape)} into "
+                f"{edited.dtype}{list(edited.shape)}: an edit keeps shape and dtype."
+            )
+        if self.patterns or site not in PATTERN_SITES:
+            self.acts[site] = edited
+        return edited

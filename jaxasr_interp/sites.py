@@ -1,0 +1,160 @@
+"""Every place in the model whose activation can be read and written, with its axes.
+
+Axes (the same words in every shape annotation of the library):
+
+========== =============================================================
+`layer`    transformer layer of one stack, 0 first
+`pos`      decoder token position
+`frame`    encoder position, 20 ms of audio each
+`mel_frame` column of the log-mel spectrogram, 10 ms of audio each
+`head`     attention head
+`query`    attending position (`pos` or `frame`)
+`key`      attended position (`pos` or `frame`)
+`d_model`  residual stream
+`d_head`   one head's queries, keys and values
+`d_mlp`    hidden layer of the MLP
+`d_vocab`  vocabulary
+`n_mels`   mel bands
+`patch`    one intervention of a sweep
+`class`    label of a probe
+`step`     step of generation or of an optimiser
+`batch`    only where `jax.vmap` puts it
+========== =============================================================
+
+Site names are TransformerLens's. `q`, `k` and `v` are the projections as they leave their matrices
+(the queries unscaled); `attn_scores` are `q·k / sqrt(d_head)` with `-inf` where the causal mask
+forbids; `z` is each head's mix of values; `result` is each head's contribution to `attn_out`, which
+is their sum plus a bias. `resid_post` of the last layer comes *before* `ln_final`: what Hugging Face
+calls the last hidden state is `ln_final`.
+"""
+
+import typing
+from collections.abc import Iterable
+from typing import Literal
+
+from jaxtyping import Array, Float
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.pytree import pytree_dataclass
+
+Stack = Literal["encoder", "decoder"]
+
+
+@pytree_dataclass
+class EncoderActivations:
+    """The encoder's activations by site; `None` where not requested."""
+
+    conv1_out: Float[Array, "mel_frame d_model"] | None = None
+    conv2_out: Float[Array, "frame d_model"] | None = None
+    pos_embed: Float[Array, "frame d_model"] | None = None
+    resid_pre: Float[Array, "layer frame d_model"] | None = None
+    q: Float[Array, "layer frame head d_head"] | None = None
+    k: Float[Array, "layer frame head d_head"] | None = None
+    v: Float[Array, "layer frame head d_head"] | None = None
+    attn_scores: Float[Array, "layer head query key"] | None = None
+    pattern: Float[Array, "layer head query key"] | None = None
+    z: Float[Array, "layer frame head d_head"] | None = None
+    result: Float[Array, "layer frame head d_model"] | None = None
+    attn_out: Float[Array, "layer frame d_model"] | None = None
+    resid_mid: Float[Array, "layer frame d_model"] | None = None
+    mlp_pre: Float[Array, "layer frame d_mlp"] | None = None
+    mlp_post: Float[Array, "layer frame d_mlp"] | None = None
+    mlp_out: Float[Array, "layer frame d_model"] | None = None
+    resid_post: Float[Array, "layer frame d_model"] | None = None
+    ln_final: Float[Array, "frame d_model"] | None = None
+
+
+@pytree_dataclass
+class DecoderActivations:
+    """The decoder's activations by site; `None` where not requested."""
+
+    embed: Float[Array, "pos d_model"] | None = None
+    pos_embed: Float[Array, "pos d_model"] | None = None
+    resid_pre: Float[Array, "layer pos d_model"] | None = None
+    q: Float[Array, "layer pos head d_head"] | None = None
+    k: Float[Array, "layer pos head d_head"] | None = None
+    v: Float[Array, "layer pos head d_head"] | None = None
+    attn_scores: Float[Array, "layer head query key"] | None = None
+    pattern: Float[Array, "layer head query key"] | None = None
+    z: Float[Array, "layer pos head d_head"] | None = None
+    result: Float[Array, "layer pos head d_model"] | None = None
+    attn_out: Float[Array, "layer pos d_model"] | None = None
+    resid_mid: Float[Array, "layer pos d_model"] | None = None
+    cross_q: Float[Array, "layer pos head d_head"] | None = None
+    cross_k: Float[Array, "layer frame head d_head"] | None = None
+    cross_v: Float[Array, "layer frame head d_head"] | None = None
+    cross_attn_scores: Float[Array, "layer head pos frame"] | None = None
+    cross_pattern: Float[Array, "layer head pos frame"] | None = None
+    cross_z: Float[Array, "layer pos head d_head"] | None = None
+    cross_result: Float[Array, "layer pos head d_model"] | None = None
+    cross_attn_out: Float[Array, "layer pos d_model"] | None = None
+    resid_mid_cross: Float[Array, "layer pos d_model"] | None = None
+    mlp_pre: Float[Array, "layer pos d_mlp"] | None = None
+    mlp_post: Float[Array, "layer pos d_mlp"] | None = None
+    mlp_out: Float[Array, "layer pos d_model"] | None = None
+    resid_post: Float[Array, "layer pos d_model"] | None = None
+    ln_final: Float[Array, "pos d_model"] | None = None
+    logits: Float[Array, "pos d_vocab"] | None = None
+
+
+def _axes_by_site(activations: type) -> dict[str, tuple[str, ...]]:
+    hints = typing.get_type_hints(activations)
+    return {name: tuple(typing.get_args(hint)[0].dim_str.split()) for name, hint in hints.items()}
+
+
+SITES: dict[str, dict[str, tuple[str, ...]]] = {
+    "encoder": _axes_by_site(EncoderActivations),
+    "decoder": _axes_by_site(DecoderActivations),
+}
+"""`SITES[stack][site]` is the tuple of axis names of the activation."""
+
+PATTERN_SITES = frozenset({"attn_scores", "pattern", "cross_attn_scores", "cross_pattern"})
+"""Quadratic in length, so they leave the blocks only when asked for."""
+
+RESIDUAL_SITES = (
+    "resid_pre",
+    "attn_out",
+    "resid_mid",
+    "cross_attn_out",
+    "resid_mid_cross",
+    "mlp_out",
+    "resid_post",
+    "ln_final",
+)
+"""The residual stream and what each sublayer adds to it: what `encode` and `decode` return unless asked."""
+
+
+def check_stack(stack: str) -> Stack:
+    """Return `stack` if it is `"encoder"` or `"decoder"`; raise `InputError` otherwise."""
+    if stack not in SITES:
+        raise InputError(f"Unknown stack {stack!r}: choose 'encoder' or 'decoder'.")
+    return typing.cast(Stack, stack)
+
+
+def check_site(stack: str, site: str) -> str:
+    """Return `site` if `stack` has it; raise `InputError` listing the stack's sites otherwise."""
+    sites = SITES[check_stack(stack)]
+    if site not in sites:
+        raise InputError(f"The {stack} has no site {site!r}: choose one of {', '.join(sites)}.")
+    return site
+
+
+def requested_sites(stack: Stack, sites: str | Iterable[str] | None) -> frozenset[str]:
+    """Resolve a request for activations.
+
+    Args:
+        stack: `"encoder"` or `"decoder"`.
+        sites: site names, one name, `"all"`, or `None` for the stack's `RESIDUAL_SITES`.
+
+    Returns:
+        The set of site names.
+
+    Raises:
+        InputError: a name is not a site of the stack.
+    """
+    if sites is None:
+        return frozenset(RESIDUAL_SITES).intersection(SITES[stack])
+    if sites == "all":
+        return frozenset(SITES[stack])
+    names = [sites] if isinstance(sites, str) else list(sites)
+    return frozenset(check_site(stack, name) for name in names)
