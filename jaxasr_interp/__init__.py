@@ -1,1 +1,76 @@
-"""x"""
+"""Fast, exact, batched mechanistic interpretability of Whisper speech recognition in JAX.
+
+import jaxasr_interp as ji
+
+model = ji.load_model("tiny.en")
+mel = ji.log_mel_spectrogram(ji.load_audio("clip.flac"), n_mels=model.config.n_mels)
+enc = ji.encode(model, mel)
+run = ji.decode(model, model.tokenizer.prompt(), enc.states)
+lens = ji.logit_lens(model, run)
+"""
+
+from pathlib import Path as _Path
+
+if not (_Path(__file__).parent / "kernels").is_dir():
+    # In a checkout that is not installed the kernels lie beside the package.
+    __path__ = [*__path__, str(_Path(__file__).parents[1])]
+
+from jaxasr_interp import metrics
+from jaxasr_interp._version import __version__
+from jaxasr_interp.audio import load_audio, log_mel_spectrogram
+from jaxasr_interp.checkpoint.load import load_model
+from jaxasr_interp.checkpoint.saved import save_model
+from jaxasr_interp.config import GenerationSettings, WhisperConfig
+from jaxasr_interp.decoding import Generated, detect_language, generate
+from jaxasr_interp.edits import Edit, Interchange, identity
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.forward import DecoderRun, EncoderRun, decode, encode
+from jaxasr_interp.lens import LogitLens, logit_lens
+from jaxasr_interp.model import Whisper
+from jaxasr_interp.patching import (
+    SweepPlan,
+    SweepResult,
+    Utterance,
+    activation_patching,
+    plan_sweep,
+)
+from jaxasr_interp.sites import SITES, DecoderActivations, EncoderActivations
+from jaxasr_interp.tokens import Tokenizer
+from jaxasr_interp.transcription import Transcript, transcribe, transcribe_batch
+
+__all__ = [
+    "SITES",
+    "DecoderActivations",
+    "DecoderRun",
+    "Edit",
+    "EncoderActivations",
+    "EncoderRun",
+    "Generated",
+    "GenerationSettings",
+    "InputError",
+    "Interchange",
+    "LogitLens",
+    "SweepPlan",
+    "SweepResult",
+    "Tokenizer",
+    "Transcript",
+    "Utterance",
+    "Whisper",
+    "WhisperConfig",
+    "__version__",
+    "activation_patching",
+    "decode",
+    "detect_language",
+    "encode",
+    "generate",
+    "identity",
+    "load_audio",
+    "load_model",
+    "log_mel_spectrogram",
+    "logit_lens",
+    "metrics",
+    "plan_sweep",
+    "save_model",
+    "transcribe",
+    "transcribe_batch",
+]

@@ -6,8 +6,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import soundfile
-import soxr
 from jaxtyping import Array, Float
 
 from jaxasr_interp.errors import InputError
@@ -32,6 +30,9 @@ def load_audio(path: str | Path) -> Float[np.ndarray, " samples"]:
     Raises:
         InputError: the file is missing, not audio, empty, or holds values that are not finite.
     """
+    import soundfile
+    import soxr
+
     if not Path(path).is_file():
         raise InputError(f"There is no audio file {path}.")
     try:

@@ -57,7 +57,9 @@ class Interchange:
             raise InputError(f"There is no site {self.site!r} in the encoder or the decoder.")
         axes = next(sites[self.site] for sites in SITES.values() if self.site in sites)
         if axes[0] != "layer" or self.site in PATTERN_SITES:
-            raise InputError(f"Site {self.site!r} has axes {axes}: expected layer and position first.")
+            raise InputError(
+                f"Site {self.site!r} has axes {axes}: expected layer and position first."
+            )
         if self.source.shape[:2] != self.where.shape:
             raise InputError(
                 f"source {self.source.shape} and where {self.where.shape} differ in their first two "

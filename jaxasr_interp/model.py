@@ -64,7 +64,9 @@ class Conv1d(nnx.Module):
 
     def __init__(self, d_in: int, d_out: int, *, stride: int, rngs: nnx.Rngs):
         self.stride = stride
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (3, d_in, d_out)) * (3 * d_in) ** -0.5)
+        self.kernel = nnx.Param(
+            jax.random.normal(rngs.params(), (3, d_in, d_out)) * (3 * d_in) ** -0.5
+        )
         self.bias = nnx.Param(jnp.zeros(d_out))
 
     def __call__(self, x: Float[Array, "rows d_in"]) -> Float[Array, "rows_out d_out"]:
@@ -97,7 +99,11 @@ class KeysValues:
 
     @classmethod
     def at_sites(
-        cls, tap: Tap, prefix: str, k: Float[Array, "key head d_head"], v: Float[Array, "key head d_head"]
+        cls,
+        tap: Tap,
+        prefix: str,
+        k: Float[Array, "key head d_head"],
+        v: Float[Array, "key head d_head"],
     ) -> "KeysValues":
         """Pass keys and values, positions first, through their sites."""
         k, v = tap(prefix + "k", k), tap(prefix + "v", v)
@@ -143,7 +149,9 @@ class Attention(nnx.Module):
         z = jnp.einsum("hqk,hkd->qhd", pattern, kv.v, preferred_element_type=wide).astype(q.dtype)
         return self._output(tap, tap(self.prefix + "z", z))
 
-    def _output(self, tap: Tap, z: Float[Array, "query head d_head"]) -> Float[Array, "query d_model"]:
+    def _output(
+        self, tap: Tap, z: Float[Array, "query head d_head"]
+    ) -> Float[Array, "query d_model"]:
         out = self.out(z.reshape(len(z), -1))
         kernel = self.out.kernel[...].reshape(self.n_heads, z.shape[-1], -1)
         wide = accumulation_dtype(z.dtype)
@@ -250,7 +258,9 @@ def write_rows(past: KeysValues, new: KeysValues, offset: Int[Array, ""] | int) 
     )
 
 
-def stack_layers[Block: nnx.Module](make: Callable[[nnx.Rngs], Block], n: int, rngs: nnx.Rngs) -> Block:
+def stack_layers[Block: nnx.Module](
+    make: Callable[[nnx.Rngs], Block], n: int, rngs: nnx.Rngs
+) -> Block:
     """Make `n` blocks as one module with a leading `layer` axis on every parameter."""
     return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), n))
 
@@ -269,7 +279,11 @@ class Encoder(nnx.Module):
         self.final_norm = LayerNorm(config.d_model)
 
     def __call__(
-        self, mel: Float[Array, "n_mels mel_frame"], edit: Edit = identity, *, patterns: bool = False
+        self,
+        mel: Float[Array, "n_mels mel_frame"],
+        edit: Edit = identity,
+        *,
+        patterns: bool = False,
     ) -> tuple[Float[Array, "frame d_model"], EncoderActivations]:
         """Encode one spectrogram.
 
@@ -350,9 +364,9 @@ class Decoder(nnx.Module):
         length = len(tokens)
         pos_embed = jax.lax.dynamic_slice_in_dim(self.pos_embed[...], offset, length)
         x = tap("embed", self.embed[...][tokens]) + tap("pos_embed", pos_embed)
-        positions = jnp.arange(length) + offset
+        positions = jnp.arange(length, dtype=jnp.int32) + offset
         n_keys = length if cache is None else cache.k.shape[-2]
-        mask = jnp.arange(n_keys)[None, :] <= positions[:, None]
+        mask = jnp.arange(n_keys, dtype=jnp.int32)[None, :] <= positions[:, None]
 
         def layer(resid, inputs):
             block, index, cross, past = inputs

@@ -1,14 +1,82 @@
-"""Writing results: JSON and Zarr, whole or not at all."""
+"""Writing results: JSON and Zarr, whole or not at all, with where they came from."""
 
+import dataclasses
+import datetime
 import json
 import os
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from jaxasr_interp._version import __version__
+from jaxasr_interp.errors import InputError
+
+if TYPE_CHECKING:
+    import xarray
+
+    from jaxasr_interp.model import Whisper
+
+
+def provenance(model: "Whisper") -> dict[str, str]:
+    """What a result depends on: model and hash, sizes, dtype, versions, device and time."""
+    return {
+        "model": model.source,
+        "model_config": json.dumps(dataclasses.asdict(model.config)),
+        "dtype": str(model.dtype),
+        "jaxasr_interp_version": __version__,
+        "jax_version": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raise `InputError` if something is at `path` and may not be replaced.
+
+    Called before the work, so that nothing computed is lost to a name that is taken.
+    """
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists: choose another --out, or replace it with --overwrite.")
+
+
+def save_dataset(
+    dataset: "xarray.Dataset", path: Path, model: "Whisper", *, overwrite: bool = False
+) -> Path:
+    """Write a dataset as a Zarr store with its provenance.
+
+    Args:
+        dataset: arrays with named axes.
+        path: of the store; it appears complete or not at all.
+        model: what computed it.
+        overwrite: replace what is at `path`.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: `path` exists.
+    """
+    check_free(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset = dataset.assign_attrs(provenance(model))
+    for name in dataset.variables:
+        if dataset[name].dtype.kind == "U":
+            # Zarr has a standard for strings of variable length and none for fixed ones.
+            dataset[name] = dataset[name].astype("T")
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        partial = Path(temporary) / "new"
+        dataset.to_zarr(partial, mode="w", zarr_format=3, consolidated=False)
+        if path.exists():
+            path.rename(Path(temporary) / "old")
+        partial.rename(path)
+    return path
 
 
 def write_json(path: Path, content: Any) -> Path:
     """Write `content` as JSON; the file appears complete or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
     return path

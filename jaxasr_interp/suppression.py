@@ -27,9 +27,9 @@ class TimestampRules:
         step: Int[Array, ""],
     ) -> Float[Array, " d_vocab"]:
         """Set what may not follow `tokens[:step]` to -inf."""
-        ids = jnp.arange(len(logits))
+        ids = jnp.arange(len(logits), dtype=jnp.int32)
         is_timestamp = ids >= self.begin
-        written = jnp.arange(len(tokens)) < step
+        written = jnp.arange(len(tokens), dtype=jnp.int32) < step
         after_timestamp = (step >= 1) & (tokens[step - 1] >= self.begin)
         second = (step < 2) | (tokens[step - 2] >= self.begin)
         forbidden = ids == self.begin - 1

@@ -1,9 +1,10 @@
 """Text to tokens and back, and the prompts that tell Whisper what to do."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,14 +138,23 @@ class Tokenizer:
 
 @functools.cache
 def _load_backend(path: str) -> Any:
-    # transformers logs, at import, that torch is absent: it is not needed here.
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    from transformers import WhisperTokenizer
+    with _without_warnings():
+        from transformers import WhisperTokenizer
 
     try:
         return WhisperTokenizer(tokenizer_file=path)
     except Exception as error:
         raise InputError(f"{path} is not a Whisper tokenizer.json: {error}.") from error
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """transformers logs, when imported, that torch is absent: it is not needed here."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @functools.cache
@@ -154,6 +164,7 @@ def _special_ids(path: str) -> dict[str, int]:
 
 @functools.cache
 def _language_names() -> dict[str, str]:
-    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+    with _without_warnings():
+        from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
     return LANGUAGES

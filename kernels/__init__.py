@@ -1,1 +1,1 @@
-"""Kernels."""
+"""Operations with more than one implementation: a public `api`, a plain-XLA `reference`, backends."""

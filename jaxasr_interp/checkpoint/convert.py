@@ -132,7 +132,7 @@ def to_tensors(model: Whisper) -> dict[str, np.ndarray]:
     return tensors
 
 
-def parameters_by_path(tree: Whisper) -> dict[str, jax.Array]:
+def parameters_by_path(tree: Whisper) -> dict[str, jax.Array | jax.ShapeDtypeStruct]:
     """Every parameter under its dotted path, for example `decoder.blocks.attn.query.kernel`."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {

@@ -10,13 +10,14 @@ import math
 import re
 import struct
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxasr_interp.checkpoint.convert import layer_count
 from jaxasr_interp.config import WhisperConfig
 from jaxasr_interp.errors import InputError
 
-_TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
+_TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16, 5: jnp.bfloat16}
 _SCALARS = {
     "decoder/activation": 3,
     "encoder/activation": 3,
@@ -170,7 +171,9 @@ def _rename(name: str, value: np.ndarray, origin: str) -> dict[str, np.ndarray]:
         if targets and kind in _KINDS and len(value) % len(targets) == 0:
             prefix = f"model.{stack}.layers.{layer}"
             pieces = np.split(value, len(targets))
-            named = {f"{prefix}.{t}.{_KINDS[kind]}": p for t, p in zip(targets, pieces, strict=True)}
+            named = {
+                f"{prefix}.{t}.{_KINDS[kind]}": p for t, p in zip(targets, pieces, strict=True)
+            }
             return _without_key_bias(named, origin)
     return {name: value}
 
@@ -182,9 +185,7 @@ def _without_key_bias(named: dict[str, np.ndarray], origin: str) -> dict[str, np
     return named
 
 
-def _config(
-    scalars: dict[str, int], tensors: dict[str, np.ndarray], origin: str
-) -> WhisperConfig:
+def _config(scalars: dict[str, int], tensors: dict[str, np.ndarray], origin: str) -> WhisperConfig:
     try:
         return WhisperConfig(
             n_mels=tensors["model.encoder.conv1.weight"].shape[1],

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from jaxasr_interp.errors import InputError
 
@@ -51,6 +50,8 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     Raises:
         InputError: a file is truncated or not safetensors, or two shards hold the same tensor.
     """
+    from safetensors import SafetensorError, safe_open
+
     tensors: dict[str, np.ndarray] = {}
     for path in weight_files(folder):
         try:

@@ -68,7 +68,9 @@ def _load_folder(folder: Path, dtype: str | None) -> Whisper:
     if (folder / saved.MARKER).exists():
         model = saved.restore_model(folder)
         if dtype not in (None, str(model.dtype)):
-            raise InputError(f"{folder} was saved as {model.dtype}: it cannot be loaded as {dtype}.")
+            raise InputError(
+                f"{folder} was saved as {model.dtype}: it cannot be loaded as {dtype}."
+            )
         return model
     if (folder / "model.bin").exists():
         path = folder / "model.bin"

@@ -30,7 +30,6 @@ _SHA256 = {
     "tiny.en": "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
     "base": "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
 }
-_HEADS = {"tiny.en": 6, "base": 8}
 _DTYPES = {
     0: np.dtype("<f4"),
     1: np.dtype("i1"),
@@ -141,8 +140,8 @@ def to_transformers(checkpoint: Checkpoint) -> WhisperForConditionalGeneration:
         d_model=d_model,
         encoder_layers=_count_layers(v, "encoder"),
         decoder_layers=_count_layers(v, "decoder"),
-        encoder_attention_heads=_HEADS[checkpoint.name],
-        decoder_attention_heads=_HEADS[checkpoint.name],
+        encoder_attention_heads=v["encoder/num_heads"].item(),
+        decoder_attention_heads=v["decoder/num_heads"].item(),
         encoder_ffn_dim=v["encoder/layer_0/ffn/linear_0/weight"].shape[0],
         decoder_ffn_dim=v["decoder/layer_0/ffn/linear_0/weight"].shape[0],
         max_source_positions=v["encoder/position_encodings/encodings"].shape[0],
@@ -185,17 +184,16 @@ def to_openai(checkpoint: Checkpoint) -> whisper.Whisper:
     """The checkpoint as a float32 `openai-whisper` model, in eval mode."""
     v = checkpoint.variables
     vocab_size, d_model = v["decoder/embeddings/weight"].shape
-    heads = _HEADS[checkpoint.name]
     dims = whisper.ModelDimensions(
         n_mels=v["encoder/conv1/weight"].shape[1],
         n_audio_ctx=v["encoder/position_encodings/encodings"].shape[0],
         n_audio_state=d_model,
-        n_audio_head=heads,
+        n_audio_head=v["encoder/num_heads"].item(),
         n_audio_layer=_count_layers(v, "encoder"),
         n_vocab=vocab_size,
         n_text_ctx=v["decoder/position_encodings/encodings"].shape[0],
         n_text_state=d_model,
-        n_text_head=heads,
+        n_text_head=v["decoder/num_heads"].item(),
         n_text_layer=_count_layers(v, "decoder"),
     )
     state: State = {}

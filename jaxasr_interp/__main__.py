@@ -1,0 +1,5 @@
+"""`python -m jaxasr_interp`."""
+
+from jaxasr_interp.cli import main
+
+main()

