@@ -21,7 +21,7 @@ from jaxasr_interp.audio import load_audio, log_mel_spectrogram
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.checkpoint.saved import save_model
 from jaxasr_interp.config import GenerationSettings, WhisperConfig
-from jaxasr_interp.decoding import Generated, detect_language, generate
+from jaxasr_interp.decoding import Generated, detect_language, generate, generate_batch
 from jaxasr_interp.edits import Edit, Interchange, identity
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import DecoderRun, EncoderRun, decode, encode
@@ -63,6 +63,7 @@ __all__ = [
     "detect_language",
     "encode",
     "generate",
+    "generate_batch",
     "identity",
     "load_audio",
     "load_model",

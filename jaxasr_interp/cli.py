@@ -34,7 +34,6 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import decode, encode
 from jaxasr_interp.lens import logit_lens
 from jaxasr_interp.listing import list_models
-from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching import activation_patching, plan_sweep
 from jaxasr_interp.plots import axis_labels, plot_lens, plot_sweep
 from jaxasr_interp.store import check_free, save_dataset, write_json

@@ -1,7 +1,8 @@
-"""Two clips and the token where their transcripts part: what a patching sweep is asked to explain."""
+"""Two clips and the token where their transcripts part: the question a sweep answers."""
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -38,12 +39,12 @@ class Contrast:
     @property
     def clean(self) -> Utterance:
         """The clean run."""
-        return Utterance(self.clean_mel, np.asarray(self.tokens, np.int32))
+        return Utterance(self.clean_mel, jnp.asarray(self.tokens, jnp.int32))
 
     @property
     def corrupted(self) -> Utterance:
         """The corrupted run: other audio, the same tokens."""
-        return Utterance(self.corrupted_mel, np.asarray(self.tokens, np.int32))
+        return Utterance(self.corrupted_mel, jnp.asarray(self.tokens, jnp.int32))
 
 
 def find_contrast(
@@ -77,7 +78,7 @@ def find_contrast(
     a, b = (*first.tokens, tokenizer.end_of_text), (*second.tokens, tokenizer.end_of_text)
     if a == b:
         raise InputError(
-            f"Both clips are transcribed as {first.text!r}: choose clips that the model hears apart."
+            f"Both clips are transcribed as {first.text!r}: choose two that the model hears apart."
         )
     parts = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
     return Contrast(

@@ -51,21 +51,20 @@ class Generated:
 
 def generate(
     model: Whisper,
-    states: Float[Array, "*batch frame d_model"],
+    states: Float[Array, "frame d_model"],
     *,
-    prompt: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    prompt: Sequence[int] | None = None,
     suppress: bool = True,
     max_new_tokens: int = MAX_NEW_TOKENS,
     edit: Edit = identity,
-) -> Generated | list[Generated]:
-    """Write the transcript of encoded audio, the most probable token at each step.
+) -> Generated:
+    """Write the transcript of one encoded clip, the most probable token at each step.
 
     Args:
         model: a model with a tokenizer.
-        states: encoder states of one clip, or of a batch.
-        prompt: tokens to start from, the same for all clips or one (of equal length) for each; by
-            default `model.tokenizer.prompt()`. A prompt without the no-timestamps token asks for
-            timestamps, which then follow openai/whisper's rules.
+        states: encoder states, from `encode`.
+        prompt: tokens to start from, by default `model.tokenizer.prompt()`. A prompt without the
+            no-timestamps token asks for timestamps, which then follow openai/whisper's rules.
         suppress: leave out the tokens that the checkpoint's generation settings forbid; `False` is
             pure argmax.
         max_new_tokens: generate at most so many; the decoder's context is a further limit.
@@ -73,66 +72,101 @@ def generate(
             every step (`value` then has one position).
 
     Returns:
-        One result, or a list with one for each clip of the batch.
+        Tokens, text and log-probabilities.
 
     Raises:
         InputError: the model has no tokenizer, or the prompt or states do not fit it.
     """
+    prompts = None if prompt is None else [prompt]
+    return generate_batch(
+        model,
+        states[None],
+        prompts=prompts,
+        suppress=suppress,
+        max_new_tokens=max_new_tokens,
+        edit=edit,
+    )[0]
+
+
+def generate_batch(
+    model: Whisper,
+    states: Float[Array, "batch frame d_model"],
+    *,
+    prompts: Sequence[Sequence[int]] | None = None,
+    suppress: bool = True,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    edit: Edit = identity,
+) -> list[Generated]:
+    """Write the transcripts of several encoded clips together.
+
+    Args:
+        model: a model with a tokenizer.
+        states: encoder states of each clip.
+        prompts: one for each clip, all of the same length; see `generate`.
+        suppress: see `generate`.
+        max_new_tokens: see `generate`.
+        edit: see `generate`; it sees one clip at a time.
+
+    Returns:
+        One result for each clip.
+
+    Raises:
+        InputError: the model has no tokenizer, or the prompts or states do not fit it.
+    """
     tokenizer = require_tokenizer(model)
-    batched = states.ndim == 3
-    states = states if batched else states[None]
     check_states(model.config, states[0])
     check_edit(edit, "decoder")
-    prompts = _prompts(model.config, tokenizer.prompt() if prompt is None else prompt, len(states))
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}: expected at least 1.")
-    length = prompts.shape[1]
-    padded = np.zeros((len(prompts), _padded_length(length, model.config.max_tokens)), np.int32)
-    padded[:, :length] = prompts
-    start = np.flatnonzero(prompts[0] == tokenizer.start_of_transcript)
-    rules = make_rules(model.config, model.generation, tokenizer, prompts[0], suppress)
+    rows = [tokenizer.prompt()] * len(states) if prompts is None else prompts
+    given = _stack_prompts(model.config, rows, len(states))
+    length = given.shape[1]
+    padded = np.zeros((len(given), _padded_length(length, model.config.max_tokens)), np.int32)
+    padded[:, :length] = given
+    start = np.flatnonzero(given[0] == tokenizer.start_of_transcript)
     outputs = _generate(
         model.decoder,
         states,
         jnp.asarray(padded),
         jnp.asarray(length, jnp.int32),
         jnp.asarray(start[-1] if len(start) else 0, jnp.int32),
-        rules,
+        make_rules(model.config, model.generation, tokenizer, given[0], suppress),
         as_pytree(edit),
         max_new_tokens,
     )
-    results = _unpack(tokenizer, prompts, jax.device_get(outputs))
-    return results if batched else results[0]
+    return _unpack(tokenizer, given, jax.device_get(outputs))
 
 
-def detect_language(
-    model: Whisper, states: Float[Array, "*batch frame d_model"]
-) -> dict[str, float] | list[dict[str, float]]:
-    """Which language is spoken.
+def detect_language(model: Whisper, states: Float[Array, "frame d_model"]) -> dict[str, float]:
+    """Which language is spoken in one encoded clip.
 
     Args:
         model: a multilingual model with a tokenizer.
-        states: encoder states of one clip, or of a batch.
+        states: encoder states, from `encode`.
 
     Returns:
-        Probability of every language code after the start of the transcript, most probable first;
-        for a batch a list of these.
+        Probability of every language code after the start of the transcript, the most probable
+        first.
 
     Raises:
         InputError: the model has no tokenizer or is English-only.
     """
+    return detect_language_batch(model, states[None])[0]
+
+
+def detect_language_batch(
+    model: Whisper, states: Float[Array, "batch frame d_model"]
+) -> list[dict[str, float]]:
+    """`detect_language` for several clips together."""
     tokenizer = require_tokenizer(model)
     if not tokenizer.multilingual:
         raise InputError("An English-only model cannot detect languages: use a multilingual one.")
-    batched = states.ndim == 3
-    states = states if batched else states[None]
     codes, ids = list(tokenizer.languages), jnp.asarray(list(tokenizer.languages.values()))
     start = jnp.asarray([tokenizer.start_of_transcript], jnp.int32)
     probabilities = np.asarray(_token_probabilities(model.decoder, states, start, ids))
-    ranked = [
+    return [
         {codes[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in probabilities
     ]
-    return ranked if batched else ranked[0]
 
 
 def require_tokenizer(model: Whisper) -> Tokenizer:
@@ -177,6 +211,8 @@ def _generate(
     def run(tokens: Array, cache: KeysValues, offset: Array | int) -> tuple[Array, KeysValues]:
         def one(tokens, cross, cache):
             resid, acts = decoder(tokens, cross, edit, cache=cache, offset=offset)
+            assert acts.k is not None
+            assert acts.v is not None
             return resid, KeysValues(acts.k.swapaxes(1, 2), acts.v.swapaxes(1, 2))
 
         resid, new = jax.vmap(one, in_axes=(0, 1, 1), out_axes=(0, 1))(tokens, cross, cache)
@@ -237,16 +273,14 @@ def _token_probabilities(
     return jax.vmap(one)(states)
 
 
-def _prompts(
-    config: WhisperConfig, prompt: Sequence[int] | Sequence[Sequence[int]], batch: int
+def _stack_prompts(
+    config: WhisperConfig, prompts: Sequence[Sequence[int]], batch: int
 ) -> Int[np.ndarray, "batch pos"]:
-    rows = prompt if len(prompt) and isinstance(prompt[0], Sequence) else [prompt] * batch
-    if len(rows) != batch or len({len(row) for row in rows}) != 1:
+    if len(prompts) != batch or len({len(prompt) for prompt in prompts}) != 1:
         raise InputError(
-            f"There are {len(rows)} prompts for {batch} clips: give one, or one of equal length for "
-            "each."
+            f"There are {len(prompts)} prompts for {batch} clips: give each one, of equal length."
         )
-    return np.stack([np.asarray(check_tokens(config, row)) for row in rows])
+    return np.stack([np.asarray(check_tokens(config, prompt)) for prompt in prompts])
 
 
 def _padded_length(length: int, max_tokens: int) -> int:

@@ -1,9 +1,9 @@
 """Writing activations: an edit is a pure function `edit(site, layer, value) -> value`.
 
 The model calls its edit at every site. `layer` is the (possibly traced) layer index, or `None` for
-sites outside the layers; `value` is the whole activation of that layer. An edit that is a pytree can
-be passed through `jax.jit`, mapped with `jax.vmap` (a batch of edits is a sweep) and differentiated
-with `jax.grad` (attribution patching).
+sites outside the layers; `value` is the whole activation of that layer. An edit that is a pytree
+can pass through `jax.jit`, be mapped with `jax.vmap` (a batch of edits is a sweep) and be
+differentiated with `jax.grad` (attribution patching).
 """
 
 from collections.abc import Callable
@@ -62,8 +62,8 @@ class Interchange:
             )
         if self.source.shape[:2] != self.where.shape:
             raise InputError(
-                f"source {self.source.shape} and where {self.where.shape} differ in their first two "
-                "axes: both are [layer, pos, ...]."
+                f"source {self.source.shape} and where {self.where.shape} differ in their first "
+                "two axes: both are [layer, pos, ...]."
             )
 
     def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
@@ -72,8 +72,8 @@ class Interchange:
             return value
         if self.source.shape[1:] != value.shape:
             raise InputError(
-                f"The patch at {site!r} holds values of shape {self.source.shape[1:]} and the run has "
-                f"{value.shape}: both runs must have the same length."
+                f"The patch at {site!r} holds values of shape {self.source.shape[1:]} and the run "
+                f"has {value.shape}: both runs must have the same length."
             )
         where = self.where[layer].reshape(-1, *(1,) * (value.ndim - 1))
         return jnp.where(where, self.source[layer], value)
@@ -87,7 +87,7 @@ def as_pytree(edit: Edit) -> Edit:
 
 
 def check_edit(edit: Any, stack: Stack) -> None:
-    """Raise `InputError` if the edit names a site that `stack` does not have: it would do nothing."""
+    """Raise `InputError` if the edit names a site that `stack` lacks: it would do nothing."""
     site = getattr(edit, "site", None)
     if isinstance(site, str):
         check_site(stack, site)

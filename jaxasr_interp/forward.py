@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.config import WhisperConfig
@@ -113,10 +114,8 @@ def check_tokens(
 
     Under a transformation the values are unknown and only the shape is checked.
     """
-    if isinstance(tokens, jax.core.Tracer):
-        array = tokens
-    else:
-        array = np.asarray(tokens)
+    array = tokens if isinstance(tokens, Tracer) else np.asarray(tokens)
+    if isinstance(array, np.ndarray):
         if array.size and not np.issubdtype(array.dtype, np.integer):
             raise InputError(f"Tokens are {array.dtype}: expected integers.")
         outside = array[(array < 0) | (array >= config.d_vocab)]

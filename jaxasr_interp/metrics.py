@@ -1,14 +1,15 @@
 """Patching metrics: pure functions from a run's logits to one number.
 
-A metric is called as `metric(logits, clean_logits)` with the rows it asks for in `rows` (`None`: all
-positions), so an engine need not unembed the others. Metrics are pytrees: changing their tokens does
-not recompile a sweep.
+A metric is called as `metric(logits, clean_logits)` with the rows it asks for in `rows` (`None`:
+all positions), so an engine need not unembed the others. Metrics are pytrees: changing their tokens
+does not recompile a sweep.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
@@ -99,13 +100,19 @@ def custom(function: Callable[[Array], Array], name: str = "custom") -> Custom:
 
 
 def recovered(
-    patched: Float[Array, "*cells"], clean: Float[Array, ""], corrupted: Float[Array, ""]
-) -> Float[Array, "*cells"]:
+    patched: Float[np.ndarray, "metric *cells"],
+    clean: Float[np.ndarray, " metric"],
+    corrupted: Float[np.ndarray, " metric"],
+) -> Float[np.ndarray, "metric *cells"]:
     """`(patched - corrupted) / (clean - corrupted)`: 0 changes nothing, 1 restores the clean run.
 
-    NaN where clean and corrupted are equal: there is nothing to recover.
+    NaN where clean and corrupted are equal up to rounding: there is nothing to recover.
     """
-    return (patched - corrupted) / (clean - corrupted)
+    rounding = 16 * np.finfo(clean.dtype).eps
+    alike = np.isclose(clean, corrupted, rtol=rounding, atol=rounding)
+    span = np.where(alike, np.nan, clean - corrupted)
+    span, start = (x.reshape(-1, *(1,) * (patched.ndim - 1)) for x in (span, corrupted))
+    return (patched - start) / span
 
 
 def check_metric(metric: Metric, n_tokens: int, d_vocab: int) -> None:
@@ -119,5 +126,5 @@ def check_metric(metric: Metric, n_tokens: int, d_vocab: int) -> None:
         token = getattr(metric, field, None)
         if token is not None and not 0 <= int(token) < d_vocab:
             raise InputError(
-                f"Metric {metric.name} reads token {int(token)}, outside the vocabulary of {d_vocab}."
+                f"Metric {metric.name} reads token {int(token)}: the vocabulary has {d_vocab}."
             )

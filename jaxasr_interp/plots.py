@@ -15,7 +15,7 @@ _WORTH_WRITING = 0.03
 _SHORT = {"<|startoftranscript|>": "‹start›", "<|notimestamps|>": "‹no times›"}
 
 
-def axis_labels(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
+def axis_labels(tokenizer: Tokenizer, tokens: Sequence[int] | np.ndarray) -> list[str]:
     """What is written on an axis for some tokens: their text, a word's leading space left out."""
     return [tokenizer.label(int(token)).strip() or "␣" for token in tokens]
 

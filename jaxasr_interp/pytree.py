@@ -16,8 +16,8 @@ def pytree_dataclass[T](cls: type[T]) -> type[T]:
     """Make `cls` a frozen dataclass registered as a pytree.
 
     Fields are children unless declared with `static()`. Rebuilding the tree (in `jax.tree.map`,
-    `vmap`, ...) does not call `__init__`, so `__post_init__` checks what a user constructs and never
-    sees tracers' placeholders.
+    `vmap`, ...) does not call `__init__`, so `__post_init__` checks what a user constructs and
+    never sees placeholders.
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
     fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]

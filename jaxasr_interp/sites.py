@@ -21,11 +21,11 @@ Axes (the same words in every shape annotation of the library):
 `batch`    only where `jax.vmap` puts it
 ========== =============================================================
 
-Site names are TransformerLens's. `q`, `k` and `v` are the projections as they leave their matrices
-(the queries unscaled); `attn_scores` are `q·k / sqrt(d_head)` with `-inf` where the causal mask
-forbids; `z` is each head's mix of values; `result` is each head's contribution to `attn_out`, which
-is their sum plus a bias. `resid_post` of the last layer comes *before* `ln_final`: what Hugging Face
-calls the last hidden state is `ln_final`.
+Site names are TransformerLens's. `q`, `k` and `v` are the projections as they leave their
+matrices (the queries unscaled); `attn_scores` are `q·k / sqrt(d_head)` with `-inf` where the causal
+mask forbids; `z` is each head's mix of values; `result` is each head's contribution to `attn_out`,
+which is their sum plus a bias. `resid_post` of the last layer comes *before* `ln_final`: what
+Hugging Face calls the last hidden state is `ln_final`.
 """
 
 import typing
@@ -121,7 +121,7 @@ RESIDUAL_SITES = (
     "resid_post",
     "ln_final",
 )
-"""The residual stream and what each sublayer adds to it: what `encode` and `decode` return unless asked."""
+"""The residual stream and what each sublayer adds to it: what is returned unless one asks."""
 
 
 def check_stack(stack: str) -> Stack:

@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,5 +77,4 @@ def write_json(path: Path, content: Any) -> Path:
     """Write `content` as JSON; the file appears complete or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return partial.replace(path)

@@ -1,4 +1,4 @@
-"""Which tokens may come next: the checkpoint's suppressed tokens and openai/whisper's timestamp rules."""
+"""Which tokens may come next: suppressed ones, and openai/whisper's timestamp rules."""
 
 import jax
 import jax.numpy as jnp

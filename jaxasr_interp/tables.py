@@ -48,9 +48,9 @@ def sweep_table(result: SweepResult, token_labels: Sequence[str], most: int = 5)
         table.add_column(name, justify="left" if name == "token" else "right")
     order = np.argsort(-np.nan_to_num(values, nan=-np.inf), axis=None)[:most]
     for layer, column in zip(*np.unravel_index(order, values.shape), strict=True):
-        pos = result.plan.positions[column]
+        pos = result.plan.positions[int(column)]
         table.add_row(
-            str(result.plan.layers[layer]),
+            str(result.plan.layers[int(layer)]),
             str(pos),
             _plain(token_labels[pos]),
             f"{values[layer, column]:.1%}",

@@ -10,7 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxasr_interp.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
-from jaxasr_interp.decoding import Generated, detect_language, generate, require_tokenizer
+from jaxasr_interp.decoding import (
+    Generated,
+    detect_language_batch,
+    generate_batch,
+    require_tokenizer,
+)
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model import Encoder, Whisper
 from jaxasr_interp.windows import Segment, transcribe_windows
@@ -99,8 +104,8 @@ def transcribe_batch(
         One transcript a clip.
 
     Raises:
-        InputError: no clips, one longer than 30 s, an unknown language or task, or a model without a
-            tokenizer.
+        InputError: no clips, one longer than 30 s, an unknown language or task, or a model without
+            a tokenizer.
     """
     if not clips:
         raise InputError("There are no clips to transcribe.")
@@ -112,10 +117,9 @@ def transcribe_batch(
     if language is not None or not tokenizer.multilingual:
         codes = [tokenizer.language_code(language or "en")] * len(clips)
     else:
-        codes = [next(iter(ranked)) for ranked in detect_language(model, states)]
+        codes = [next(iter(ranked)) for ranked in detect_language_batch(model, states)]
     prompts = [tokenizer.prompt(code, task) for code in codes]
-    results = generate(model, states, prompt=prompts, suppress=suppress)
-    assert isinstance(results, list)
+    results = generate_batch(model, states, prompts=prompts, suppress=suppress)
     return [_transcript(result, code) for result, code in zip(results, codes, strict=True)]
 
 
@@ -168,7 +172,7 @@ def transcribe_files(
 def encode_batch(
     encoder: Encoder, mels: Float[Array, "batch n_mels mel_frame"]
 ) -> Float[Array, "batch frame d_model"]:
-    """Encoder states of several spectrograms, one after the other: patterns are quadratic in length."""
+    """Encoder states of several spectrograms, one at a time: patterns are quadratic in length."""
     return jax.lax.map(lambda mel: encoder(mel)[0], mels)
 
 
@@ -183,7 +187,7 @@ def _detected(model: Whisper, audio: np.ndarray) -> str:
     if not require_tokenizer(model).multilingual:
         return "en"
     mel = log_mel_spectrogram(audio, model.config.n_mels)
-    ranked = detect_language(model, encode_batch(model.encoder, mel[None]))
+    ranked = detect_language_batch(model, encode_batch(model.encoder, mel[None]))
     return next(iter(ranked[0]))
 
 

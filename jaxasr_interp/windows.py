@@ -88,7 +88,6 @@ def transcribe_windows(
         result = generate(
             model, states, prompt=prompt, suppress=suppress, max_new_tokens=MAX_NEW_TOKENS
         )
-        assert isinstance(result, Generated)
         if _is_silent(result):
             seek += size
         else:

@@ -1,1 +1,1 @@
-"""Operations with more than one implementation: a public `api`, a plain-XLA `reference`, backends."""
+"""Operations with several implementations: a public `api`, a plain-XLA `reference`, backends."""

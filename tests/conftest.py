@@ -76,7 +76,7 @@ def x64():
 
 @pytest.fixture
 def tiny(x64, tiny_tokenizer):
-    """The tiny random model of the goldens in float64, with a tokenizer that has its special tokens."""
+    """The tiny random model of the goldens in float64, with a tokenizer of its special tokens."""
     from jaxasr_interp.checkpoint.load import load_model
 
     model = load_model(GOLDEN / "tiny_random", dtype="float64")

@@ -68,7 +68,7 @@ class Mix:
 
 
 def mix(acts, chosen_site, factor):
-    own = {site: value for site, value in vars(acts).items()}
+    own = dict(vars(acts))
     chosen = {site: jnp.asarray(site == chosen_site) for site in own}
     return Mix(own, chosen, jnp.asarray(factor))
 

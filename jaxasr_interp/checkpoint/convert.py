@@ -21,7 +21,7 @@ DTYPES = ("float32", "bfloat16", "float64")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One parameter: our path, Hugging Face's name (`{layer}` for stacked ones), transposed or not."""
+    """One parameter: our path and Hugging Face's name, with `{layer}` for stacked ones."""
 
     path: str
     name: str
@@ -121,7 +121,7 @@ def from_tensors(
 
 
 def to_tensors(model: Whisper) -> dict[str, np.ndarray]:
-    """The model's parameters under Hugging Face's names and layouts: the inverse of `from_tensors`."""
+    """The parameters under Hugging Face's names and layouts: the inverse of `from_tensors`."""
     parameters = parameters_by_path(model)
     tensors = {}
     for rule in TABLE:
@@ -146,7 +146,9 @@ def abstract_parameters(config: WhisperConfig, dtype: str) -> dict[str, jax.Shap
     return {path: jax.ShapeDtypeStruct(p.shape, jnp.dtype(dtype)) for path, p in parameters.items()}
 
 
-def with_parameters(config: WhisperConfig, parameters: Mapping[str, np.ndarray]) -> Whisper:
+def with_parameters(
+    config: WhisperConfig, parameters: Mapping[str, np.ndarray | jax.Array]
+) -> Whisper:
     """A model holding exactly these parameters, given by path."""
     template = _abstract(config)
     paths = parameters_by_path(template)

@@ -93,7 +93,9 @@ def read_variables(data: memoryview, origin: str) -> dict[str, np.ndarray]:
         alias, target = reader.string("an alias"), reader.string("an alias")
         if target not in variables:
             raise InputError(f"{origin}: {alias} is an alias of {target}, which is missing.")
-        variables[alias] = variables[target]
+        for suffix in ("", "_scale"):
+            if target + suffix in variables:
+                variables[alias + suffix] = variables[target + suffix]
     if reader.offset != len(data):
         raise InputError(f"{origin} has {len(data) - reader.offset} bytes after its end.")
     return variables

@@ -86,8 +86,8 @@ def _load_folder(folder: Path, dtype: str | None) -> Whisper:
     pickled = " Pickled weights (.bin, .pt) are never read: convert them to safetensors."
     has_pickle = any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.pt"))
     raise InputError(
-        f"{folder} holds no model: expected model.safetensors, a CTranslate2 model.bin, or a folder "
-        f"written by save_model.{pickled if has_pickle else ''}"
+        f"{folder} holds no model: expected model.safetensors, a CTranslate2 model.bin or a "
+        f"folder written by save_model.{pickled if has_pickle else ''}"
     )
 
 

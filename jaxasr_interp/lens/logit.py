@@ -14,7 +14,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import DecoderRun
-from jaxasr_interp.kernels.lens import Readout, readout
+from jaxasr_interp.kernels.lens import (  # pyright: ignore[reportMissingImports]
+    Readout,
+    readout,
+)
 from jaxasr_interp.model import Decoder, Whisper
 from jaxasr_interp.pytree import pytree_dataclass
 
@@ -91,16 +94,14 @@ def logit_lens(
     resid = run.acts.resid_post
     if resid is None:
         raise InputError("The run lacks resid_post: decode with sites=('resid_post', ...).")
-    if targets is None:
-        targets = jnp.argmax(run.logits, axis=-1).astype(jnp.int32)
-    targets = np.asarray(targets, np.int32)
-    if targets.shape != resid.shape[1:2]:
-        raise InputError(f"There are {targets.shape} targets for {resid.shape[1]} positions.")
-    if ((targets < 0) | (targets >= model.config.d_vocab)).any():
+    followed = np.asarray(run.logits.argmax(-1) if targets is None else targets, np.int32)
+    if followed.shape != resid.shape[1:2]:
+        raise InputError(f"There are {followed.shape} targets for {resid.shape[1]} positions.")
+    if ((followed < 0) | (followed >= model.config.d_vocab)).any():
         raise InputError(f"A target is outside the vocabulary of {model.config.d_vocab} tokens.")
     if not 1 <= top_k <= model.config.d_vocab:
         raise InputError(f"top_k is {top_k}: expected 1 to {model.config.d_vocab}.")
-    return _logit_lens(model.decoder, resid, jnp.asarray(targets), top_k, implementation)
+    return _logit_lens(model.decoder, resid, jnp.asarray(followed), top_k, implementation)
 
 
 @functools.partial(jax.jit, static_argnames=("top_k", "implementation"))

@@ -36,7 +36,7 @@ class SweepPlan:
     positions: tuple[int, ...]
     n_tokens: int
     chunk_size: int
-    flops: float
+    flops: int
     bytes_per_run: int
 
     @property
@@ -99,8 +99,8 @@ def plan_sweep(
             name for name, axes in SITES["decoder"].items() if axes[:2] == ("layer", "pos")
         ]
         raise InputError(
-            f"Sweeps patch decoder sites with axes layer and pos, not {stack} {site!r}: choose one of "
-            f"{', '.join(sweepable)}."
+            f"Sweeps patch decoder sites with axes layer and pos, not {stack} {site!r}: choose "
+            f"one of {', '.join(sweepable)}."
         )
     n_tokens = len(check_tokens(model.config, tokens))
     chosen_layers = _indices("layer", layers, model.config.decoder_layers)
@@ -121,7 +121,7 @@ def plan_sweep(
     )
 
 
-def decoder_flops(config: WhisperConfig, n_tokens: int) -> float:
+def decoder_flops(config: WhisperConfig, n_tokens: int) -> int:
     """FLOPs of one decoder run up to the last residual stream, given cross keys and values.
 
     Counted as twice the multiply-adds of matrix products and attention dots.

@@ -35,12 +35,7 @@ class SweepResult:
     @property
     def recovered(self) -> Float[np.ndarray, "metric layer pos"]:
         """`(patched - corrupted) / (clean - corrupted)`; NaN where the two runs agree."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = recovered(
-                self.patched, self.clean[:, None, None], self.corrupted[:, None, None]
-            )
-        agree = (self.clean == self.corrupted)[:, None, None]
-        return np.where(agree, np.nan, share)
+        return recovered(self.patched, self.clean, self.corrupted)
 
     def to_dataset(self, token_labels: Sequence[str] | None = None) -> "xarray.Dataset":
         """The arrays with named axes.

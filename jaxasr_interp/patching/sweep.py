@@ -59,8 +59,8 @@ def activation_patching(
     lengths = {name: len(ids) for name, ids in tokens.items()}
     if set(lengths.values()) != {plan.n_tokens}:
         raise InputError(
-            f"The clean run has {lengths['clean']} tokens, the corrupted {lengths['corrupted']} and "
-            f"the plan {plan.n_tokens}: all three must be equal."
+            f"The clean run has {lengths['clean']} tokens, the corrupted {lengths['corrupted']} "
+            f"and the plan {plan.n_tokens}: all three must be equal."
         )
     if not metrics:
         raise InputError("There is no metric to read: give at least one.")

@@ -1,6 +1,6 @@
 """Reading hidden states through the unembedding matrix."""
 
-from jaxasr_interp.kernels.lens.api import readout
-from jaxasr_interp.kernels.lens.reference import Readout
+from .api import readout
+from .reference import Readout
 
 __all__ = ["Readout", "readout"]

@@ -3,7 +3,8 @@
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.kernels.lens import reference
+
+from . import reference
 
 _IMPLEMENTATIONS = {"xla": reference.readout}
 

@@ -1,0 +1,231 @@
+"""The sweep against torch's hooks, against the plain loop, and its invariants."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray
+
+import jaxasr_interp as ji
+from jaxasr_interp.patching import vmapped
+from jaxasr_interp.patching.plan import decoder_flops
+from jaxasr_interp.sites import SITES
+from jaxasr_interp.store import save_dataset
+
+SWEEPABLE = [site for site, axes in SITES["decoder"].items() if axes[:2] == ("layer", "pos")]
+
+
+@pytest.fixture
+def metrics(golden):
+    target, other = int(golden["t"]), int(golden["u"])
+    return [
+        ji.metrics.log_prob(target),
+        ji.metrics.logit_diff(target, other),
+        ji.metrics.kl(),
+    ]
+
+
+def sweep(model, utterances, metric, method="vmap", **plan):
+    clean, corrupted = utterances
+    plan = ji.plan_sweep(model, tokens=corrupted.tokens, **plan)
+    return ji.activation_patching(
+        model, plan, clean=clean, corrupted=corrupted, metric=metric, method=method
+    )
+
+
+@pytest.mark.parametrize("method", ["vmap", "reference"])
+def test_the_sweep_equals_torch_hooks(tiny, utterances, metrics, golden, method):
+    result = sweep(tiny, utterances, metrics, method)
+    for i, name in enumerate(result.metrics):
+        np.testing.assert_allclose(
+            result.patched[i], golden[f"sweep/resid_pre/{name}"], rtol=1e-10, atol=1e-12
+        )
+        assert result.clean[i] == pytest.approx(golden[f"sweep/clean/{name}"], abs=1e-12)
+        assert result.corrupted[i] == pytest.approx(golden[f"sweep/corrupted/{name}"], abs=1e-12)
+
+
+@pytest.mark.parametrize("site", SWEEPABLE)
+def test_vmap_equals_the_loop_at_every_site(tiny, utterances, metrics, site):
+    extra = [*metrics, ji.metrics.kl(None), ji.metrics.log_prob(3, pos=2)]
+    extra[-1] = dataclasses.replace(extra[-1], name="log_prob_early")
+    batched, looped = (
+        sweep(tiny, utterances, extra, method, site=site, positions=[1, 4, -1])
+        for method in ("vmap", "reference")
+    )
+    np.testing.assert_allclose(batched.patched, looped.patched, rtol=1e-10, atol=1e-12)
+
+
+def test_chunks_equal_the_whole_in_one_trace(tiny, utterances, metrics):
+    plan = ji.plan_sweep(tiny, tokens=utterances[0].tokens)
+    clean, corrupted = utterances
+    results, traces = [], []
+    for size in (plan.runs, 4):
+        before = vmapped.run_chunk._cache_size()
+        done = []
+        results.append(
+            ji.activation_patching(
+                tiny,
+                dataclasses.replace(plan, chunk_size=size),
+                clean=clean,
+                corrupted=corrupted,
+                metric=metrics,
+                on_progress=done.append,
+            )
+        )
+        traces.append(vmapped.run_chunk._cache_size() - before)
+        assert done[-1] == plan.runs
+    np.testing.assert_allclose(results[0].patched, results[1].patched, rtol=1e-12)
+    assert max(traces) <= 1
+
+
+def test_changing_the_tokens_does_not_trace_again(tiny, utterances):
+    sweep(tiny, utterances, ji.metrics.log_prob(3))
+    before = vmapped.run_chunk._cache_size()
+    sweep(tiny, utterances, ji.metrics.log_prob(4))
+    assert vmapped.run_chunk._cache_size() == before
+
+
+def test_a_run_patched_with_itself_does_not_change(tiny, utterances, metrics):
+    clean, _ = utterances
+    result = sweep(tiny, (clean, clean), metrics)
+    expected = np.broadcast_to(result.corrupted[:, None, None], result.patched.shape)
+    np.testing.assert_allclose(result.patched, expected, rtol=1e-12, atol=1e-14)
+    assert np.isnan(result.recovered).all()
+
+
+def test_patching_the_last_position_after_the_last_layer_restores_the_clean_run(
+    tiny, utterances, metrics
+):
+    result = sweep(tiny, utterances, metrics, site="resid_post", layers=[-1], positions=[-1])
+    np.testing.assert_allclose(result.recovered, 1.0, rtol=1e-9)
+
+
+def test_positions_behind_the_metric_change_nothing(tiny, utterances):
+    result = sweep(tiny, utterances, ji.metrics.log_prob(3, pos=3))
+    expected = np.broadcast_to(result.corrupted[0], result.patched[0, :, 4:].shape)
+    np.testing.assert_allclose(result.patched[0, :, 4:], expected, rtol=1e-12)
+    assert np.abs(result.patched[0, :, :4] - result.corrupted[0]).max() > 1e-3
+
+
+def test_a_users_function_is_a_metric(tiny, utterances):
+    spread = ji.metrics.custom(lambda logits: logits.max() - logits.min(), "spread")
+    batched, looped = (sweep(tiny, utterances, spread, m) for m in ("vmap", "reference"))
+    assert batched.metrics == ("spread",)
+    np.testing.assert_allclose(batched.patched, looped.patched, rtol=1e-10)
+
+
+def test_the_plan_says_what_it_costs(tiny, golden):
+    plan = ji.plan_sweep(tiny, tokens=golden["tokens_a"], layers=[0, -1], positions=[2, 3, 4])
+    assert plan.layers == (0, 2)
+    assert plan.runs == 6
+    assert "2 layers × 3 positions = 6 patched runs of 7 tokens" in str(plan)
+    assert sum(len(chunk) for chunk in plan.chunks()) >= plan.runs
+
+
+def test_the_plans_chunks_fit_the_memory(tiny, golden):
+    plan = ji.plan_sweep(tiny, tokens=golden["tokens_a"])
+    tight = ji.plan_sweep(tiny, tokens=golden["tokens_a"], memory=3 * plan.bytes_per_run)
+    assert tight.chunk_size == 3
+    chunks = list(tight.chunks())
+    assert {len(chunk) for chunk in chunks} == {3}
+    cells = np.concatenate(chunks)[: tight.runs]
+    np.testing.assert_array_equal(cells, np.concatenate(list(plan.chunks())))
+
+
+def count_flops(jaxpr) -> int:
+    """Twice the multiply-adds of every dot in a traced program, loops unrolled."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            inner = int(np.prod([left[axis] for axis in contracted]))
+            total += 2 * inner * int(np.prod(equation.outvars[0].aval.shape))
+        times = equation.params.get("length", 1)
+        for parameter in equation.params.values():
+            inner_jaxpr = getattr(parameter, "jaxpr", parameter)
+            total += times * count_flops(inner_jaxpr) if hasattr(inner_jaxpr, "eqns") else 0
+    return total
+
+
+def test_the_plan_counts_the_flops_of_the_traced_program(tiny32, golden):
+    def resid(decoder, tokens, cross):
+        return decoder(tokens, cross)[0]
+
+    tokens = jnp.asarray(golden["tokens_a"])
+    cross = tiny32.decoder.cross_keys_values(jnp.zeros((12, 16)))
+    traced = jax.jit(resid).trace(tiny32.decoder, tokens, cross).jaxpr
+    # The per-head results are traced too, and dropped by the compiler where nobody reads them.
+    results = 3 * 2 * (2 * 7 * 16 * 16)
+    assert count_flops(traced.jaxpr) - results == decoder_flops(tiny32.config, 7)
+
+
+def test_results_carry_named_axes_and_provenance(tiny, utterances, metrics, tmp_path):
+    result = sweep(tiny, utterances, metrics)
+    labels = [str(token) for token in utterances[1].tokens]
+    path = save_dataset(result.to_dataset(labels), tmp_path / "sweep.zarr", tiny)
+    stored = xarray.open_zarr(path, consolidated=False)
+    assert stored.patched.dims == ("metric", "layer", "pos")
+    assert list(stored.metric.values) == ["log_prob", "logit_diff", "kl"]
+    assert list(stored.token.values) == labels
+    np.testing.assert_array_equal(stored.patched, result.patched)
+    assert stored.attrs["dtype"] == "float64"
+    assert "sha256:" in stored.attrs["model"]
+    with pytest.raises(ji.InputError, match="exists"):
+        save_dataset(result.to_dataset(), path, tiny)
+    save_dataset(result.to_dataset(), path, tiny, overwrite=True)
+    assert "token" not in xarray.open_zarr(path, consolidated=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["sweep.zarr"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"site": "resid"}, "has no site 'resid'"),
+        ({"site": "cross_k"}, "Sweeps patch decoder sites"),
+        ({"site": "logits"}, "Sweeps patch decoder sites"),
+        ({"stack": "encoder"}, "Sweeps patch decoder sites"),
+        ({"stack": "middle"}, "Unknown stack"),
+        ({"layers": []}, "set of layers is empty"),
+        ({"layers": [3]}, "There is no layer 3"),
+        ({"positions": []}, "set of positions is empty"),
+        ({"positions": [7]}, "There is no position 7"),
+        ({"positions": [1, -6]}, "named twice"),
+        ({"memory": 10}, "memory budget of 10 bytes"),
+        ({"tokens": []}, "expected one sequence"),
+    ],
+)
+def test_impossible_plans_are_named_in_one_sentence(tiny, golden, options, message):
+    with pytest.raises(ji.InputError, match=message):
+        ji.plan_sweep(tiny, **({"tokens": golden["tokens_a"]} | options))
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ([], "no metric"),
+        (ji.metrics.log_prob(48), "the vocabulary has 48"),
+        (ji.metrics.log_prob(3, pos=7), "reads position 7"),
+        ([ji.metrics.log_prob(3), ji.metrics.log_prob(4)], "have the same name"),
+    ],
+)
+def test_impossible_metrics_are_named_in_one_sentence(tiny, utterances, metric, message):
+    with pytest.raises(ji.InputError, match=message):
+        sweep(tiny, utterances, metric)
+
+
+def test_runs_of_unequal_length_are_refused(tiny, utterances):
+    clean, corrupted = utterances
+    plan = ji.plan_sweep(tiny, tokens=clean.tokens)
+    shorter = ji.Utterance(clean.mel, clean.tokens[:-1])
+    with pytest.raises(ji.InputError, match="all three must be equal"):
+        ji.activation_patching(
+            tiny, plan, clean=shorter, corrupted=corrupted, metric=ji.metrics.kl()
+        )
+
+
+def test_an_unknown_method_is_refused(tiny, utterances):
+    with pytest.raises(ji.InputError, match="Unknown method 'magic'"):
+        sweep(tiny, utterances, ji.metrics.kl(), method="magic")
