@@ -31,16 +31,18 @@ class Transcript:
         text: the transcript.
         tokens: its tokens, without prompt and end-of-text.
         language: language code.
-        mean_log_prob: mean log-probability of the tokens (over windows, weighted by their tokens).
-        no_speech_prob: probability that nobody speaks (in the first window).
+        mean_log_prob: mean log-probability of the tokens (of segments, weighted by their tokens).
+        no_speech_prob: probability that nobody speaks (in the first segment's window).
         segments: pieces with their times, where timestamps were generated.
+
+    Both numbers are `None` for long audio in which every window was skipped as silent.
     """
 
     text: str
     tokens: tuple[int, ...]
     language: str
-    mean_log_prob: float
-    no_speech_prob: float
+    mean_log_prob: float | None
+    no_speech_prob: float | None
     segments: tuple[Segment, ...] = ()
 
 
@@ -204,14 +206,13 @@ def _transcript(result: Generated, language: str) -> Transcript:
 def _joined(model: Whisper, segments: tuple[Segment, ...], language: str) -> Transcript:
     tokens = tuple(token for segment in segments for token in segment.tokens)
     weights = [len(segment.tokens) + 1 for segment in segments]
-    mean = (
-        float(np.average([s.mean_log_prob for s in segments], weights=weights)) if segments else 0.0
-    )
+    log_probs = [segment.mean_log_prob for segment in segments]
+    mean = float(np.average(log_probs, weights=weights)) if segments else None
     return Transcript(
         text=require_tokenizer(model).decode(tokens).strip(),
         tokens=tokens,
         language=language,
         mean_log_prob=mean,
-        no_speech_prob=segments[0].no_speech_prob if segments else 1.0,
+        no_speech_prob=segments[0].no_speech_prob if segments else None,
         segments=segments,
     )

@@ -15,7 +15,16 @@ from jaxasr_interp.model import Whisper
 from jaxasr_interp.tokens import Tokenizer
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ["*.json", "model*.safetensors", "model.bin"]
+# Named one by one: repositories also hold the same weights in other precisions and frameworks.
+_HUB_FILES = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "model.bin",
+]
 
 
 def load_model(name: str | Path, dtype: str | None = None) -> Whisper:
