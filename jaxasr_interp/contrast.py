@@ -49,8 +49,8 @@ class Contrast:
 
 def find_contrast(
     model: Whisper,
-    clean: Float[np.ndarray, " samples"],
-    corrupted: Float[np.ndarray, " samples"],
+    clean: Float[np.ndarray, " clean_samples"],
+    corrupted: Float[np.ndarray, " corrupted_samples"],
     *,
     language: str | None = None,
 ) -> Contrast:

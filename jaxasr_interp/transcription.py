@@ -87,7 +87,7 @@ def transcribe(
 
 def transcribe_batch(
     model: Whisper,
-    clips: Sequence[Float[np.ndarray, " samples"]],
+    clips: Sequence[Float[np.ndarray, " _"]],
     *,
     language: str | None = None,
     task: str = "transcribe",

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -135,8 +136,9 @@ def test_every_shape_of_whisper_is_converted(sizes):
     model = ji.Whisper(config, rngs=nnx.Rngs(1))
     rebuilt = convert.from_tensors(config, convert.to_tensors(model))
     assert_same(rebuilt, model)
-    enc = ji.encode(rebuilt, jnp.zeros((config.n_mels, 10)))
-    run = ji.decode(rebuilt, [0, 1, config.d_vocab - 1], enc.states)
+    enc = jax.eval_shape(ji.encode, rebuilt, jnp.zeros((config.n_mels, 10)))
+    tokens = jnp.zeros(3, jnp.int32)
+    run = jax.eval_shape(ji.decode, rebuilt, tokens, enc.states)
     assert enc.acts.resid_pre.shape == (config.encoder_layers, 5, 8)
     assert run.acts.resid_pre.shape == (config.decoder_layers, 3, 8)
     assert run.logits.shape == (3, config.d_vocab)

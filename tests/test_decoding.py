@@ -3,8 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array
 
 import jaxasr_interp as ji
+from jaxasr_interp.pytree import pytree_dataclass
 from jaxasr_interp.suppression import TimestampRules
 
 NO_TIMESTAMPS, BEGIN, END = 39, 40, 30
@@ -57,13 +59,24 @@ def test_decoding_stops_where_the_context_ends(tiny, states):
     assert len(PROMPT) + len(tokens) <= tiny.config.max_tokens + 1
 
 
-@pytest.mark.parametrize("site", ["resid_pre", "q", "k", "v", "z", "cross_k", "cross_z", "mlp_out"])
-def test_an_edit_applies_at_every_step(tiny, states, site):
-    def edit(at_site, layer, value):
-        if at_site != site:
-            return value
-        return jnp.where(layer == 1, value * 0.3, value)
+EDITED = ["resid_pre", "q", "k", "v", "z", "cross_k", "cross_z", "mlp_out"]
 
+
+@pytree_dataclass
+class Scale:
+    """Scales sites in layer 1: one program whichever site it is."""
+
+    factors: dict[str, Array]
+
+    def __call__(self, site, layer, value):
+        if site not in self.factors:
+            return value
+        return jnp.where(layer == 1, value * self.factors[site], value)
+
+
+@pytest.mark.parametrize("site", EDITED)
+def test_an_edit_applies_at_every_step(tiny, states, site):
+    edit = Scale({name: jnp.asarray(0.3 if name == site else 1.0) for name in EDITED})
     tokens, log_probs = recompute(tiny, states[0], PROMPT, 8, edit=edit)
     plain = ji.generate(tiny, states[0], prompt=PROMPT, suppress=False, max_new_tokens=8)
     result = ji.generate(

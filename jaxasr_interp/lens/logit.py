@@ -69,7 +69,7 @@ def logit_lens(
     model: Whisper,
     run: DecoderRun,
     *,
-    targets: Int[Array, " pos"] | Sequence[int] | None = None,
+    targets: Int[Array, " pos"] | Sequence[int] | np.ndarray | None = None,
     top_k: int = 5,
     implementation: str | None = None,
 ) -> LogitLens:
