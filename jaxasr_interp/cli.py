@@ -36,7 +36,7 @@ from jaxasr_interp.lens import logit_lens
 from jaxasr_interp.listing import list_models
 from jaxasr_interp.patching import activation_patching, plan_sweep
 from jaxasr_interp.plots import axis_labels, plot_lens, plot_sweep
-from jaxasr_interp.store import check_free, save_dataset, write_json
+from jaxasr_interp.store import reserve, save_dataset, write_json
 from jaxasr_interp.tables import lens_table, sweep_table
 from jaxasr_interp.transcription import Transcript, transcribe_batch, transcribe_files
 
@@ -80,7 +80,7 @@ def transcribe(
 ) -> None:
     """Write down what is said."""
     if out is not None:
-        check_free(out, overwrite)
+        reserve(out, overwrite)
     whisper = load_model(model, dtype)
     results: list[dict[str, Any]] = []
     failed: list[InputError] = []
@@ -99,7 +99,6 @@ def transcribe(
     if as_json:
         print(json.dumps(results, indent=2, ensure_ascii=False))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, results)
     if failed:
         raise typer.Exit(2)
@@ -122,7 +121,7 @@ def lens(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Show the next token that every decoder layer would say: the logit lens."""
-    check_free(out / "lens.zarr", overwrite)
+    reserve(out / "lens.zarr", overwrite)
     whisper = load_model(model, dtype)
     tokenizer = require_tokenizer(whisper)
     audio = load_audio(file)
@@ -170,7 +169,8 @@ def patch(
 
     Both clips are transcribed; the sweep asks what decides the first token in which they differ.
     """
-    check_free(out / "sweep.zarr", overwrite)
+    if not plan_only:
+        reserve(out / "sweep.zarr", overwrite)
     names = metric or ["logit_diff", "log_prob", "kl"]
     unknown = [name for name in names if name not in ("log_prob", "logit_diff", "kl")]
     if unknown:

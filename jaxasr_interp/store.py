@@ -31,13 +31,20 @@ def provenance(model: "Whisper") -> dict[str, str]:
     }
 
 
-def check_free(path: Path, overwrite: bool) -> None:
-    """Raise `InputError` if something is at `path` and may not be replaced.
+def reserve(path: Path, overwrite: bool) -> None:
+    """Make the folder that `path` will be written in.
 
-    Called before the work, so that nothing computed is lost to a name that is taken.
+    Called before the work, so that nothing computed is lost to a bad name.
+
+    Raises:
+        InputError: something is at `path` and may not be replaced, or its folder cannot be made.
     """
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists: choose another --out, or replace it with --overwrite.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"Nothing can be written to {path.parent}: {error.strerror}.") from None
 
 
 def save_dataset(
@@ -57,8 +64,7 @@ def save_dataset(
     Raises:
         InputError: `path` exists.
     """
-    check_free(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    reserve(path, overwrite)
     dataset = dataset.assign_attrs(provenance(model))
     for name in dataset.variables:
         if dataset[name].dtype.kind == "U":

@@ -120,6 +120,8 @@ def noise(tmp_path, seconds=1.0):
         (["lens", GRASS, "--language", "klingon"], "Unknown language 'klingon'"),
         (["lens", GRASS, "--text", "word " * 460], "expected one sequence of 1 to 448 tokens"),
         (["transcribe", GRASS, "--task", "translate"], "English-only model cannot translate"),
+        (["lens", GRASS, "--out", f"{GRASS}/lens"], "Nothing can be written to"),
+        (["transcribe", GRASS, "--out", f"{GRASS}/t.json"], "Nothing can be written to"),
         (["patch", GRASS, GRASS], "Both clips are transcribed as"),
         (["patch", GRASS, GLASS, "--metric", "vibes"], "Unknown metric 'vibes'"),
         (["patch", GRASS, GLASS, "--site", "nose"], "has no site 'nose'"),
