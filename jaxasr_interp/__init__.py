@@ -22,9 +22,10 @@ from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.checkpoint.saved import save_model
 from jaxasr_interp.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.decoding import Generated, detect_language, generate, generate_batch
-from jaxasr_interp.edits import Edit, Interchange, identity
+from jaxasr_interp.edits import Edit, identity
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import DecoderRun, EncoderRun, decode, encode
+from jaxasr_interp.interventions import Add, At, Interchange, Knockout, Noise, Scale, Zero
 from jaxasr_interp.lens import LogitLens, logit_lens
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching import (
@@ -32,6 +33,7 @@ from jaxasr_interp.patching import (
     SweepResult,
     Utterance,
     activation_patching,
+    activation_patching_batch,
     plan_sweep,
 )
 from jaxasr_interp.sites import SITES, DecoderActivations, EncoderActivations
@@ -40,6 +42,8 @@ from jaxasr_interp.transcription import Transcript, transcribe, transcribe_batch
 
 __all__ = [
     "SITES",
+    "Add",
+    "At",
     "DecoderActivations",
     "DecoderRun",
     "Edit",
@@ -49,7 +53,10 @@ __all__ = [
     "GenerationSettings",
     "InputError",
     "Interchange",
+    "Knockout",
     "LogitLens",
+    "Noise",
+    "Scale",
     "SweepPlan",
     "SweepResult",
     "Tokenizer",
@@ -57,8 +64,10 @@ __all__ = [
     "Utterance",
     "Whisper",
     "WhisperConfig",
+    "Zero",
     "__version__",
     "activation_patching",
+    "activation_patching_batch",
     "decode",
     "detect_language",
     "encode",

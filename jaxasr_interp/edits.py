@@ -3,19 +3,18 @@
 The model calls its edit at every site. `layer` is the (possibly traced) layer index, or `None` for
 sites outside the layers; `value` is the whole activation of that layer. An edit that is a pytree
 can pass through `jax.jit`, be mapped with `jax.vmap` (a batch of edits is a sweep) and be
-differentiated with `jax.grad` (attribution patching).
+differentiated with `jax.grad` (attribution patching). `interventions` has the usual ones.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.pytree import pytree_dataclass, static
-from jaxasr_interp.sites import PATTERN_SITES, SITES, Stack, check_site
+from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.sites import PATTERN_SITES, Stack, check_site
 
 type LayerIndex = int | Array | None
 type Edit = Callable[[str, LayerIndex, Array], Array]
@@ -31,52 +30,6 @@ class Identity:
 
 
 identity = Identity()
-
-
-@pytree_dataclass
-class Interchange:
-    """Replace chosen cells of one site by another run's values.
-
-    At layer `l`: `value[p] <- source[l, p]` wherever `where[l, p]`.
-
-    Args:
-        source: the other run's activation at `site`, all layers.
-        where: the cells to replace.
-        site: a site inside the layers whose first axis after `layer` is `pos` or `frame`.
-
-    Raises:
-        InputError: the site is unknown or has no position axis, or the shapes do not match.
-    """
-
-    source: Float[Array, "layer pos *rest"]
-    where: Bool[Array, "layer pos"]
-    site: str = static(default="resid_pre")
-
-    def __post_init__(self):
-        if not any(self.site in sites for sites in SITES.values()):
-            raise InputError(f"There is no site {self.site!r} in the encoder or the decoder.")
-        axes = next(sites[self.site] for sites in SITES.values() if self.site in sites)
-        if axes[0] != "layer" or self.site in PATTERN_SITES:
-            raise InputError(
-                f"Site {self.site!r} has axes {axes}: expected layer and position first."
-            )
-        if self.source.shape[:2] != self.where.shape:
-            raise InputError(
-                f"source {self.source.shape} and where {self.where.shape} differ in their first "
-                "two axes: both are [layer, pos, ...]."
-            )
-
-    def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
-        """Return `value` with the chosen cells of this layer replaced."""
-        if site != self.site:
-            return value
-        if self.source.shape[1:] != value.shape:
-            raise InputError(
-                f"The patch at {site!r} holds values of shape {self.source.shape[1:]} and the run "
-                f"has {value.shape}: both runs must have the same length."
-            )
-        where = self.where[layer].reshape(-1, *(1,) * (value.ndim - 1))
-        return jnp.where(where, self.source[layer], value)
 
 
 def as_pytree(edit: Edit) -> Edit:

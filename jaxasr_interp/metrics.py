@@ -5,7 +5,7 @@ all positions), so an engine need not unembed the others. Metrics are pytrees: c
 does not recompile a sweep.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,22 +15,23 @@ from jaxtyping import Array, Float, Int
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.pytree import pytree_dataclass, static
 
-type Metric = LogProb | LogitDiff | KL | Custom
+type Metric = LogProb | LogitDiff | Rank | Entropy | KL | CrossEntropy | Custom
+type Rows = tuple[int, ...] | None
 
 
 @pytree_dataclass
 class LogProb:
-    """`log softmax(logits[pos])[token]`."""
+    """`log softmax(logits[pos])[token]`, in nats."""
 
     token: Int[Array, ""]
-    rows: tuple[int, ...] | None = static(default=(-1,))
+    rows: Rows = static(default=(-1,))
     name: str = static(default="log_prob")
 
     def __call__(
         self, logits: Float[Array, "rows d_vocab"], clean_logits: Float[Array, "rows d_vocab"]
     ) -> Float[Array, ""]:
-        """Evaluate on the rows asked for."""
-        return jax.nn.log_softmax(logits[0])[self.token]
+        """Evaluate on the row asked for."""
+        return logits[0, self.token] - jax.nn.logsumexp(logits[0])
 
 
 @pytree_dataclass
@@ -39,21 +40,51 @@ class LogitDiff:
 
     token: Int[Array, ""]
     other: Int[Array, ""]
-    rows: tuple[int, ...] | None = static(default=(-1,))
+    rows: Rows = static(default=(-1,))
     name: str = static(default="logit_diff")
 
     def __call__(
         self, logits: Float[Array, "rows d_vocab"], clean_logits: Float[Array, "rows d_vocab"]
     ) -> Float[Array, ""]:
-        """Evaluate on the rows asked for."""
+        """Evaluate on the row asked for."""
         return logits[0, self.token] - logits[0, self.other]
+
+
+@pytree_dataclass
+class Rank:
+    """How many tokens have a higher logit than `token` at `pos` (0: it is the top)."""
+
+    token: Int[Array, ""]
+    rows: Rows = static(default=(-1,))
+    name: str = static(default="rank")
+
+    def __call__(
+        self, logits: Float[Array, "rows d_vocab"], clean_logits: Float[Array, "rows d_vocab"]
+    ) -> Float[Array, ""]:
+        """Evaluate on the row asked for."""
+        return (logits[0] > logits[0, self.token]).sum(dtype=logits.dtype)
+
+
+@pytree_dataclass
+class Entropy:
+    """`-Σ p log p` of the next-token distribution at `pos`, in nats."""
+
+    rows: Rows = static(default=(-1,))
+    name: str = static(default="entropy")
+
+    def __call__(
+        self, logits: Float[Array, "rows d_vocab"], clean_logits: Float[Array, "rows d_vocab"]
+    ) -> Float[Array, ""]:
+        """Evaluate on the row asked for."""
+        log_p = jax.nn.log_softmax(logits[0])
+        return -(jnp.exp(log_p) * log_p).sum()
 
 
 @pytree_dataclass
 class KL:
     """`KL(p_clean ‖ p)` summed over the rows, in nats."""
 
-    rows: tuple[int, ...] | None = static(default=(-1,))
+    rows: Rows = static(default=(-1,))
     name: str = static(default="kl")
 
     def __call__(
@@ -65,17 +96,33 @@ class KL:
 
 
 @pytree_dataclass
+class CrossEntropy:
+    """`-log p(target)` averaged over consecutive positions, in nats a token."""
+
+    targets: Int[Array, " rows"]
+    rows: Rows = static()
+    name: str = static(default="cross_entropy")
+
+    def __call__(
+        self, logits: Float[Array, "rows d_vocab"], clean_logits: Float[Array, "rows d_vocab"]
+    ) -> Float[Array, ""]:
+        """Evaluate on the rows asked for."""
+        of_targets = jnp.take_along_axis(logits, self.targets[:, None], axis=1)[:, 0]
+        return (jax.nn.logsumexp(logits, axis=1) - of_targets).mean()
+
+
+@pytree_dataclass
 class Custom:
-    """A user's own traced function of the logits of all positions."""
+    """A user's own traced function of the logits of some positions, or all."""
 
     function: Callable[[Float[Array, "pos d_vocab"]], Float[Array, ""]] = static()
     name: str = static(default="custom")
-    rows: tuple[int, ...] | None = static(default=None)
+    rows: Rows = static(default=None)
 
     def __call__(
         self, logits: Float[Array, "pos d_vocab"], clean_logits: Float[Array, "pos d_vocab"]
     ) -> Float[Array, ""]:
-        """Evaluate on all positions."""
+        """Evaluate on the positions asked for."""
         return self.function(logits)
 
 
@@ -89,14 +136,43 @@ def logit_diff(token: int, other: int, pos: int = -1) -> LogitDiff:
     return LogitDiff(jnp.asarray(token, jnp.int32), jnp.asarray(other, jnp.int32), (pos,))
 
 
+def rank(token: int, pos: int = -1) -> Rank:
+    """How many tokens are more probable than `token` at position `pos`."""
+    return Rank(jnp.asarray(token, jnp.int32), (pos,))
+
+
+def entropy(pos: int = -1) -> Entropy:
+    """Entropy of the next-token distribution at position `pos`."""
+    return Entropy((pos,))
+
+
 def kl(pos: int | None = -1) -> KL:
     """KL divergence from the clean run's distribution at `pos`, or summed over all (`None`)."""
     return KL(None, "kl_all") if pos is None else KL((pos,))
 
 
-def custom(function: Callable[[Array], Array], name: str = "custom") -> Custom:
-    """A metric from `function(logits [pos, d_vocab]) -> scalar`."""
-    return Custom(function, name)
+def cross_entropy(
+    targets: Sequence[int] | Int[np.ndarray, " rows"] | Int[Array, " rows"], start: int
+) -> CrossEntropy:
+    """Mean `-log p` of a transcript, `targets[i]` being the successor of position `start + i`.
+
+    Raises:
+        InputError: there are no targets.
+    """
+    if not len(targets):
+        raise InputError("There are no targets: give the transcript's tokens.")
+    rows = tuple(range(start, start + len(targets)))
+    return CrossEntropy(jnp.asarray(targets, jnp.int32), rows)
+
+
+def custom(
+    function: Callable[[Array], Array], name: str = "custom", pos: Sequence[int] | None = None
+) -> Custom:
+    """A metric from `function(logits [pos, d_vocab]) -> scalar`, of all positions or of `pos`.
+
+    What changes in the function's closure is a constant of the compiled program.
+    """
+    return Custom(function, name, None if pos is None else tuple(pos))
 
 
 def recovered(
@@ -122,9 +198,10 @@ def check_metric(metric: Metric, n_tokens: int, d_vocab: int) -> None:
             raise InputError(
                 f"Metric {metric.name} reads position {row} and the run has {n_tokens} positions."
             )
-    for field in ("token", "other"):
-        token = getattr(metric, field, None)
-        if token is not None and not 0 <= int(token) < d_vocab:
+    for field in ("token", "other", "targets"):
+        tokens = np.atleast_1d(np.asarray(getattr(metric, field, 0)))
+        outside = tokens[(tokens < 0) | (tokens >= d_vocab)]
+        if outside.size:
             raise InputError(
-                f"Metric {metric.name} reads token {int(token)}: the vocabulary has {d_vocab}."
+                f"Metric {metric.name} reads token {outside[0]}: the vocabulary has {d_vocab}."
             )

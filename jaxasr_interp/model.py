@@ -31,8 +31,16 @@ from jaxasr_interp.sites import DecoderActivations, EncoderActivations
 from jaxasr_interp.tokens import Tokenizer
 
 
+def _as_computed(kv: KeysValues) -> KeysValues:
+    return kv
+
+
 class EncoderBlock(nnx.Module):
-    """Self-attention and MLP, each added to the residual stream after a LayerNorm."""
+    """Self-attention and MLP, each added to the residual stream after a LayerNorm.
+
+    All but the self-attention dots is row-wise, `[rows, d_model]` in and out, so rows of many runs
+    can share one call of each part.
+    """
 
     def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
         self.attn_norm = LayerNorm(config.d_model)
@@ -41,14 +49,38 @@ class EncoderBlock(nnx.Module):
         self.mlp = MLP(config.d_model, config.encoder_d_mlp, rngs=rngs)
 
     def __call__(
-        self, tap: Tap, resid: Float[Array, "frame d_model"]
+        self,
+        tap: Tap,
+        resid: Float[Array, "frame d_model"],
+        extend: Callable[[KeysValues], KeysValues] = _as_computed,
     ) -> Float[Array, "frame d_model"]:
-        """One layer: `resid_pre` to `resid_post`."""
+        """One layer: `resid_pre` to `resid_post`.
+
+        Args:
+            tap: edits and keeps the activations.
+            resid: `resid_pre`.
+            extend: gives the keys and values attended to from those of these frames.
+        """
         resid = tap("resid_pre", resid)
-        normed = self.attn_norm(resid)
+        q, kv = self.project(tap, resid)
+        return self.finish(tap, resid, self.attn.attend(tap, q, extend(kv)))
+
+    def project(
+        self, tap: Tap, resid_pre: Float[Array, "rows d_model"]
+    ) -> tuple[Float[Array, "rows head d_head"], KeysValues]:
+        """Queries, keys and values of self-attention."""
+        normed = self.attn_norm(resid_pre)
         q = tap("q", self.attn.queries(normed))
-        kv = KeysValues.at_sites(tap, "", *self.attn.keys_values(normed))
-        resid = tap("resid_mid", resid + self.attn.attend(tap, q, kv))
+        return q, KeysValues.at_sites(tap, "", *self.attn.keys_values(normed))
+
+    def finish(
+        self,
+        tap: Tap,
+        resid_pre: Float[Array, "rows d_model"],
+        attn_out: Float[Array, "rows d_model"],
+    ) -> Float[Array, "rows d_model"]:
+        """What follows self-attention: to `resid_post`."""
+        resid = tap("resid_mid", resid_pre + attn_out)
         return tap("resid_post", resid + self.mlp(tap, self.mlp_norm(resid)))
 
 
@@ -56,7 +88,7 @@ class DecoderBlock(nnx.Module):
     """Causal self-attention, cross-attention to the encoder and MLP.
 
     All but the self-attention dots is row-wise, `[rows, d_model]` in and out, so rows of many runs
-    can share one call.
+    can share one call of each part.
     """
 
     def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
@@ -75,22 +107,39 @@ class DecoderBlock(nnx.Module):
         resid: Float[Array, "pos d_model"],
         cross: KeysValues,
         mask: Bool[Array, "pos key"],
-        extend: Callable[[KeysValues], KeysValues],
+        extend: Callable[[KeysValues], KeysValues] = _as_computed,
     ) -> Float[Array, "pos d_model"]:
-        """One layer.
+        """One layer: `resid_pre` to `resid_post`.
 
         Args:
             tap: edits and keeps the activations.
             resid: `resid_pre`.
             cross: keys and values of the encoder states.
             mask: which keys each position may attend to.
-            extend: joins this call's keys and values to those of earlier positions.
+            extend: gives the keys and values attended to from those of these positions: joined to
+                those of earlier ones, for example.
         """
         resid = tap("resid_pre", resid)
-        normed = self.attn_norm(resid)
+        q, kv = self.project(tap, resid)
+        return self.finish(tap, resid, self.attn.attend(tap, q, extend(kv), mask), cross)
+
+    def project(
+        self, tap: Tap, resid_pre: Float[Array, "rows d_model"]
+    ) -> tuple[Float[Array, "rows head d_head"], KeysValues]:
+        """Queries, keys and values of self-attention."""
+        normed = self.attn_norm(resid_pre)
         q = tap("q", self.attn.queries(normed))
-        kv = extend(KeysValues.at_sites(tap, "", *self.attn.keys_values(normed)))
-        resid = tap("resid_mid", resid + self.attn.attend(tap, q, kv, mask))
+        return q, KeysValues.at_sites(tap, "", *self.attn.keys_values(normed))
+
+    def finish(
+        self,
+        tap: Tap,
+        resid_pre: Float[Array, "rows d_model"],
+        attn_out: Float[Array, "rows d_model"],
+        cross: KeysValues,
+    ) -> Float[Array, "rows d_model"]:
+        """What follows self-attention: to `resid_post`."""
+        resid = tap("resid_mid", resid_pre + attn_out)
         resid = tap("resid_mid_cross", resid + self.cross_attention(tap, resid, cross))
         return tap("resid_post", resid + self.mlp(tap, self.mlp_norm(resid)))
 

@@ -51,7 +51,7 @@ def plot_sweep(
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
     bar.set_label(f"share of {metric} recovered")
     axes.set_title(title, loc="left", fontsize=11, color=_INK)
-    axes.set_xlabel(f"token whose {result.plan.site} is taken from the clean run")
+    axes.set_xlabel(f"token whose {result.plan.component_names[0]} is taken from the clean run")
     return _save(figure, path)
 
 

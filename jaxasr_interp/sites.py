@@ -124,6 +124,37 @@ RESIDUAL_SITES = (
 """The residual stream and what each sublayer adds to it: what is returned unless one asks."""
 
 
+UNSWEPT_SITES: dict[str, frozenset[str]] = {
+    "encoder": frozenset({"conv1_out", "attn_scores"}),
+    "decoder": frozenset({"attn_scores", "cross_attn_scores", "ln_final", "logits"}),
+}
+"""Sites that a sweep does not patch: half-way through the stem, before a softmax whose `pattern` is
+patched instead, or after the last layer, where a patch says nothing about the model."""
+
+
+def sweepable_sites(stack: Stack) -> list[str]:
+    """The sites of a stack that a sweep can patch, in the order of the forward pass."""
+    return [site for site in SITES[stack] if site not in UNSWEPT_SITES[stack]]
+
+
+def layer_axes(site: str) -> tuple[str, ...]:
+    """The axes of one layer's activation at `site`, which both stacks name alike."""
+    axes = next(sites[site] for sites in SITES.values() if site in sites)
+    return axes[1:] if axes[0] == "layer" else axes
+
+
+def position_axis(site: str) -> int:
+    """Which axis of one layer's activation counts token positions or frames (of queries)."""
+    axes = layer_axes(site)
+    return next(i for i, axis in enumerate(axes) if axis in ("pos", "frame", "query"))
+
+
+def head_axis(site: str) -> int | None:
+    """Which axis of one layer's activation counts heads, if any does."""
+    axes = layer_axes(site)
+    return axes.index("head") if "head" in axes else None
+
+
 def check_stack(stack: str) -> Stack:
     """Return `stack` if it is `"encoder"` or `"decoder"`; raise `InputError` otherwise."""
     if stack not in SITES:

@@ -40,7 +40,7 @@ def sweep_table(result: SweepResult, token_labels: Sequence[str], most: int = 5)
     """The cells that recover most of the first metric."""
     values = result.recovered[0]
     table = Table(
-        title=f"{result.plan.site}: patches that recover most of {result.metrics[0]} "
+        title=f"{result.plan.component_names[0]}: patches that recover most of {result.metrics[0]} "
         f"(clean {result.clean[0]:.2f}, corrupted {result.corrupted[0]:.2f})",
         title_justify="left",
     )

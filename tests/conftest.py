@@ -68,6 +68,13 @@ def golden() -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Thousands of compiled programs in one process exhaust its memory maps."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     with jax.enable_x64(True):

@@ -16,6 +16,7 @@ from jaxasr_interp.model import LayerNorm
 from jaxasr_interp.pytree import pytree_dataclass
 from jaxasr_interp.sites import PATTERN_SITES, SITES
 
+SHORT = ji.Interchange(ji.DecoderActivations(resid_pre=jnp.zeros((3, 6, 16))))
 CELLS = [(stack, site) for stack, sites in SITES.items() for site in sites]
 
 
@@ -103,8 +104,7 @@ def test_zeroing_every_heads_result_leaves_the_bias(tiny, golden):
 def test_replacing_all_positions_of_layer_0_gives_the_other_run(tiny, golden):
     states = ji.encode(tiny, jnp.asarray(golden["mel_a"])).states
     clean = ji.decode(tiny, golden["tokens_a"], states)
-    everywhere = jnp.zeros((3, 7), bool).at[0].set(True)
-    edit = ji.Interchange(clean.acts.resid_pre, everywhere)
+    edit = ji.At(ji.Interchange(clean.acts), layer=0, start=0, stop=7)
     patched = ji.decode(tiny, golden["tokens_b"], states, edit=edit)
     np.testing.assert_allclose(patched.logits, clean.logits, rtol=1e-12)
 
@@ -114,8 +114,7 @@ def test_replacing_all_positions_of_layer_0_gives_the_other_run(tiny, golden):
 def test_an_edit_leaves_earlier_positions_untouched(tiny, golden, layer, pos):
     states = ji.encode(tiny, jnp.asarray(golden["mel_a"])).states
     plain = ji.decode(tiny, golden["tokens_a"], states)
-    where = jnp.zeros((3, 7), bool).at[layer, pos].set(True)
-    edit = ji.Interchange(plain.acts.resid_pre * 0.5, where)
+    edit = ji.At(ji.Scale(0.5), layer, pos, pos + 1)
     edited = ji.decode(tiny, golden["tokens_a"], states, edit=edit)
     np.testing.assert_array_equal(edited.logits[:pos], plain.logits[:pos])
     assert np.abs(np.asarray(edited.logits[pos]) - np.asarray(plain.logits[pos])).max() > 1e-6
@@ -193,10 +192,9 @@ def test_activations_nobody_asked_for_leave_no_buffer():
 def test_gradients_flow_through_an_edit(tiny, golden):
     states = ji.encode(tiny, jnp.asarray(golden["mel_a"])).states
     resid = ji.decode(tiny, golden["tokens_a"], states).acts.resid_pre
-    everywhere = jnp.ones((3, 7), bool)
 
     def loss(source):
-        edit = ji.Interchange(source, everywhere)
+        edit = ji.At(ji.Interchange(ji.DecoderActivations(resid_pre=source)), 2, 0, 7)
         return ji.decode(tiny, golden["tokens_a"], states, edit=edit).logits[-1, 3]
 
     gradient = jax.grad(loss)(resid)
@@ -243,7 +241,7 @@ def test_bfloat16_keeps_its_dtype_and_accumulates_in_float32(golden):
             lambda m, g: ji.encode(
                 m,
                 jnp.asarray(g["mel_a"]),
-                edit=ji.Interchange(jnp.zeros((3, 7, 16)), jnp.ones((3, 7), bool), "cross_q"),
+                edit=ji.At(ji.Zero(), 0, 0, 7, site="cross_q"),
             ),
             "no site 'cross_q'",
         ),
@@ -252,9 +250,11 @@ def test_bfloat16_keeps_its_dtype_and_accumulates_in_float32(golden):
                 m,
                 g["tokens_a"],
                 jnp.zeros((12, 16)),
-                edit=ji.Interchange(jnp.zeros((3, 6, 16)), jnp.ones((3, 6), bool)),
+                edit=ji.At(
+                    ji.Interchange(ji.DecoderActivations(resid_pre=jnp.zeros((3, 6, 16)))), 0, 0, 6
+                ),
             ),
-            "must have the same length",
+            "align runs of different length",
         ),
         (
             lambda m, g: ji.decode(
@@ -262,10 +262,30 @@ def test_bfloat16_keeps_its_dtype_and_accumulates_in_float32(golden):
             ),
             "an edit keeps shape and dtype",
         ),
-        (lambda m, g: ji.Interchange(jnp.zeros((3, 7)), jnp.ones((3, 7), bool), "nose"), "no site"),
+        (lambda m, g: ji.At(ji.Zero(), 0, 0, 7, site="nose"), "no site"),
         (
-            lambda m, g: ji.Interchange(jnp.zeros((3, 7)), jnp.ones((3, 7), bool), "pattern"),
-            "expected layer and position first",
+            lambda m, g: ji.decode(
+                m,
+                g["tokens_a"],
+                jnp.zeros((12, 16)),
+                edit=ji.At(ji.Interchange(ji.DecoderActivations()), 0, 0, 7),
+            ),
+            "lacks 'resid_pre'",
+        ),
+        (
+            lambda m, g: ji.decode(
+                m, g["tokens_a"], jnp.zeros((12, 16)), edit=ji.At(ji.Add(jnp.ones(7)), 0, 0, 7)
+            ),
+            "resid_pre has 16 values",
+        ),
+        (
+            lambda m, g: ji.decode(
+                m,
+                g["tokens_a"],
+                jnp.zeros((12, 16)),
+                edit=ji.At(ji.Knockout(0, 2), 0, 0, 7, site="z"),
+            ),
+            "knocked out at 'pattern'",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """The sweep against torch's hooks, against the plain loop, and its invariants."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,10 @@ import pytest
 import xarray
 
 import jaxasr_interp as ji
-from jaxasr_interp.patching import vmapped
-from jaxasr_interp.patching.plan import decoder_flops
-from jaxasr_interp.sites import SITES
+from jaxasr_interp.patching import decoder as engine
+from jaxasr_interp.patching import reading
+from jaxasr_interp.patching.cost import decoder_flops
 from jaxasr_interp.store import save_dataset
-
-SWEEPABLE = [site for site, axes in SITES["decoder"].items() if axes[:2] == ("layer", "pos")]
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def metrics(golden):
     ]
 
 
-def sweep(model, utterances, metric, method="vmap", **plan):
+def sweep(model, utterances, metric, method="minimal", **plan):
     clean, corrupted = utterances
     plan = ji.plan_sweep(model, tokens=corrupted.tokens, **plan)
     return ji.activation_patching(
@@ -35,7 +34,7 @@ def sweep(model, utterances, metric, method="vmap", **plan):
     )
 
 
-@pytest.mark.parametrize("method", ["vmap", "reference"])
+@pytest.mark.parametrize("method", ["minimal", "vmap", "reference"])
 def test_the_sweep_equals_torch_hooks(tiny, utterances, metrics, golden, method):
     result = sweep(tiny, utterances, metrics, method)
     for i, name in enumerate(result.metrics):
@@ -44,47 +43,6 @@ def test_the_sweep_equals_torch_hooks(tiny, utterances, metrics, golden, method)
         )
         assert result.clean[i] == pytest.approx(golden[f"sweep/clean/{name}"], abs=1e-12)
         assert result.corrupted[i] == pytest.approx(golden[f"sweep/corrupted/{name}"], abs=1e-12)
-
-
-@pytest.mark.parametrize("site", SWEEPABLE)
-def test_vmap_equals_the_loop_at_every_site(tiny, utterances, metrics, site):
-    extra = [*metrics, ji.metrics.kl(None), ji.metrics.log_prob(3, pos=2)]
-    extra[-1] = dataclasses.replace(extra[-1], name="log_prob_early")
-    batched, looped = (
-        sweep(tiny, utterances, extra, method, site=site, positions=[1, 4, -1])
-        for method in ("vmap", "reference")
-    )
-    np.testing.assert_allclose(batched.patched, looped.patched, rtol=1e-10, atol=1e-12)
-
-
-def test_chunks_equal_the_whole_in_one_trace(tiny, utterances, metrics):
-    plan = ji.plan_sweep(tiny, tokens=utterances[0].tokens)
-    clean, corrupted = utterances
-    results, traces = [], []
-    for size in (plan.runs, 4):
-        before = vmapped.run_chunk._cache_size()
-        done = []
-        results.append(
-            ji.activation_patching(
-                tiny,
-                dataclasses.replace(plan, chunk_size=size),
-                clean=clean,
-                corrupted=corrupted,
-                metric=metrics,
-                on_progress=done.append,
-            )
-        )
-        traces.append(vmapped.run_chunk._cache_size() - before)
-        assert done[-1] == plan.runs
-    np.testing.assert_allclose(results[0].patched, results[1].patched, rtol=1e-12)
-    assert max(traces) <= 1
-
-
-def test_changing_the_tokens_does_not_trace_again(tiny, utterances):
-    sweep(tiny, utterances, ji.metrics.log_prob(3))
-    before = vmapped.run_chunk._cache_size()
-    sweep(tiny, utterances, ji.metrics.log_prob(4))
-    assert vmapped.run_chunk._cache_size() == before
 
 
 def test_a_run_patched_with_itself_does_not_change(tiny, utterances, metrics):
@@ -111,9 +69,49 @@ def test_positions_behind_the_metric_change_nothing(tiny, utterances):
 
 def test_a_users_function_is_a_metric(tiny, utterances):
     spread = ji.metrics.custom(lambda logits: logits.max() - logits.min(), "spread")
-    batched, looped = (sweep(tiny, utterances, spread, m) for m in ("vmap", "reference"))
-    assert batched.metrics == ("spread",)
-    np.testing.assert_allclose(batched.patched, looped.patched, rtol=1e-10)
+    minimal, looped = (sweep(tiny, utterances, spread, m) for m in ("minimal", "reference"))
+    assert minimal.metrics == ("spread",)
+    np.testing.assert_allclose(minimal.patched, looped.patched, rtol=1e-10)
+
+
+def test_chunks_equal_the_whole_in_one_program(tiny, utterances, metrics):
+    clean, corrupted = utterances
+    plan = ji.plan_sweep(tiny, tokens=corrupted.tokens, site=["resid_mid", "attn_out"])
+    least = dataclasses.replace(plan, memory=one_patch_memory(tiny, plan))
+    assert len(least.chunks()) > len(plan.chunks())
+    results, traces = [], []
+    for one in (plan, least):
+        before = engine.propagate._cache_size()
+        done = []
+        results.append(
+            ji.activation_patching(
+                tiny,
+                one,
+                clean=clean,
+                corrupted=corrupted,
+                metric=metrics,
+                on_progress=done.append,
+            )
+        )
+        traces.append(engine.propagate._cache_size() - before)
+        assert done[-1] == plan.runs
+        assert done == sorted(done)
+    np.testing.assert_allclose(results[0].patched, results[1].patched, rtol=1e-12)
+    assert max(traces) <= 1
+
+
+def one_patch_memory(model, plan) -> int:
+    """The smallest budget, which the error names."""
+    with pytest.raises(ji.InputError, match="too small") as error:
+        dataclasses.replace(plan, memory=1).chunks()
+    return int(re.search(r"take (\d+)", str(error.value))[1])
+
+
+def test_changing_the_tokens_does_not_trace_again(tiny, utterances):
+    sweep(tiny, utterances, ji.metrics.log_prob(3))
+    before = reading.read._cache_size(), engine.propagate._cache_size()
+    sweep(tiny, utterances, ji.metrics.log_prob(4))
+    assert (reading.read._cache_size(), engine.propagate._cache_size()) == before
 
 
 def test_the_plan_says_what_it_costs(tiny, golden):
@@ -121,17 +119,35 @@ def test_the_plan_says_what_it_costs(tiny, golden):
     assert plan.layers == (0, 2)
     assert plan.runs == 6
     assert "2 layers × 3 positions = 6 patched runs of 7 tokens" in str(plan)
-    assert sum(len(chunk) for chunk in plan.chunks()) >= plan.runs
+    assert plan.flops < plan.naive_flops
 
 
-def test_the_plans_chunks_fit_the_memory(tiny, golden):
-    plan = ji.plan_sweep(tiny, tokens=golden["tokens_a"])
-    tight = ji.plan_sweep(tiny, tokens=golden["tokens_a"], memory=3 * plan.bytes_per_run)
-    assert tight.chunk_size == 3
-    chunks = list(tight.chunks())
-    assert {len(chunk) for chunk in chunks} == {3}
-    cells = np.concatenate(chunks)[: tight.runs]
-    np.testing.assert_array_equal(cells, np.concatenate(list(plan.chunks())))
+@pytest.mark.parametrize("method", ["minimal", "vmap"])
+def test_chunks_cover_every_cell_once(tiny, golden, method):
+    plan = ji.plan_sweep(
+        tiny, tokens=golden["tokens_a"], site=["z", "mlp_out"], heads="each", alpha=[1, 0.5]
+    )
+    tight = dataclasses.replace(plan, memory=one_patch_memory(tiny, plan) + 5000)
+    for one in (plan, tight):
+        chunks = one.chunks(method)
+        where = np.concatenate([chunk.where for chunk in chunks])
+        np.testing.assert_array_equal(np.sort(where), np.arange(one.runs))
+        assert len({(chunk.size, chunk.rows) for chunk in chunks if chunk.site == "z"}) == 1
+
+
+def test_results_have_the_axes_that_were_asked_for(tiny, utterances):
+    metric = ji.metrics.kl()
+    plain = sweep(tiny, utterances, metric)
+    assert plain.patched.shape == (1, 3, 7)
+    rich = sweep(
+        tiny, utterances, metric, site=["z", "attn_out"], heads=[1], alpha=[0.5, 1], layers=[1, 2]
+    )
+    assert rich.plan.axes == {"alpha": 2, "component": 2, "layer": 2, "pos": 7}
+    assert rich.plan.component_names == ("z.1", "attn_out")
+    dataset = rich.to_dataset()
+    alone = sweep(tiny, utterances, metric, site="z", heads=[1], layers=[2])
+    picked = dataset.patched.sel(component="z.1", alpha=1.0, layer=2, metric="kl")
+    np.testing.assert_allclose(picked, alone.patched[0, 0], rtol=1e-12)
 
 
 def count_flops(jaxpr) -> int:
@@ -184,16 +200,32 @@ def test_results_carry_named_axes_and_provenance(tiny, utterances, metrics, tmp_
     ("options", "message"),
     [
         ({"site": "resid"}, "has no site 'resid'"),
-        ({"site": "cross_k"}, "Sweeps patch decoder sites"),
-        ({"site": "logits"}, "Sweeps patch decoder sites"),
-        ({"stack": "encoder"}, "Sweeps patch decoder sites"),
+        ({"site": "logits"}, "do not patch the decoder's 'logits'"),
+        ({"site": "attn_scores"}, "do not patch the decoder's 'attn_scores'"),
+        ({"stack": "encoder", "site": "conv1_out"}, "do not patch the encoder's 'conv1_out'"),
+        ({"site": []}, "set of sites is empty"),
+        ({"site": ["z", "z"]}, "named twice"),
+        ({"site": ["z", "cross_k"]}, "do not share layers and positions"),
+        ({"site": ["z", "embed"]}, "do not share layers and positions"),
         ({"stack": "middle"}, "Unknown stack"),
+        ({"site": "embed", "layers": [0]}, "outside the layers"),
+        ({"heads": "each"}, "has heads"),
+        ({"site": "z", "heads": [2]}, "There is no head 2"),
+        ({"site": "z", "heads": "most"}, "expected 'each'"),
+        ({"alpha": []}, "each once"),
+        ({"alpha": [1, 1]}, "each once"),
+        ({"alpha": float("nan")}, "finite"),
+        ({"window": 0}, "window is 0"),
+        ({"positions": "word:cat"}, "no word 'cat'"),
+        ({"positions": "0.1s"}, "is a time"),
+        ({"positions": "a:b"}, "cannot be read"),
+        ({"positions": [(5, 3)]}, "no window from 5 up to 3"),
         ({"layers": []}, "set of layers is empty"),
         ({"layers": [3]}, "There is no layer 3"),
         ({"positions": []}, "set of positions is empty"),
         ({"positions": [7]}, "There is no position 7"),
         ({"positions": [1, -6]}, "named twice"),
-        ({"memory": 10}, "memory budget of 10 bytes"),
+        ({"memory": 10}, "memory budget of 10 bytes is too small"),
         ({"tokens": []}, "expected one sequence"),
     ],
 )
@@ -216,11 +248,11 @@ def test_impossible_metrics_are_named_in_one_sentence(tiny, utterances, metric, 
         sweep(tiny, utterances, metric)
 
 
-def test_runs_of_unequal_length_are_refused(tiny, utterances):
+def test_runs_of_unequal_length_need_an_alignment(tiny, utterances):
     clean, corrupted = utterances
     plan = ji.plan_sweep(tiny, tokens=clean.tokens)
     shorter = ji.Utterance(clean.mel, clean.tokens[:-1])
-    with pytest.raises(ji.InputError, match="all three must be equal"):
+    with pytest.raises(ji.InputError, match="give an alignment"):
         ji.activation_patching(
             tiny, plan, clean=shorter, corrupted=corrupted, metric=ji.metrics.kl()
         )

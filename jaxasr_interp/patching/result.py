@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from jaxasr_interp.metrics import recovered
 from jaxasr_interp.patching.plan import SweepPlan
+from jaxasr_interp.patching.positions import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:
     import xarray
@@ -19,22 +20,27 @@ class SweepResult:
     """A sweep's metrics.
 
     Attributes:
-        plan: what was run.
+        plan: what was run; `plan.axes` names the cells' axes.
         metrics: names of the metrics.
-        patched: each metric with one cell patched.
+        patched: each metric under each patch: `[metric, (alpha), (component), (layer), pos]`.
         clean: each metric of the clean run.
         corrupted: each metric of the corrupted run.
+        direction: which run was patched with which.
     """
 
     plan: SweepPlan
     metrics: tuple[str, ...]
-    patched: Float[np.ndarray, "metric layer pos"]
+    patched: Float[np.ndarray, "metric *cells"]
     clean: Float[np.ndarray, " metric"]
     corrupted: Float[np.ndarray, " metric"]
+    direction: str = "clean_to_corrupted"
 
     @property
-    def recovered(self) -> Float[np.ndarray, "metric layer pos"]:
-        """`(patched - corrupted) / (clean - corrupted)`; NaN where the two runs agree."""
+    def recovered(self) -> Float[np.ndarray, "metric *cells"]:
+        """`(patched - corrupted) / (clean - corrupted)`; NaN where the two runs agree.
+
+        0 is the corrupted run and 1 the clean one, whichever of them was patched.
+        """
         return recovered(self.patched, self.clean, self.corrupted)
 
     def to_dataset(self, token_labels: Sequence[str] | None = None) -> "xarray.Dataset":
@@ -45,7 +51,16 @@ class SweepResult:
         """
         import xarray
 
-        axes = ("metric", "layer", "pos")
+        plan = self.plan
+        axes = ("metric", *plan.axes)
+        coords = {
+            "metric": ("metric", list(self.metrics)),
+            "alpha": ("alpha", list(plan.alphas)),
+            "component": ("component", list(plan.component_names)),
+            "layer": ("layer", list(plan.layers)),
+            "pos": ("pos", list(plan.positions)),
+            "pos_stop": ("pos", [stop for _, stop in plan.windows]),
+        }
         dataset = xarray.Dataset(
             {
                 "patched": (axes, self.patched),
@@ -53,14 +68,21 @@ class SweepResult:
                 "clean": ("metric", self.clean),
                 "corrupted": ("metric", self.corrupted),
             },
-            coords={
-                "metric": list(self.metrics),
-                "layer": list(self.plan.layers),
-                "pos": list(self.plan.positions),
+            coords={name: coord for name, coord in coords.items() if coord[0] in axes},
+            attrs={
+                "stack": plan.stack,
+                "site": ", ".join(plan.sites),
+                "components": ", ".join(plan.component_names),
+                "alphas": ", ".join(map(str, plan.alphas)),
+                "position": "frame" if plan.counts_frames else "token",
+                "n_tokens": plan.n_tokens,
+                "direction": self.direction,
             },
-            attrs={"site": self.plan.site, "stack": "decoder", "n_tokens": self.plan.n_tokens},
         )
+        if plan.counts_frames:
+            seconds = [start / FRAMES_PER_SECOND for start in plan.positions]
+            return dataset.assign_coords(seconds=("pos", seconds))
         if token_labels is not None:
-            labels = [token_labels[pos] for pos in self.plan.positions]
+            labels = [" ".join(token_labels[start:stop]) for start, stop in plan.windows]
             dataset = dataset.assign_coords(token=("pos", labels))
         return dataset

@@ -1,15 +1,26 @@
-"""The two runs of a sweep, and what is read from a patched one."""
+"""The runs that a sweep starts from: what is patched, and where the values come from."""
 
+import dataclasses
 import functools
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.edits import Edit, identity
-from jaxasr_interp.metrics import Metric
-from jaxasr_interp.model import Decoder, KeysValues
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.forward import encode
+from jaxasr_interp.model import Decoder, KeysValues, Whisper
 from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.sites import (
+    PATTERN_SITES,
+    DecoderActivations,
+    EncoderActivations,
+    Stack,
+    layer_axes,
+    position_axis,
+)
 
 
 @pytree_dataclass
@@ -26,79 +37,114 @@ class Utterance:
 
 
 @pytree_dataclass
-class Prepared:
-    """What every patch of a sweep shares.
+class Run:
+    """One run of the model and what patched runs take from it.
 
     Attributes:
-        tokens: of the corrupted run.
-        cross: cross-attention keys and values of the corrupted run.
-        source: the clean run's activation at the patched site.
-        clean_logits: the clean run's logits.
-        clean: the metrics of the clean run.
-        corrupted: the metrics of the corrupted run.
+        mel: what was heard.
+        tokens: what was written.
+        states: encoder states.
+        cross: cross-attention keys and values of every layer.
+        encoder: the encoder activations that were asked for.
+        decoder: the decoder activations that were asked for.
+        logits: at the positions that are read.
     """
 
-    tokens: Int[Array, " pos"]
+    mel: Float[Array, "*batch n_mels mel_frame"]
+    tokens: Int[Array, "*batch pos"]
+    states: Float[Array, "*batch frame d_model"]
     cross: KeysValues
-    source: Float[Array, "layer pos *rest"]
-    clean_logits: Float[Array, "pos d_vocab"]
-    clean: Float[Array, " metric"]
-    corrupted: Float[Array, " metric"]
+    encoder: EncoderActivations
+    decoder: DecoderActivations
+    logits: Float[Array, "*batch read d_vocab"]
+
+    def acts(self, stack: Stack) -> EncoderActivations | DecoderActivations:
+        """The activations of one stack."""
+        return self.encoder if stack == "encoder" else self.decoder
 
 
-@functools.partial(jax.jit, static_argnames="site")
-def prepare(
+@dataclasses.dataclass(frozen=True)
+class Sites:
+    """Which activations of each stack a run keeps."""
+
+    encoder: frozenset[str] = frozenset()
+    decoder: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, stack: Stack, sites: Iterable[str]) -> "Sites":
+        """Some sites of one stack."""
+        return cls(**{stack: frozenset(sites)})
+
+
+def run_utterances(
+    model: Whisper,
+    utterances: Sequence[Utterance],
+    sites: Sites,
+    reads: Int[np.ndarray, " read"],
+    states: Float[Array, "batch frame d_model"] | None = None,
+) -> Run:
+    """Run several utterances of equal length.
+
+    Args:
+        model: the model.
+        utterances: what to run.
+        sites: the activations to keep.
+        reads: positions whose logits are kept.
+        states: the encoder states, where they are known (no encoder activations are kept then).
+
+    Returns:
+        The runs, with a leading axis on everything.
+    """
+    acts = EncoderActivations()
+    if states is None:
+        # One clip at a time: attention over 1500 frames is the largest thing in memory.
+        runs = [encode(model, one.mel, sites=sites.encoder) for one in utterances]
+        encoded = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
+        states, acts = encoded.states, encoded.acts
+    mels = jnp.stack([one.mel for one in utterances])
+    tokens = jnp.stack([jnp.asarray(one.tokens, jnp.int32) for one in utterances])
+    return _decode(model.decoder, mels, tokens, states, acts, reads, sites.decoder)
+
+
+@functools.partial(jax.jit, static_argnames="sites")
+def _decode(
     decoder: Decoder,
-    *,
-    clean_states: Float[Array, "frame d_model"],
-    corrupted_states: Float[Array, "frame d_model"],
-    clean_tokens: Int[Array, " pos"],
-    corrupted_tokens: Int[Array, " pos"],
-    metrics: tuple[Metric, ...],
-    site: str,
-) -> Prepared:
-    """Run both utterances once and keep what the patched runs need."""
-    resid, acts = decoder(clean_tokens, decoder.cross_keys_values(clean_states))
-    clean_logits, _ = decoder.unembed(resid)
-    cross = decoder.cross_keys_values(corrupted_states)
-    corrupted = read_metrics(decoder, corrupted_tokens, cross, identity, metrics, clean_logits)
-    return Prepared(
-        tokens=corrupted_tokens,
-        cross=cross,
-        source=getattr(acts, site),
-        clean_logits=clean_logits,
-        clean=_evaluate(metrics, clean_logits, tuple(range(len(clean_tokens))), clean_logits),
-        corrupted=corrupted,
-    )
+    mels: Float[Array, "batch n_mels mel_frame"],
+    tokens: Int[Array, "batch pos"],
+    states: Float[Array, "batch frame d_model"],
+    encoder_acts: EncoderActivations,
+    reads: Int[Array, " read"],
+    sites: frozenset[str],
+) -> Run:
+    def one(run: tuple[Array, Array, Array, EncoderActivations]) -> Run:
+        mel, tokens, states, acts = run
+        cross = decoder.cross_keys_values(states)
+        patterns = bool(sites & PATTERN_SITES)
+        resid, decoder_acts = decoder(tokens, cross, patterns=patterns)
+        logits, _ = decoder.unembed(resid[reads])
+        kept = DecoderActivations(**{site: getattr(decoder_acts, site) for site in sites})
+        return Run(mel, tokens, states, cross, acts, kept, logits)
+
+    # One after the other: batched, the layers' keys and values would be transposed into place.
+    return jax.lax.map(one, (mels, tokens, states, encoder_acts))
 
 
-def read_metrics(
-    decoder: Decoder,
-    tokens: Int[Array, " pos"],
-    cross: KeysValues,
-    edit: Edit,
-    metrics: tuple[Metric, ...],
-    clean_logits: Float[Array, "pos d_vocab"],
-) -> Float[Array, " metric"]:
-    """Run the decoder under an edit and evaluate metrics, unembedding only the rows they read."""
-    n = len(tokens)
-    read = {row % n for one in metrics for row in (range(n) if one.rows is None else one.rows)}
-    rows = tuple(sorted(read))
-    resid, _ = decoder(tokens, cross, edit)
-    logits, _ = decoder.unembed(resid[jnp.asarray(rows)], edit)
-    return _evaluate(metrics, logits, rows, clean_logits)
+def align(acts: DecoderActivations, alignment: Int[np.ndarray, " aligned"]) -> DecoderActivations:
+    """View a run's activations at the positions of a run of another length.
 
-
-def _evaluate(
-    metrics: tuple[Metric, ...],
-    logits: Float[Array, "rows d_vocab"],
-    rows: tuple[int, ...],
-    clean_logits: Float[Array, "pos d_vocab"],
-) -> Float[Array, " metric"]:
-    n = len(clean_logits)
-    values = []
-    for one in metrics:
-        wanted = range(n) if one.rows is None else [row % n for row in one.rows]
-        index = jnp.asarray([rows.index(row) for row in wanted])
-        values.append(one(logits[index], clean_logits[jnp.asarray(list(wanted))]))
-    return jnp.stack(values)
+    Raises:
+        InputError: there is a self-attention pattern, whose keys would need aligning too.
+    """
+    if acts.pattern is not None:
+        raise InputError(
+            "Self-attention patterns of runs of different length cannot be interchanged: choose "
+            "another site."
+        )
+    fields: dict[str, Array | None] = {}
+    for site, value in vars(acts).items():
+        if value is None or site in ("cross_k", "cross_v"):
+            fields[site] = value
+        else:
+            axis = value.ndim - len(layer_axes(site)) + position_axis(site)
+            fields[site] = jnp.take(value, jnp.asarray(alignment), axis=axis)
+    return DecoderActivations(**fields)

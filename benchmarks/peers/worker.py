@@ -1,0 +1,191 @@
+"""Answers benchmark requests for the PyTorch peers: one JSON object a line in, one out.
+
+    python benchmarks/peers/worker.py
+
+Runs in the peers' environment (`environment.sh`) and imports nothing of ours. Requests:
+
+    {"op": "load", "folder": DIR, "device": "cpu", "dtype": "float32", "tf32": false}
+    {"op": "inputs", "file": NPZ}
+    {"op": "matmul", "n": 2048, "repeats": 5}
+    {"op": "run", "method": "batched", "site": "resid_pre", "cells": [[layer, pos], ...]}
+    {"op": "run", "method": "encoder_hooks_batched", "site": "resid_pre",
+     "windows": [[layer, start, stop], ...]}
+
+`run` also takes `head` (sites `z` and `cross_z`), `batch`, and `warm_up: false`. Cells patch the
+decoder, windows the encoder, whose sites are `resid_pre` and `ln_final` (its output: layer 0). Its
+answer holds the metric's `values` and `seconds`, the sum of `encode_seconds`, `clean_seconds` (the
+clean run that the patches are taken from) and `sweep_seconds` (all that grows with the patches).
+Every answer holds `"ok"`; a failed request is answered by `{"ok": false, "error": ...,
+"message": ...}` and the worker lives on. Whatever libraries print goes to stderr.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import torch
+from batched import batched, batched_onednn
+from encoder import encoder_hooks_batched, encoder_output_windows
+from hooked import hooks_decoder, hooks_model
+from job import Inputs, Stopwatch, matmul_rate, peak_bytes, read_inputs, reset_peak
+from sites import Patch, Sweep
+from transformers import WhisperForConditionalGeneration
+
+Method = Callable[[WhisperForConditionalGeneration, Inputs, Sweep, Stopwatch], list[float]]
+Answer = dict[str, Any]
+
+PACKAGES = ("torch", "transformers", "nnsight")
+
+
+def nnsight(
+    model: WhisperForConditionalGeneration, inputs: Inputs, sweep: Sweep, clock: Stopwatch
+) -> list[float]:
+    """nnsight's invokes; only this method needs nnsight installed."""
+    from nnsight_invokes import nnsight_invokes
+
+    return nnsight_invokes(model, inputs, sweep, clock)
+
+
+METHODS: dict[str, Method] = {
+    "hooks_model": hooks_model,
+    "hooks_decoder": hooks_decoder,
+    "batched": batched,
+    "batched_onednn": batched_onednn,
+    "nnsight": nnsight,
+    "encoder_hooks_batched": encoder_hooks_batched,
+    "encoder_output_windows": encoder_output_windows,
+}
+# The fastest for Whisper's shapes where it was measured (CPU), or a size that fills the device.
+DEFAULT_BATCH = {
+    "batched": {"cpu": 48, "cuda": 256},
+    "batched_onednn": {"cpu": 48},
+    "nnsight": {"cpu": 32, "cuda": 64},
+    "encoder_hooks_batched": {"cuda": 16},
+    "encoder_output_windows": {"cpu": 4, "cuda": 32},
+}
+
+
+class Worker:
+    """A loaded model, its inputs, and what has been warmed up."""
+
+    model: WhisperForConditionalGeneration
+    inputs: Inputs
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self.dtype = torch.float32
+        self.warm: set[tuple] = set()
+
+    def answer(self, request: dict[str, Any]) -> Answer:
+        """Serve one request."""
+        arguments = dict(request)
+        operation = arguments.pop("op")
+        operations = {
+            "load": self.load,
+            "inputs": self.read,
+            "matmul": self.matmul,
+            "run": self.run,
+        }
+        if operation not in operations:
+            raise ValueError(f"no operation {operation!r}: choose one of {', '.join(operations)}")
+        return operations[operation](**arguments)
+
+    def load(
+        self, folder: str, device: str = "cpu", dtype: str = "float32", tf32: bool = False
+    ) -> Answer:
+        """Load a Hugging Face folder; `tf32` lets NVIDIA GPUs round float32 products."""
+        started = time.perf_counter()
+        self.device, self.dtype = torch.device(device), getattr(torch, dtype)
+        torch.backends.fp32_precision = "tf32" if tf32 else "ieee"
+        model = WhisperForConditionalGeneration.from_pretrained(
+            folder, attn_implementation="sdpa", dtype=self.dtype
+        )
+        self.model = model.to(self.device).eval()
+        self.warm.clear()
+        on_gpu = self.device.type == "cuda"
+        return {
+            "seconds": time.perf_counter() - started,
+            "device": torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
+            "threads": torch.get_num_threads(),
+            "versions": {d.name: d.version for d in distributions() if d.name in PACKAGES},
+        }
+
+    def read(self, file: str) -> Answer:
+        """Take the pair of runs that is patched from now on."""
+        self.inputs = read_inputs(Path(file), self.device, self.dtype)
+        self.warm.clear()
+        return {"tokens": self.inputs.clean_tokens.shape[1]}
+
+    def matmul(self, n: int = 2048, repeats: int = 5) -> Answer:
+        """The rate of a square matrix product in the loaded dtype."""
+        return {"flops_per_second": matmul_rate(n, repeats, self.device, self.dtype)}
+
+    def run(self, method: str, warm_up: bool = True, **wanted: Any) -> Answer:
+        """Run one method over one sweep, after one untimed batch if it has not run so before."""
+        if method not in METHODS:
+            raise ValueError(f"no method {method!r}: choose one of {', '.join(METHODS)}")
+        if not hasattr(self, "model") or not hasattr(self, "inputs"):
+            raise ValueError("load a model and inputs first")
+        batch = DEFAULT_BATCH.get(method, {}).get(self.device.type, 1)
+        sweep = make_sweep(**{"batch": batch, **wanted})
+        first = replace(sweep, patches=sweep.patches[: sweep.batch])
+        shape = (method, sweep.stack, sweep.site, len(first.patches))
+        started = time.perf_counter()
+        if warm_up and shape not in self.warm:
+            METHODS[method](self.model, self.inputs, first, Stopwatch(self.device))
+            self.warm.add(shape)
+        warm_up_seconds = time.perf_counter() - started
+        reset_peak(self.device)
+        clock = Stopwatch(self.device)
+        values = METHODS[method](self.model, self.inputs, sweep, clock)
+        return {
+            "seconds": sum(clock.seconds.values()),
+            **{f"{part}_seconds": seconds for part, seconds in clock.seconds.items()},
+            "warm_up_seconds": warm_up_seconds,
+            "values": values,
+            "batch": sweep.batch,
+            "peak_bytes": peak_bytes(self.device),
+        }
+
+
+def make_sweep(
+    site: str,
+    batch: int,
+    cells: list[tuple[int, int]] | None = None,
+    windows: list[tuple[int, int, int]] | None = None,
+    head: int | None = None,
+) -> Sweep:
+    """The sweep that a `run` request describes."""
+    if (cells is None) == (windows is None):
+        raise ValueError("give either cells (decoder) or windows (encoder)")
+    if cells is not None:
+        patches = [Patch(layer, position, position + 1) for layer, position in cells]
+        return Sweep("decoder", site, patches, head, batch)
+    return Sweep("encoder", site, [Patch(*window) for window in windows or []], head, batch)
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Answer until stdin ends."""
+    # Libraries print to stdout at will: the answers keep it to themselves.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    worker = Worker()
+    for line in sys.stdin:
+        try:
+            answer = {"ok": True, **worker.answer(json.loads(line))}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"ok": False, "error": type(error).__name__, "message": str(error)}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Cutting a sweep into chunks: patches that run together, in few shapes, within the memory."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.pytree import pytree_dataclass
+
+if TYPE_CHECKING:
+    from jaxasr_interp.patching.plan import SweepPlan
+
+_ROWS_IN_CACHE = 1056
+_ROW_MULTIPLE = 16
+
+
+@pytree_dataclass
+class Cells:
+    """Where and how strongly each patch of a chunk acts.
+
+    Attributes:
+        layer: its layer.
+        head: its head, -1 for all.
+        start: its first position.
+        stop: the position after its last.
+        alpha: its strength.
+    """
+
+    layer: Int[Array | np.ndarray, " patch"]
+    head: Int[Array | np.ndarray, " patch"]
+    start: Int[Array | np.ndarray, " patch"]
+    stop: Int[Array | np.ndarray, " patch"]
+    alpha: Float[Array | np.ndarray, " patch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Patches of one site that run together; by the minimal method all in one layer.
+
+    Attributes:
+        site: where they write.
+        where: their places in the sweep's order.
+        cells: the patches, the last repeated up to the chunk's fixed size.
+        rows: decoder rows that the chunk has room for (minimal method).
+        width: positions that the widest patch of the site covers.
+        bytes: memory it takes.
+    """
+
+    site: str
+    where: Int[np.ndarray, " patch"]
+    cells: Cells
+    rows: int
+    width: int
+    bytes: int
+
+    @property
+    def layer(self) -> int:
+        """The layer of the first patch."""
+        return int(self.cells.layer[0])
+
+    @property
+    def size(self) -> int:
+        """Patches that it has room for."""
+        return len(self.cells.start)
+
+    def each(self) -> Iterator[Cells]:
+        """Its patches one by one."""
+        for i in range(len(self.where)):
+            yield jax.tree.map(lambda values, i=i: values[i], self.cells)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Costs:
+    """Bytes of one chunk: `patch · patches + row · rows`."""
+
+    patch: int
+    row: int
+
+    def __call__(self, patches: int, rows: int) -> int:
+        return self.patch * patches + self.row * rows
+
+
+def make_chunks(plan: "SweepPlan", method: str, utterances: int) -> list[Chunk]:
+    """Group a plan's patches by site (and by layer, for the minimal method), and cut the groups.
+
+    All chunks of a site have the same shapes, so that one program runs them.
+    """
+    cells = plan.cells()
+    chosen = np.arange(plan.size) if plan.only is None else np.array(plan.only)
+    chunks: list[Chunk] = []
+    for site in plan.sites:
+        numbers = [i for i, (name, _) in enumerate(plan.components) if name == site]
+        of_site = chosen[np.isin(cells["component"][chosen], numbers)]
+        if not len(of_site):
+            continue
+        if method == "minimal":
+            layers = cells["layer"][of_site]
+            groups = [of_site[layers == layer] for layer in np.unique(layers)]
+        else:
+            groups = [of_site]
+        chunks += _cut(plan, site, groups, cells, method, utterances)
+    return chunks
+
+
+def base_bytes(plan: "SweepPlan", utterances: int) -> int:
+    """What the runs that a sweep starts from keep in memory, and what making them takes."""
+    c, size = plan.config, _itemsize(plan.dtype)
+    cross = 2 * c.decoder_layers * c.max_frames * c.d_model
+    decoder = c.decoder_layers * plan.n_tokens * 10 * c.d_model
+    encoder = 0
+    if plan.stack == "encoder":
+        encoder = c.encoder_layers * c.max_frames * 7 * c.d_model
+        if "pattern" in plan.sites:
+            encoder += c.encoder_layers * c.encoder_heads * c.max_frames**2
+    kept = utterances * 2 * size * (cross + decoder + encoder)
+    encoding = 4 * 2 * c.encoder_heads * c.max_frames**2
+    return kept + encoding
+
+
+def _cut(
+    plan: "SweepPlan",
+    site: str,
+    groups: list[np.ndarray],
+    cells: dict[str, np.ndarray],
+    method: str,
+    utterances: int,
+) -> list[Chunk]:
+    rows = _rows(plan, cells, method)
+    width = int((cells["stop"] - cells["start"])[np.concatenate(groups)].max())
+    costs = _costs(plan, site, method, width, utterances)
+    budget = plan.memory - base_bytes(plan, utterances)
+    if costs(1, int(rows.max())) > budget:
+        least = base_bytes(plan, utterances) + costs(1, int(rows.max()))
+        raise InputError(
+            f"A memory budget of {plan.memory} bytes is too small: the runs and one patch of "
+            f"{plan.stack} {site} take {least}."
+        )
+    cuts = [cut for group in groups for cut in _fill(group, rows, costs, budget)]
+    patches = max(len(cut) for cut in cuts)
+    room = -(-max(int(rows[cut].sum()) for cut in cuts) // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    chunks = []
+    for cut in cuts:
+        padded = np.pad(cut, (0, patches - len(cut)), mode="edge")
+        chosen = {name: values[padded] for name, values in cells.items() if name != "component"}
+        chosen["alpha"] = chosen["alpha"].astype(
+            np.float64 if plan.dtype == "float64" else np.float32
+        )
+        chunks.append(Chunk(site, cut, Cells(**chosen), room, width, costs(patches, room)))
+    return chunks
+
+
+def _rows(plan: "SweepPlan", cells: dict[str, np.ndarray], method: str) -> Int[np.ndarray, " cell"]:
+    """Decoder rows that each patch changes, or that a run of its own takes."""
+    if method == "minimal" and plan.stack == "decoder" and not plan.counts_frames:
+        return plan.n_tokens - cells["start"]
+    return np.full(len(cells["start"]), plan.n_tokens)
+
+
+def _fill(
+    group: Int[np.ndarray, " some"], rows: Int[np.ndarray, " cell"], costs: _Costs, budget: int
+) -> list[np.ndarray]:
+    """Cut a group into as few pieces as fit, of about equal size."""
+    most = budget
+    if jax.devices()[0].platform == "cpu":
+        # More rows than these fall out of the caches and run no faster.
+        most = min(budget, max(costs(1, _ROWS_IN_CACHE), costs(1, int(rows.max()))))
+    total = costs(len(group), int(rows[group].sum()))
+    share = max(total / -(-total // most), costs(1, int(rows.max())))
+    pieces, start = [], 0
+    while start < len(group):
+        filled = np.arange(1, len(group) - start + 1) * costs.patch
+        filled = filled + np.cumsum(rows[group[start:]]) * costs.row
+        size = max(1, int((filled <= share).sum()))
+        pieces.append(group[start : start + size])
+        start += size
+    return pieces
+
+
+def _costs(plan: "SweepPlan", site: str, method: str, width: int, utterances: int) -> _Costs:
+    c, size, wide = plan.config, _itemsize(plan.dtype), max(4, _itemsize(plan.dtype))
+    d, tokens, frames, heads = c.d_model, plan.n_tokens, c.max_frames, c.decoder_heads
+    row = 3 * wide * heads * frames + size * (3 * c.decoder_d_mlp + 16 * d)
+    patch = size * 12 * tokens * d + 3 * wide * heads * tokens**2
+    if method == "vmap":
+        patch += 4 * wide * plan.reads * c.d_vocab
+    if plan.stack == "decoder" and plan.counts_frames:
+        patch += tokens * row + size * 6 * frames * d
+    elif plan.stack == "decoder" and method == "minimal":
+        patch += width * row
+    elif site == "ln_final" and method == "minimal":
+        patch += width * (size * (4 * c.decoder_layers + 8) * d + 3 * wide * heads * tokens)
+    elif plan.stack == "encoder":
+        patch += 3 * wide * c.encoder_heads * frames**2
+        patch += size * frames * (14 * d + 3 * c.encoder_d_mlp + 4 * c.decoder_layers * d)
+    return _Costs(utterances * patch, utterances * row)
+
+
+def _itemsize(dtype: str) -> int:
+    return jax.numpy.dtype(dtype).itemsize

@@ -1,0 +1,218 @@
+"""The minimal sweep equals one plain run for each patch: every site, every kind of patch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxasr_interp as ji
+from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.sites import SITES, head_axis, sweepable_sites
+
+CELLS = [(stack, site) for stack in SITES for site in sweepable_sites(stack)]
+MOST = 1e-9
+
+
+@pytree_dataclass
+class OneOf:
+    """The edit of that number: which one is data, so one program tests all."""
+
+    kinds: tuple[ji.Edit, ...]
+    number: jax.Array
+
+    def __call__(self, site, layer, value):
+        return jnp.stack([kind(site, layer, value) for kind in self.kinds])[self.number]
+
+
+@pytest.fixture
+def metrics(golden):
+    target, other = int(golden["t"]), int(golden["u"])
+    return [
+        ji.metrics.log_prob(target),
+        ji.metrics.logit_diff(target, other),
+        ji.metrics.rank(target, pos=4),
+        ji.metrics.entropy(3),
+        ji.metrics.kl(None),
+        ji.metrics.cross_entropy(golden["tokens_a"][4:], 3),
+        ji.metrics.custom(lambda logits: jnp.square(logits).mean(), "size"),
+    ]
+
+
+def random_edits(model, site, stack, clean):
+    """Every kind of patch that the site takes."""
+    enc = ji.encode(model, clean.mel, sites="all")
+    dec = ji.decode(model, clean.tokens, enc.states, sites="all")
+    acts = enc.acts if stack == "encoder" else dec.acts
+    shape = getattr(acts, site).shape
+    mean = jax.tree.map(lambda x: (x + jnp.flip(x, -1)) / 2, acts)
+    rng = np.random.default_rng(7)
+    kinds = [
+        ji.Zero(),
+        ji.Scale(jnp.asarray(1.7)),
+        ji.Add(jnp.asarray(rng.normal(size=shape[-1:]))),
+        ji.Noise(jnp.asarray(0.8), jnp.asarray(3, jnp.int32)),
+        ji.Interchange(acts),
+        ji.Interchange(mean),
+    ]
+    if site.endswith("pattern"):
+        kinds.append(ji.Knockout(jnp.asarray(1, jnp.int32), jnp.asarray(4, jnp.int32)))
+    return tuple(kinds)
+
+
+def random_plan(rng, model, tokens, stack, site):
+    """Some layers, heads, windows of several widths and strengths."""
+    frames = stack == "encoder" or site in ("cross_k", "cross_v")
+    size = 12 if frames else len(tokens)
+    starts = rng.choice(size, 3, replace=False)
+    windows = [(int(a), int(rng.integers(a + 1, min(a + 4, size) + 1))) for a in starts]
+    n_heads = {"encoder": 4, "decoder": 2}[stack]
+    n_layers = {"encoder": 2, "decoder": 3}[stack]
+    return ji.plan_sweep(
+        model,
+        tokens=tokens,
+        stack=stack,
+        site=site,
+        layers=sorted(rng.choice(n_layers, 2, replace=False).tolist())
+        if SITES[stack][site][0] == "layer"
+        else None,
+        heads=[int(rng.integers(n_heads))]
+        if head_axis(site) is not None and rng.random() < 0.6
+        else None,
+        positions=windows,
+        alpha=[1.0, float(rng.uniform(-0.5, 1.5))],
+    )
+
+
+@pytest.mark.parametrize(("stack", "site"), CELLS)
+def test_minimal_equals_one_run_per_patch(tiny, utterances, metrics, stack, site):
+    clean, corrupted = utterances
+    kinds = random_edits(tiny, site, stack, clean)
+    rng = np.random.default_rng(len(site) * 31 + len(stack))
+    plan = random_plan(rng, tiny, corrupted.tokens, stack, site)
+    moved = []
+    for number in range(len(kinds)):
+        edit = OneOf(kinds, jnp.asarray(number, jnp.int32))
+        direction = ("clean_to_corrupted", "corrupted_to_clean")[number % 2]
+        minimal, reference = (
+            ji.activation_patching(
+                tiny,
+                plan,
+                clean=clean,
+                corrupted=corrupted,
+                metric=metrics,
+                edit=edit,
+                direction=direction,
+                method=method,
+            )
+            for method in ("minimal", "reference")
+        )
+        np.testing.assert_allclose(minimal.patched, reference.patched, rtol=MOST, atol=MOST)
+        base = reference.corrupted if number % 2 == 0 else reference.clean
+        moved.append(np.abs(reference.patched[4].reshape(-1) - base[4]).max())
+    assert max(moved) > 1e-3, "no patch changed anything: nothing was tested"
+
+
+@pytest.mark.parametrize(
+    ("stack", "site"),
+    [("decoder", "resid_pre"), ("decoder", "cross_z"), ("encoder", "k"), ("encoder", "ln_final")],
+)
+def test_vmap_equals_one_run_per_patch(tiny, utterances, metrics, stack, site):
+    clean, corrupted = utterances
+    plan = random_plan(np.random.default_rng(5), tiny, corrupted.tokens, stack, site)
+    batched, looped = (
+        ji.activation_patching(
+            tiny, plan, clean=clean, corrupted=corrupted, metric=metrics, method=method
+        )
+        for method in ("vmap", "reference")
+    )
+    np.testing.assert_allclose(batched.patched, looped.patched, rtol=MOST, atol=MOST)
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_all_positions_of_layer_0_give_the_other_run(tiny, utterances, metrics, stack):
+    clean, corrupted = utterances
+    corrupted = ji.Utterance(corrupted.mel, clean.tokens)
+    if stack == "decoder":
+        corrupted = ji.Utterance(clean.mel, utterances[1].tokens)
+    plan = ji.plan_sweep(tiny, tokens=clean.tokens, stack=stack, layers=[0], positions="all")
+    result = ji.activation_patching(
+        tiny, plan, clean=clean, corrupted=corrupted, metric=metrics[:2]
+    )
+    np.testing.assert_allclose(result.patched.reshape(2), result.clean, rtol=1e-10)
+    assert np.abs(result.clean - result.corrupted).min() > 1e-4
+
+
+def test_several_pairs_equal_each_alone(tiny, utterances, metrics):
+    a, b = utterances
+    c = ji.Utterance(a.mel, b.tokens)
+    pairs = {"clean": [a, b, c], "corrupted": [b, a, a]}
+    wanted = [[ji.metrics.log_prob(token), ji.metrics.kl()] for token in (3, 9, 21)]
+    for options in (
+        {"site": ["resid_pre", "cross_result"], "heads": "each"},
+        {"stack": "encoder", "site": "z", "window": 5},
+        {"stack": "encoder", "site": "ln_final", "window": 5},
+    ):
+        plan = ji.plan_sweep(tiny, tokens=a.tokens, **options)
+        together = ji.activation_patching_batch(tiny, plan, metric=wanted, **pairs)
+        for i, result in enumerate(together):
+            alone = ji.activation_patching(
+                tiny,
+                plan,
+                clean=pairs["clean"][i],
+                corrupted=pairs["corrupted"][i],
+                metric=wanted[i],
+            )
+            np.testing.assert_allclose(result.patched, alone.patched, rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(result.clean, alone.clean, rtol=1e-10, atol=1e-12)
+
+
+def test_an_alignment_says_which_position_is_which(tiny, utterances):
+    clean, corrupted = utterances
+    longer = ji.Utterance(clean.mel, jnp.concatenate([clean.tokens[:3], clean.tokens]))
+    alignment = [0, 1, 2, 6, 7, 8, 9]
+    plan = ji.plan_sweep(tiny, tokens=corrupted.tokens, site=["resid_mid", "cross_pattern"])
+    runs = {"clean": longer, "corrupted": corrupted, "alignment": alignment}
+    wanted = [ji.metrics.kl(None), ji.metrics.log_prob(3)]
+    minimal, looped = (
+        ji.activation_patching(tiny, plan, metric=wanted, method=method, **runs)
+        for method in ("minimal", "reference")
+    )
+    np.testing.assert_allclose(minimal.patched, looped.patched, rtol=MOST, atol=MOST)
+    states = ji.encode(tiny, clean.mel).states
+    acts = ji.decode(tiny, longer.tokens, states, sites=["resid_mid"]).acts
+    moved = ji.DecoderActivations(resid_mid=acts.resid_mid[:, jnp.asarray(alignment)])
+    edit = ji.At(ji.Interchange(moved), 1, 5, 6, site="resid_mid")
+    own = ji.encode(tiny, corrupted.mel).states
+    logits = ji.decode(tiny, corrupted.tokens, own, edit=edit).logits[-1]
+    expected = logits[3] - jax.nn.logsumexp(logits)
+    np.testing.assert_allclose(minimal.patched[1, 0, 1, 5], expected, rtol=1e-10)
+    for wrong in ([0, 1], [0, 1, 2, 6, 7, 8, 10]):
+        with pytest.raises(ji.InputError, match="alignment"):
+            ji.activation_patching(tiny, plan, metric=wanted, **(runs | {"alignment": wrong}))
+    plan = ji.plan_sweep(tiny, tokens=corrupted.tokens, site="pattern")
+    with pytest.raises(ji.InputError, match="different length cannot be interchanged"):
+        ji.activation_patching(tiny, plan, metric=wanted, **runs)
+
+
+def test_a_knocked_out_query_without_other_keys_attends_to_nothing(tiny, utterances):
+    clean, _ = utterances
+    edit = ji.At(ji.Knockout(0, 3), layer=0, start=0, stop=7, site="pattern")
+    states = ji.encode(tiny, clean.mel).states
+    pattern = ji.decode(tiny, clean.tokens, states, edit=edit, sites=["pattern"]).acts.pattern[0]
+    np.testing.assert_array_equal(pattern[:, :, :3], 0)
+    np.testing.assert_array_equal(pattern[:, :3], 0)
+    np.testing.assert_allclose(pattern[:, 3:].sum(-1), 1, rtol=1e-12)
+
+
+def test_knocking_out_equals_masking_the_scores(tiny, utterances, golden):
+    clean, _ = utterances
+    states = ji.encode(tiny, clean.mel).states
+
+    def mask(site, layer, value):
+        hidden = jnp.zeros(value.shape, bool).at[:, 4:, 1:3].set(True)
+        masked = jnp.where(hidden & (layer == 1), -jnp.inf, value)
+        return masked if site == "attn_scores" else value
+
+    edit = ji.At(ji.Knockout(1, 3), layer=1, start=4, stop=7, site="pattern")
+    masked, knocked = (ji.decode(tiny, clean.tokens, states, edit=e).logits for e in (mask, edit))
+    np.testing.assert_allclose(knocked, masked, rtol=1e-10)
