@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.layers import accumulation_dtype
 from jaxasr_interp.pytree import pytree_dataclass
 
 if TYPE_CHECKING:
@@ -30,11 +32,11 @@ class Cells:
         alpha: its strength.
     """
 
-    layer: Int[Array | np.ndarray, " patch"]
-    head: Int[Array | np.ndarray, " patch"]
-    start: Int[Array | np.ndarray, " patch"]
-    stop: Int[Array | np.ndarray, " patch"]
-    alpha: Float[Array | np.ndarray, " patch"]
+    layer: Int[Array, " patch"]
+    head: Int[Array, " patch"]
+    start: Int[Array, " patch"]
+    stop: Int[Array, " patch"]
+    alpha: Float[Array, " patch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Chunk:
     Attributes:
         site: where they write.
         where: their places in the sweep's order.
+        layer: the layer of the first of them.
         cells: the patches, the last repeated up to the chunk's fixed size.
         rows: decoder rows that the chunk has room for (minimal method).
         width: positions that the widest patch of the site covers.
@@ -52,15 +55,11 @@ class Chunk:
 
     site: str
     where: Int[np.ndarray, " patch"]
+    layer: int
     cells: Cells
     rows: int
     width: int
     bytes: int
-
-    @property
-    def layer(self) -> int:
-        """The layer of the first patch."""
-        return int(self.cells.layer[0])
 
     @property
     def size(self) -> int:
@@ -145,11 +144,14 @@ def _cut(
     chunks = []
     for cut in cuts:
         padded = np.pad(cut, (0, patches - len(cut)), mode="edge")
-        chosen = {name: values[padded] for name, values in cells.items() if name != "component"}
-        chosen["alpha"] = chosen["alpha"].astype(
-            np.float64 if plan.dtype == "float64" else np.float32
+        layer, head, start, stop = (
+            jnp.asarray(cells[name][padded], jnp.int32)
+            for name in ("layer", "head", "start", "stop")
         )
-        chunks.append(Chunk(site, cut, Cells(**chosen), room, width, costs(patches, room)))
+        alpha = jnp.asarray(cells["alpha"][padded], accumulation_dtype(jnp.dtype(plan.dtype)))
+        of_chunk = Cells(layer, head, start, stop, alpha)
+        first = int(cells["layer"][cut[0]])
+        chunks.append(Chunk(site, cut, first, of_chunk, room, width, costs(patches, room)))
     return chunks
 
 
@@ -200,4 +202,4 @@ def _costs(plan: "SweepPlan", site: str, method: str, width: int, utterances: in
 
 
 def _itemsize(dtype: str) -> int:
-    return jax.numpy.dtype(dtype).itemsize
+    return jnp.dtype(dtype).itemsize

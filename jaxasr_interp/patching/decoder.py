@@ -32,11 +32,11 @@ class Packing:
         pos: each row's position.
     """
 
-    start: Int[Array | np.ndarray, " patch"]
-    stop: Int[Array | np.ndarray, " patch"]
-    first: Int[Array | np.ndarray, " patch"]
-    patch: Int[Array | np.ndarray, " row"]
-    pos: Int[Array | np.ndarray, " row"]
+    start: Int[Array, " patch"]
+    stop: Int[Array, " patch"]
+    first: Int[Array, " patch"]
+    patch: Int[Array, " row"]
+    pos: Int[Array, " row"]
 
 
 @pytree_dataclass
@@ -69,7 +69,7 @@ def pack(chunk: Chunk, n_tokens: int, *, everywhere: bool) -> Packing:
     pos = np.arange(len(patch)) - first[patch] + start[patch]
     idle = (0, chunk.rows - len(patch))
     arrays = (start, stop, first, np.pad(patch, idle), np.pad(pos, idle))
-    return Packing(*(array.astype(np.int32) for array in arrays))
+    return Packing(*(jnp.asarray(array, jnp.int32) for array in arrays))
 
 
 @jax.jit
@@ -112,6 +112,8 @@ def _propagate(
     acts, last = base.decoder, decoder.n_layers - 1
     assert acts.resid_pre is not None
     assert acts.resid_post is not None
+    assert acts.k is not None
+    assert acts.v is not None
     places = _Places(packing, len(base.tokens))
     blocks: DecoderBlock = decoder.blocks
 

@@ -6,6 +6,7 @@ end. Patches at `resid_pre`, `k` and `v` enter the layer itself; all others ente
 changed rows of `resid_pre`: one primitive, "change these rows and propagate", serves them all.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -40,13 +41,17 @@ def entry_layer(site: str, layer: int) -> int:
 
 def base_sites(stack: Stack, sites: frozenset[str]) -> Sites:
     """The activations of the base run that patches at `sites` start from."""
-    if "ln_final" in sites:
-        return Sites(decoder=frozenset({"resid_mid"}))
+    # Windows of the final states need nothing of the encoder's layers.
+    inside = sites - {"ln_final"} if stack == "encoder" else sites
+    final = Sites(decoder=frozenset({"resid_mid"} if inside != sites else ()))
+    if not inside:
+        return final
     stem = {"embed" if stack == "decoder" else "conv2_out", "pos_embed"}
     needed = {"resid_pre", "q", "k", "v", "resid_mid", "resid_post"} | sites
     if stack == "decoder":
         needed |= {"resid_mid_cross"}
-    return Sites.of(stack, needed | stem if sites & stem else needed)
+    kept = frozenset(needed | stem if sites & stem else needed)
+    return dataclasses.replace(final, **{stack: kept})
 
 
 @pytree_dataclass

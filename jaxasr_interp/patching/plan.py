@@ -129,7 +129,8 @@ class SweepPlan:
         outside = [cell for cell in chosen if not 0 <= cell < self.size]
         if not chosen or outside or len(set(chosen)) < len(chosen):
             raise InputError(
-                f"The chosen cells are {list(chosen)}: expected numbers below {self.size}, each once."
+                f"The chosen cells are {list(chosen)}: expected numbers below {self.size}, each "
+                "once."
             )
         return dataclasses.replace(self, only=chosen)
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxasr_interp.edits import Tap, identity
@@ -26,7 +25,7 @@ class Reads:
         wanted: for each metric indices into `pos`.
     """
 
-    pos: Int[Array | np.ndarray, " read"]
+    pos: Int[Array, " read"]
     wanted: tuple[tuple[int, ...], ...] = static()
 
     @classmethod
@@ -39,7 +38,7 @@ class Reads:
         rows = [range(n_tokens) if one.rows is None else one.rows for one in metrics]
         named = sorted({row for some in rows for row in some})
         wanted = tuple(tuple(named.index(row) for row in some) for some in rows)
-        return cls(np.array([row % n_tokens for row in named], np.int32), wanted)
+        return cls(jnp.asarray([row % n_tokens for row in named], jnp.int32), wanted)
 
 
 def evaluate(

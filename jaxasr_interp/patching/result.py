@@ -26,6 +26,7 @@ class SweepResult:
         clean: each metric of the clean run.
         corrupted: each metric of the corrupted run.
         direction: which run was patched with which.
+        method: `"exact"`, or the approximation that `patched` comes from.
     """
 
     plan: SweepPlan
@@ -34,6 +35,7 @@ class SweepResult:
     clean: Float[np.ndarray, " metric"]
     corrupted: Float[np.ndarray, " metric"]
     direction: str = "clean_to_corrupted"
+    method: str = "exact"
 
     @property
     def recovered(self) -> Float[np.ndarray, "metric *cells"]:
@@ -77,6 +79,7 @@ class SweepResult:
                 "position": "frame" if plan.counts_frames else "token",
                 "n_tokens": plan.n_tokens,
                 "direction": self.direction,
+                "method": self.method,
             },
         )
         if plan.counts_frames:

@@ -80,7 +80,7 @@ def run_utterances(
     model: Whisper,
     utterances: Sequence[Utterance],
     sites: Sites,
-    reads: Int[np.ndarray, " read"],
+    reads: Int[Array, " read"],
     states: Float[Array, "batch frame d_model"] | None = None,
 ) -> Run:
     """Run several utterances of equal length.

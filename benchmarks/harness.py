@@ -1,0 +1,113 @@
+"""What every benchmark shares: the peers' process, paired runs, the device's rate, provenance."""
+
+import dataclasses
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+
+
+class Peer:
+    """The peers' worker: one JSON request a line in, one answer a line out.
+
+    Args:
+        python: interpreter of the peers' environment.
+    """
+
+    def __init__(self, python: str):
+        command = [python, str(ROOT / "benchmarks" / "peers" / "worker.py")]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self, op: str, **arguments: Any) -> dict[str, Any]:
+        """Send a request and wait for its answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"op": op, **arguments}) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        if not answer["ok"]:
+            raise RuntimeError(f"{op} {arguments.get('method', '')}: {answer['message']}")
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Seconds of two sides in alternating runs.
+
+    Attributes:
+        ours: seconds of each of our runs.
+        theirs: seconds of each of theirs.
+    """
+
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+
+    @property
+    def ratio(self) -> float:
+        """How many times longer theirs takes: the median of the pairs' ratios."""
+        pairs = zip(self.ours, self.theirs, strict=True)
+        return statistics.median(theirs / ours for ours, theirs in pairs)
+
+
+def alternate(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> Pair:
+    """Run both sides in turn, A B A B; each returns the seconds of its own clock."""
+    runs = [(ours(), theirs()) for _ in range(rounds)]
+    return Pair(tuple(a for a, _ in runs), tuple(b for _, b in runs))
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Wall time of one call, its arrays waited for."""
+    started = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - started
+
+
+def matmul_rate(dtype: str, repeats: int = 7) -> float:
+    """FLOP/s of our own 2048³ matrix product: the median of several, after one to compile."""
+    x = jax.random.normal(jax.random.key(0), (2048, 2048), dtype)
+    product = jax.jit(jnp.matmul)
+    seconds(lambda: product(x, x))
+    return 2 * 2048**3 / statistics.median(seconds(lambda: product(x, x)) for _ in range(repeats))
+
+
+def peak_bytes() -> int:
+    """Most memory this process has held: of the device where it counts, else resident."""
+    stats = jax.devices()[0].memory_stats() or {}
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return stats.get("peak_bytes_in_use", resident)
+
+
+def provenance() -> dict[str, Any]:
+    """Device, versions and commit of a measurement."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
+    return {
+        "device": jax.devices()[0].device_kind,
+        "platform": jax.devices()[0].platform,
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(__import__("os").sched_getaffinity(0)),
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip(),
+    }
