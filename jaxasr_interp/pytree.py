@@ -39,3 +39,11 @@ def pytree_dataclass[T](cls: type[T]) -> type[T]:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
+
+
+def replace[T](tree: T, **fields: Any) -> T:
+    """A copy of a pytree dataclass with other fields; unchecked, so a batched one too."""
+    copy = object.__new__(type(tree))
+    for name, value in (vars(tree) | fields).items():
+        object.__setattr__(copy, name, value)
+    return copy

@@ -77,8 +77,11 @@ def _forget_programs():
 
 @pytest.fixture
 def x64():
+    """Double precision; compiled in haste, since these models are tiny and their programs many."""
+    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -100,6 +100,53 @@ def test_chunks_equal_the_whole_in_one_program(tiny, utterances, metrics):
     assert max(traces) <= 1
 
 
+def test_a_sweep_that_is_cut_off_goes_on_from_its_file(tiny, utterances, metrics, tmp_path):
+    clean, corrupted = utterances
+    plan = ji.plan_sweep(tiny, tokens=corrupted.tokens, site=["resid_mid", "attn_out"])
+    plan = dataclasses.replace(plan, memory=one_patch_memory(tiny, plan))
+    runs = {"clean": clean, "corrupted": corrupted, "metric": metrics}
+    whole = ji.activation_patching(tiny, plan, **runs)
+    path, seen = tmp_path / "sweep.npz", []
+
+    def stop_at_20(done):
+        seen.append(done)
+        if done >= 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ji.activation_patching(tiny, plan, **runs, on_progress=stop_at_20, resume=path)
+    first = len(seen)
+    resumed = ji.activation_patching(tiny, plan, **runs, on_progress=seen.append, resume=path)
+    assert seen[first] > seen[first - 1] >= 20
+    np.testing.assert_array_equal(resumed.patched, whole.patched)
+    assert [file.name for file in tmp_path.iterdir()] == ["sweep.npz"]
+    with pytest.raises(ji.InputError, match="holds another sweep's values"):
+        ji.activation_patching(tiny, plan, **(runs | {"corrupted": clean}), resume=path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ji.InputError, match="is no unfinished sweep"):
+        ji.activation_patching(tiny, plan, **runs, resume=path)
+
+
+def test_running_out_of_memory_makes_the_chunks_smaller(tiny, utterances, metrics, monkeypatch):
+    clean, corrupted = utterances
+    plan = ji.plan_sweep(tiny, tokens=corrupted.tokens)
+    plan = dataclasses.replace(plan, memory=4 * one_patch_memory(tiny, plan))
+    runs = {"clean": clean, "corrupted": corrupted, "metric": metrics}
+    whole = ji.activation_patching(tiny, plan, **runs)
+    sizes, propagate = [], engine.propagate
+
+    def limited(decoder, bases, entries, *rest):
+        sizes.append(entries.resid.shape[1])
+        if sizes[-1] > sizes[0] // 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return propagate(decoder, bases, entries, *rest)
+
+    monkeypatch.setattr(engine, "propagate", limited)
+    small = ji.activation_patching(tiny, plan, **runs)
+    assert sizes[-1] <= sizes[0] // 2
+    np.testing.assert_allclose(small.patched, whole.patched, rtol=1e-12)
+
+
 def one_patch_memory(model, plan) -> int:
     """The smallest budget, which the error names."""
     with pytest.raises(ji.InputError, match="too small") as error:

@@ -109,7 +109,7 @@ def base_bytes(plan: "SweepPlan", utterances: int) -> int:
     """What the runs that a sweep starts from keep in memory, and what making them takes."""
     c, size = plan.config, _itemsize(plan.dtype)
     cross = 2 * c.decoder_layers * c.max_frames * c.d_model
-    decoder = c.decoder_layers * plan.n_tokens * 10 * c.d_model
+    decoder = c.decoder_layers * plan.n_tokens * 18 * c.d_model
     encoder = 0
     if plan.stack == "encoder":
         encoder = c.encoder_layers * c.max_frames * 7 * c.d_model
@@ -185,8 +185,8 @@ def _fill(
 def _costs(plan: "SweepPlan", site: str, method: str, width: int, utterances: int) -> _Costs:
     c, size, wide = plan.config, _itemsize(plan.dtype), max(4, _itemsize(plan.dtype))
     d, tokens, frames, heads = c.d_model, plan.n_tokens, c.max_frames, c.decoder_heads
-    row = 3 * wide * heads * frames + size * (3 * c.decoder_d_mlp + 16 * d)
-    patch = size * 12 * tokens * d + 3 * wide * heads * tokens**2
+    row = 2 * wide * heads * frames + size * (2 * c.decoder_d_mlp + 12 * d)
+    patch = size * 8 * tokens * d + 2 * wide * heads * tokens**2
     if method == "vmap":
         patch += 4 * wide * plan.reads * c.d_vocab
     if plan.stack == "decoder" and plan.counts_frames:
@@ -194,10 +194,10 @@ def _costs(plan: "SweepPlan", site: str, method: str, width: int, utterances: in
     elif plan.stack == "decoder" and method == "minimal":
         patch += width * row
     elif site == "ln_final" and method == "minimal":
-        patch += width * (size * (4 * c.decoder_layers + 8) * d + 3 * wide * heads * tokens)
+        patch += width * (size * 8 * d + 2 * wide * heads * tokens)
     elif plan.stack == "encoder":
-        patch += 3 * wide * c.encoder_heads * frames**2
-        patch += size * frames * (14 * d + 3 * c.encoder_d_mlp + 4 * c.decoder_layers * d)
+        patch += 2 * wide * c.encoder_heads * frames**2
+        patch += size * frames * (8 * d + 2 * c.encoder_d_mlp + 2 * c.decoder_layers * d)
     return _Costs(utterances * patch, utterances * row)
 
 

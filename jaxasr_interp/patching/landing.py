@@ -6,7 +6,6 @@ end. Patches at `resid_pre`, `k` and `v` enter the layer itself; all others ente
 changed rows of `resid_pre`: one primitive, "change these rows and propagate", serves them all.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -32,6 +31,10 @@ from jaxasr_interp.sites import (
 _ENTERING = ("resid_pre", "k", "v")
 _EMBEDDINGS = ("embed", "pos_embed", "conv2_out")
 _RESIDUAL = ("resid_pre", "resid_mid", "resid_mid_cross")
+_LARGE_OF_DECODER = {"cross_k", "cross_v", "result", "cross_result"}
+
+CARRIED = ("resid_pre", "q", "k", "v", "resid_post")
+"""What propagating changed rows takes from the run that is patched."""
 
 
 def entry_layer(site: str, layer: int) -> int:
@@ -39,19 +42,21 @@ def entry_layer(site: str, layer: int) -> int:
     return 0 if site in _EMBEDDINGS else layer if site in _ENTERING else layer + 1
 
 
-def base_sites(stack: Stack, sites: frozenset[str]) -> Sites:
-    """The activations of the base run that patches at `sites` start from."""
-    # Windows of the final states need nothing of the encoder's layers.
-    inside = sites - {"ln_final"} if stack == "encoder" else sites
-    final = Sites(decoder=frozenset({"resid_mid"} if inside != sites else ()))
-    if not inside:
-        return final
-    stem = {"embed" if stack == "decoder" else "conv2_out", "pos_embed"}
-    needed = {"resid_pre", "q", "k", "v", "resid_mid", "resid_post"} | sites
+def kept_sites(stack: Stack, sites: frozenset[str]) -> Sites:
+    """The activations that patches at `sites` need of a run: to start from, or as their source.
+
+    Of the decoder all small ones are kept, so that sweeps of most sites share their programs.
+    """
     if stack == "decoder":
-        needed |= {"resid_mid_cross"}
-    kept = frozenset(needed | stem if sites & stem else needed)
-    return dataclasses.replace(final, **{stack: kept})
+        small = (site for site, axes in SITES[stack].items() if axes[-1] in ("d_model", "d_head"))
+        return Sites(decoder=frozenset(small) - _LARGE_OF_DECODER | sites)
+    # Windows of the final states start from the decoder's run, and from nothing of the encoder's.
+    of_decoder = frozenset({"resid_mid"} if "ln_final" in sites else ())
+    if sites == {"ln_final"}:
+        return Sites(sites, of_decoder)
+    stem = {"conv2_out", "pos_embed"}
+    needed = {*CARRIED, "resid_mid", *sites}
+    return Sites(frozenset(needed | stem if sites & stem else needed), of_decoder)
 
 
 @pytree_dataclass
@@ -143,7 +148,7 @@ def land(
 
     Args:
         blocks: the stack's layers.
-        bases: the runs that are patched, with `base_sites`.
+        bases: the runs that are patched, with `kept_sites`.
         edits: what the patches do at full strength, for each run.
         cells: the patches.
         layer: their layer.

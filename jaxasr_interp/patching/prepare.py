@@ -14,7 +14,7 @@ from jaxasr_interp.forward import check_tokens
 from jaxasr_interp.interventions import Interchange
 from jaxasr_interp.metrics import Metric, check_metric
 from jaxasr_interp.model import Whisper
-from jaxasr_interp.patching.landing import base_sites
+from jaxasr_interp.patching.landing import kept_sites
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.reading import Reads, evaluate_runs
 from jaxasr_interp.patching.result import SweepResult
@@ -39,6 +39,7 @@ class Prepared:
         clean: the metrics of the clean runs.
         corrupted: the metrics of the corrupted runs.
         direction: which run is patched with which.
+        given: the clean and corrupted utterances, the edit and the alignment, as they were given.
     """
 
     model: Whisper
@@ -51,6 +52,7 @@ class Prepared:
     clean: Float[np.ndarray, "batch metric"]
     corrupted: Float[np.ndarray, "batch metric"]
     direction: str
+    given: tuple[Sequence[Utterance], Sequence[Utterance], Edit | None, Sequence[int] | None]
 
     @property
     def utterances(self) -> int:
@@ -113,13 +115,12 @@ def prepare(
     reads = Reads.of(lists[0], plan.n_tokens)
     plan = dataclasses.replace(plan, reads=len(reads.pos))
 
-    swept = frozenset(plan.sites)
-    given = Sites.of(plan.stack, swept) if edit is None else Sites()
+    kept = kept_sites(plan.stack, frozenset(plan.sites))
+    given = kept if edit is None else Sites()
     source = run_utterances(model, other, given, jnp.asarray(aligned, jnp.int32)[reads.pos])
     same_audio = all(a.mel is b.mel for a, b in zip(patched, other, strict=True))
     states = source.states if same_audio and plan.stack == "decoder" else None
-    kept = base_sites(plan.stack, swept) if minimal else Sites()
-    base = run_utterances(model, patched, kept, reads.pos, states)
+    base = run_utterances(model, patched, kept if minimal else Sites(), reads.pos, states)
     clean_logits = source.logits if into_corrupted else base.logits
     of_base, of_source = (
         np.asarray(evaluate_runs(metrics, reads, run.logits, clean_logits))
@@ -136,6 +137,7 @@ def prepare(
         clean=of_source if into_corrupted else of_base,
         corrupted=of_base if into_corrupted else of_source,
         direction=direction,
+        given=(clean, corrupted, None if edit is None else as_pytree(edit), alignment),
     )
 
 

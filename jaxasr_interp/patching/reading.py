@@ -9,10 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxasr_interp.edits import Tap, identity
 from jaxasr_interp.metrics import Metric
-from jaxasr_interp.model import Decoder
+from jaxasr_interp.model import Decoder, KeysValues
 from jaxasr_interp.patching.decoder import Reached
 from jaxasr_interp.patching.landing import at_layer
-from jaxasr_interp.patching.runs import Run
 from jaxasr_interp.pytree import pytree_dataclass, static
 
 
@@ -72,7 +71,7 @@ def evaluate_runs(
 @functools.partial(jax.jit, static_argnames="batch")
 def read(
     decoder: Decoder,
-    bases: Run,
+    cross: KeysValues,
     reached: tuple[Reached, ...],
     past: tuple[Bool[Array, ""], ...],
     metrics: tuple[Metric, ...],
@@ -87,7 +86,7 @@ def read(
 
     Args:
         decoder: the decoder.
-        bases: the runs that are patched.
+        cross: cross-attention keys and values of the runs that are patched.
         reached: from `propagate`, for several chunks of equal size.
         past: for each chunk, whether its rows come out of the last layer already.
         metrics: with a leading axis for the runs.
@@ -100,11 +99,11 @@ def read(
     """
 
     def one(
-        base: Run, reached: tuple[Reached, ...], metrics: tuple[Metric, ...], clean: Array
+        cross: KeysValues, reached: tuple[Reached, ...], metrics: tuple[Metric, ...], clean: Array
     ) -> list[Array]:
         together = jax.tree.map(lambda *chunks: jnp.concatenate(chunks), *reached)
         given = jnp.repeat(jnp.stack(past), len(reached[0].resid))
-        rows = _finish(decoder, base, together, given)
+        rows = _finish(decoder, cross, together, given)
 
         def metrics_of(rows: Float[Array, "read d_model"]) -> Array:
             return evaluate(metrics, reads, decoder.unembed(rows)[0], clean)
@@ -115,16 +114,16 @@ def read(
             values = jax.lax.map(metrics_of, rows, batch_size=batch)
         return jnp.split(values, len(reached))
 
-    return jax.vmap(one)(bases, reached, metrics, clean_logits)
+    return jax.vmap(one)(cross, reached, metrics, clean_logits)
 
 
 def _finish(
-    decoder: Decoder, base: Run, reached: Reached, past: Bool[Array, " patch"]
+    decoder: Decoder, cross: KeysValues, reached: Reached, past: Bool[Array, " patch"]
 ) -> Float[Array, "patch read d_model"]:
     """The last layer's `resid_post`, where the rows do not hold it already."""
     last = jnp.asarray(decoder.n_layers - 1, jnp.int32)
     block, tap = at_layer(decoder.blocks, last), Tap(identity, None)
     rows = reached.resid.reshape(-1, reached.resid.shape[-1])
     attn_out = block.attn.output(tap, reached.z.reshape(-1, *reached.z.shape[2:]))
-    finished = block.finish(tap, rows, attn_out, at_layer(base.cross, last))
+    finished = block.finish(tap, rows, attn_out, at_layer(cross, last))
     return jnp.where(past[:, None, None], reached.resid, finished.reshape(reached.resid.shape))

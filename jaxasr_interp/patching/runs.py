@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import encode
 from jaxasr_interp.model import Decoder, KeysValues, Whisper
-from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.pytree import pytree_dataclass, replace
 from jaxasr_interp.sites import (
     PATTERN_SITES,
     DecoderActivations,
@@ -57,6 +57,14 @@ class Run:
     encoder: EncoderActivations
     decoder: DecoderActivations
     logits: Float[Array, "*batch read d_vocab"]
+
+    def only(self, sites: Iterable[str]) -> "Run":
+        """The same run with some of its activations: a program is given what it needs to know."""
+        kept = [
+            replace(acts, **dict.fromkeys(vars(acts).keys() - set(sites)))
+            for acts in (self.encoder, self.decoder)
+        ]
+        return replace(self, encoder=kept[0], decoder=kept[1])
 
     def acts(self, stack: Stack) -> EncoderActivations | DecoderActivations:
         """The activations of one stack."""

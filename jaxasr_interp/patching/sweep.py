@@ -1,6 +1,8 @@
 """Running a sweep: two runs, then the plan's chunks one after the other, gathered into a result."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,8 @@ from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching import decoder, encoder, full, states
 from jaxasr_interp.patching.chunks import Chunk, base_bytes
 from jaxasr_interp.patching.decoder import Reached, pack
-from jaxasr_interp.patching.landing import entry_layer, land
+from jaxasr_interp.patching.landing import CARRIED, entry_layer, land
+from jaxasr_interp.patching.partial import Partial
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.prepare import Prepared, prepare
 from jaxasr_interp.patching.reading import read
@@ -37,6 +40,7 @@ def activation_patching(
     alignment: Sequence[int] | None = None,
     method: str = "minimal",
     on_progress: Callable[[int], None] | None = None,
+    resume: Path | None = None,
 ) -> SweepResult:
     """Patch one run's activations into another, one cell at a time, and read metrics.
 
@@ -59,6 +63,8 @@ def activation_patching(
             and all after it from the beginning, many patches together; `"reference"` does the same
             one patch at a time. The numbers are the same.
         on_progress: called with the number of patches done, now and then.
+        resume: an `.npz` file that keeps what is computed, every few seconds: the same sweep, cut
+            off and called again, goes on from there. It stays when the sweep is done.
 
     Returns:
         The metrics under every patch, and those of the clean and corrupted run.
@@ -80,6 +86,7 @@ def activation_patching(
         alignment=alignment,
         method=method,
         on_progress=on_progress,
+        resume=resume,
     )[0]
 
 
@@ -95,6 +102,7 @@ def activation_patching_batch(
     alignment: Sequence[int] | None = None,
     method: str = "minimal",
     on_progress: Callable[[int], None] | None = None,
+    resume: Path | None = None,
 ) -> list[SweepResult]:
     """`activation_patching` for several pairs of utterances of equal length, swept together.
 
@@ -109,6 +117,7 @@ def activation_patching_batch(
         alignment: see `activation_patching`.
         method: see `activation_patching`.
         on_progress: called with the number of cells done in all pairs.
+        resume: see `activation_patching`.
 
     Returns:
         One result for each pair.
@@ -127,32 +136,60 @@ def activation_patching_batch(
         alignment=alignment,
         minimal=_check_method(method) == "minimal",
     )
-    return prepared.results(run_prepared(prepared, method, on_progress))
+    return prepared.results(run_prepared(prepared, method, on_progress, resume))
 
 
 def run_prepared(
-    prepared: Prepared, method: str = "minimal", on_progress: Callable[[int], None] | None = None
+    prepared: Prepared,
+    method: str = "minimal",
+    on_progress: Callable[[int], None] | None = None,
+    resume: Path | None = None,
 ) -> Float[np.ndarray, "batch cell metric"]:
     """Run all chunks of a sweep and put their values in the plan's order.
+
+    Where the device runs out of memory all the same, the rest is run in chunks half as large.
 
     Args:
         prepared: from `prepare`.
         method: see `activation_patching`.
         on_progress: called with the number of cells done in all pairs.
+        resume: see `activation_patching`.
 
     Returns:
         Every metric of every cell of each pair; NaN in cells that the plan leaves out.
+
+    Raises:
+        InputError: the file to resume from is another sweep's.
     """
-    run = {"minimal": _minimal, "vmap": _batched, "reference": _one_by_one}[_check_method(method)]
-    shape = (prepared.utterances, prepared.plan.size, len(prepared.metrics))
-    values, done = np.full(shape, np.nan, prepared.clean_logits.dtype), 0
+    partial = Partial.open(prepared, _check_method(method), resume)
+    while not partial.done.all():
+        try:
+            _run_missing(prepared, method, partial, on_progress)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            plan = dataclasses.replace(prepared.plan, memory=prepared.plan.memory // 2)
+            prepared = dataclasses.replace(prepared, plan=plan)
+        finally:
+            partial.save(now=True)
+    return partial.values
+
+
+def _run_missing(
+    prepared: Prepared, method: str, partial: Partial, on_progress: Callable[[int], None] | None
+) -> None:
+    """Fill in what is not done yet."""
+    run = {"minimal": _minimal, "vmap": _batched, "reference": _one_by_one}[method]
+    left_out = partial.done.size - prepared.plan.runs
     for chunks, together in _groups(prepared, method):
+        if all(partial.done[chunk.where].all() for chunk in chunks):
+            continue
         for chunk, part in zip(chunks, run(prepared, chunks, together), strict=False):
-            values[:, chunk.where] = np.asarray(part)[:, : len(chunk.where)]
-            done += len(chunk.where)
+            partial.values[:, chunk.where] = np.asarray(part)[:, : len(chunk.where)]
+            partial.done[chunk.where] = True
+        partial.save()
         if on_progress is not None:
-            on_progress(done * prepared.utterances)
-    return values
+            on_progress((int(partial.done.sum()) - left_out) * prepared.utterances)
 
 
 def _check_method(method: str) -> str:
@@ -183,7 +220,7 @@ def _minimal(sweep: Prepared, chunks: Sequence[Chunk], together: int) -> list[Ar
     idle = together - len(chunks)
     return read(
         sweep.model.decoder,
-        sweep.base,
+        sweep.base.cross,
         tuple(reached + reached[-1:] * idle),
         tuple(past + past[-1:] * idle),
         sweep.metrics,
@@ -234,14 +271,14 @@ def _reach(sweep: Prepared, chunk: Chunk) -> Reached:
     """Carry a chunk's patches to the positions that are read."""
     model, base, edits, reads = sweep.model, sweep.base, sweep.edits, sweep.reads.pos
     if chunk.site == "ln_final":
-        return _finished(
-            model,
-            states.propagate(model.decoder, base, edits, chunk.cells, reads, width=chunk.width),
-        )
+        base = base.only(("resid_mid",))
+        resid = states.propagate(model.decoder, base, edits, chunk.cells, reads, width=chunk.width)
+        return _finished(model, resid)
     layer = jnp.asarray(chunk.layer, jnp.int32)
     entry = jnp.asarray(entry_layer(chunk.site, chunk.layer), jnp.int32)
     blocks = (model.encoder if sweep.plan.stack == "encoder" else model.decoder).blocks
     entries = land(blocks, base, edits, chunk.cells, layer, site=chunk.site, width=chunk.width)
+    base = base.only(CARRIED)
     if sweep.plan.stack == "encoder":
         return _finished(model, encoder.propagate(model, base, entries, entry, chunk.cells, reads))
     packing = pack(chunk, sweep.plan.n_tokens, everywhere=sweep.plan.counts_frames)
