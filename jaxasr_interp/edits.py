@@ -57,6 +57,11 @@ class Tap:
         self.edit, self.layer, self.patterns = edit, layer, patterns
         self.acts: dict[str, Array] = {}
 
+    @property
+    def wants_patterns(self) -> bool:
+        """Whether anybody may look at attention patterns: an edit, or who reads them."""
+        return self.patterns or not isinstance(self.edit, Identity)
+
     def __call__(self, site: str, value: Array) -> Array:
         """Return the edited value of `site`, which must keep its shape and dtype."""
         edited = self.edit(site, self.layer, value)

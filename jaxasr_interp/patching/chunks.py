@@ -138,7 +138,7 @@ def _cut(
             f"A memory budget of {plan.memory} bytes is too small: the runs and one patch of "
             f"{plan.stack} {site} take {least}."
         )
-    cuts = [cut for group in groups for cut in _fill(group, rows, costs, budget)]
+    cuts = [cut for group in groups for cut in _fill(group, rows, costs, budget, utterances)]
     patches = max(len(cut) for cut in cuts)
     room = -(-max(int(rows[cut].sum()) for cut in cuts) // _ROW_MULTIPLE) * _ROW_MULTIPLE
     chunks = []
@@ -163,13 +163,17 @@ def _rows(plan: "SweepPlan", cells: dict[str, np.ndarray], method: str) -> Int[n
 
 
 def _fill(
-    group: Int[np.ndarray, " some"], rows: Int[np.ndarray, " cell"], costs: _Costs, budget: int
+    group: Int[np.ndarray, " some"],
+    rows: Int[np.ndarray, " cell"],
+    costs: _Costs,
+    budget: int,
+    utterances: int,
 ) -> list[np.ndarray]:
     """Cut a group into as few pieces as fit, of about equal size."""
     most = budget
     if jax.devices()[0].platform == "cpu":
         # More rows than these fall out of the caches and run no faster.
-        most = min(budget, max(costs(1, _ROWS_IN_CACHE), costs(1, int(rows.max()))))
+        most = min(budget, max(costs(1, _ROWS_IN_CACHE // utterances), costs(1, int(rows.max()))))
     total = costs(len(group), int(rows[group].sum()))
     share = max(total / -(-total // most), costs(1, int(rows.max())))
     pieces, start = [], 0

@@ -69,7 +69,7 @@ def pack(chunk: Chunk, n_tokens: int, *, everywhere: bool) -> Packing:
     pos = np.arange(len(patch)) - first[patch] + start[patch]
     idle = (0, chunk.rows - len(patch))
     arrays = (start, stop, first, np.pad(patch, idle), np.pad(pos, idle))
-    return Packing(*(jnp.asarray(array, jnp.int32) for array in arrays))
+    return Packing(*(jnp.asarray(array.astype(np.int32)) for array in arrays))
 
 
 @jax.jit

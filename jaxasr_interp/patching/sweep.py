@@ -216,7 +216,7 @@ def _groups(sweep: Prepared, method: str) -> Iterator[tuple[list[Chunk], int]]:
 def _minimal(sweep: Prepared, chunks: Sequence[Chunk], together: int) -> list[Array]:
     """Only what the patches change; the last rows of several chunks are read together."""
     reached = [_reach(sweep, chunk) for chunk in chunks]
-    past = [jnp.asarray(_is_past(sweep, chunk)) for chunk in chunks]
+    past = [jnp.asarray(np.bool_(_is_past(sweep, chunk))) for chunk in chunks]
     idle = together - len(chunks)
     return read(
         sweep.model.decoder,
@@ -274,8 +274,8 @@ def _reach(sweep: Prepared, chunk: Chunk) -> Reached:
         base = base.only(("resid_mid",))
         resid = states.propagate(model.decoder, base, edits, chunk.cells, reads, width=chunk.width)
         return _finished(model, resid)
-    layer = jnp.asarray(chunk.layer, jnp.int32)
-    entry = jnp.asarray(entry_layer(chunk.site, chunk.layer), jnp.int32)
+    layer = jnp.asarray(np.int32(chunk.layer))
+    entry = jnp.asarray(np.int32(entry_layer(chunk.site, chunk.layer)))
     blocks = (model.encoder if sweep.plan.stack == "encoder" else model.decoder).blocks
     entries = land(blocks, base, edits, chunk.cells, layer, site=chunk.site, width=chunk.width)
     base = base.only(CARRIED)

@@ -1,0 +1,299 @@
+"""Attribution patching: every patch's effect to first order, from a few backward passes.
+
+The exact sweep runs the model once per patch. Here each swept site is nudged towards what the patch
+would write, `ã = a + ε (edit(a) - a)` with an ε of its own for every layer, position and head; the
+derivatives with respect to all of them at once are the effects of all patches to first order.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxasr_interp.edits import Edit, LayerIndex, Tap
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.layers import accumulation_dtype
+from jaxasr_interp.metrics import Metric, Rank
+from jaxasr_interp.model import Encoder, EncoderBlock, Whisper
+from jaxasr_interp.patching.plan import SweepPlan
+from jaxasr_interp.patching.prepare import Prepared, prepare
+from jaxasr_interp.patching.reading import Reads, evaluate
+from jaxasr_interp.patching.result import SweepResult
+from jaxasr_interp.patching.runs import Run, Utterance
+from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.sites import SITES, Stack, position_axis
+
+type Slopes = dict[str, Float[np.ndarray, "metric layer *cell"]]
+
+
+def attribution_patching(
+    model: Whisper,
+    plan: SweepPlan,
+    *,
+    clean: Utterance,
+    corrupted: Utterance,
+    metric: Metric | Sequence[Metric],
+    edit: Edit | None = None,
+    direction: str = "clean_to_corrupted",
+    alignment: Sequence[int] | None = None,
+    steps: int = 1,
+    on_progress: Callable[[int], None] | None = None,
+) -> SweepResult:
+    """Approximate `activation_patching` by gradients.
+
+    To first order the metric under a patch of strength α is
+
+    `metric(a) + α Σ (edit(a) - a) · ∂metric/∂a`
+
+    summed over the patch's positions and heads. One forward pass of the run that is patched, and
+    one backward pass for each metric, give all cells of all the plan's sites.
+
+    With `steps` > 1 the gradient is averaged over that many midpoints of the straight path from `a`
+    to `edit(a)`, on which all positions and heads of one site and layer move together (integrated
+    gradients): as `steps` grows, the sum over all positions becomes the effect of patching them all
+    at once. That takes `steps` forward and backward passes for each site and layer.
+
+    Args:
+        model: the model.
+        plan: from `plan_sweep`.
+        clean: the run in which the behaviour of interest happens.
+        corrupted: the run in which it does not.
+        metric: one or several of `jaxasr_interp.metrics` that have a gradient. The KL divergence
+            from the clean run has none at the clean run itself: patching that one, take `steps`.
+        edit: see `activation_patching`.
+        direction: see `activation_patching`.
+        alignment: see `activation_patching`.
+        steps: 1 for the gradient at the run that is patched, more for integrated gradients.
+        on_progress: called with the number of cells done, now and then.
+
+    Returns:
+        The approximated metrics, in the shape of the exact sweep's; `method` says so.
+
+    Raises:
+        InputError: see `activation_patching`; also a rank as metric, no steps, or a memory budget
+            too small for one pass.
+
+    Source: Nanda 2023 ("Attribution patching"); Sundararajan et al. 2017 (integrated gradients).
+    """
+    if steps < 1:
+        raise InputError(f"The number of steps is {steps}: expected 1 or more.")
+    for one in metric if isinstance(metric, Sequence) else [metric]:
+        if isinstance(one, Rank):
+            raise InputError(
+                f"Metric {one.name} counts tokens and has no gradient: sweep it exactly, or choose "
+                "another."
+            )
+    ready = prepare(
+        model,
+        plan,
+        clean=[clean],
+        corrupted=[corrupted],
+        metric=[metric],
+        edit=edit,
+        direction=direction,
+        alignment=alignment,
+        minimal=False,
+    )
+    together = _passes_at_once(ready, steps)
+    if steps == 1:
+        slopes = _run(ready, dict.fromkeys(plan.sites, np.zeros((1, _n_layers(plan)))), together)
+        if on_progress is not None:
+            on_progress(plan.runs)
+    else:
+        slopes = _integrate(ready, steps, together, on_progress)
+    effects = _effects(plan, slopes).astype(ready.clean_logits.dtype)
+    base = ready.corrupted if direction == "clean_to_corrupted" else ready.clean
+    (result,) = ready.results(base[:, None, :] + effects.T[None])
+    method = "attribution" if steps == 1 else f"integrated gradients, {steps} steps"
+    return dataclasses.replace(result, method=method)
+
+
+@pytree_dataclass
+class _Nudged:
+    """`a -> a + ε (edit(a) - a)` at each site that has nudges ε, of the size of its cells."""
+
+    edit: Edit
+    nudges: dict[str, Array]
+
+    def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
+        """Return the nudged value; what it moves towards is a constant."""
+        if site not in self.nudges:
+            return value
+        here = jax.lax.stop_gradient(value)
+        nudge = self.nudges[site][0 if layer is None else layer]
+        moved = nudge * (self.edit(site, layer, here) - here).astype(nudge.dtype)
+        return value + moved.astype(value.dtype)
+
+
+def _run(ready: Prepared, strengths: dict[str, np.ndarray], together: int) -> Slopes:
+    """The slopes, averaged over steps, with every site and layer moved by its strength."""
+    dtype = ready.clean_logits.dtype
+    slopes = _slopes(
+        ready.model,
+        ready.base,
+        ready.edits,
+        ready.metrics,
+        ready.reads,
+        ready.clean_logits,
+        {site: jnp.asarray(values, dtype) for site, values in strengths.items()},
+        stack=ready.plan.stack,
+        together=together,
+    )
+    return {site: np.asarray(values) for site, values in slopes.items()}
+
+
+def _integrate(
+    ready: Prepared, steps: int, together: int, on_progress: Callable[[int], None] | None
+) -> Slopes:
+    """Slopes averaged along the path of each site and layer that has cells; NaN in the others."""
+    plan, slopes, done = ready.plan, {}, 0
+    cells = plan.cells()
+    sites = np.array([site for site, _ in plan.components])[cells["component"]]
+    chosen = np.arange(plan.size) if plan.only is None else np.array(plan.only)
+    midpoints = (np.arange(steps) + 0.5) / steps
+    for site in plan.sites:
+        for layer in np.unique(cells["layer"][chosen]):
+            here = (sites[chosen] == site) & (cells["layer"][chosen] == layer)
+            if not here.any():
+                continue
+            strengths = {name: np.zeros((steps, _n_layers(plan))) for name in plan.sites}
+            strengths[site][:, layer] = midpoints
+            moved = _run(ready, strengths, together)[site]
+            slopes.setdefault(site, np.full_like(moved, np.nan))[:, layer] = moved[:, layer]
+            done += int(here.sum())
+            if on_progress is not None:
+                on_progress(done)
+    return slopes
+
+
+@functools.partial(jax.jit, static_argnames=("stack", "together"))
+def _slopes(
+    model: Whisper,
+    bases: Run,
+    edits: Edit,
+    metrics: tuple[Metric, ...],
+    reads: Reads,
+    clean_logits: Float[Array, "batch read d_vocab"],
+    strengths: dict[str, Float[Array, "step layer"]],
+    *,
+    stack: Stack,
+    together: int,
+) -> dict[str, Float[Array, "metric layer *cell"]]:
+    """`∂metric/∂ε` for each site, layer, position and head, averaged over some steps.
+
+    Args:
+        model: the model.
+        bases: the run that is patched; this and what follows has a leading axis of one.
+        edits: what the patches do at full strength.
+        metrics: what is read.
+        reads: at which positions.
+        clean_logits: what the metrics compare with.
+        strengths: for each swept site, the ε of all its cells at which derivatives are taken.
+        stack: the stack that is swept.
+        together: how many steps run at once.
+    """
+    pair = (bases, edits, metrics, clean_logits)
+    base, edit, metrics, clean = jax.tree.map(lambda leaf: leaf[0], pair)
+    shapes = {site: _cell_shape(model, base, stack, site) for site in strengths}
+
+    def metrics_of(nudges: dict[str, Array]) -> Array:
+        nudged = _Nudged(edit, nudges)
+        if stack == "encoder":
+            states = _encode(model.encoder, base.mel, nudged)
+            resid, _ = model.decoder(base.tokens, model.decoder.cross_keys_values(states))
+        else:
+            resid, _ = model.decoder(base.tokens, base.cross, nudged)
+        logits, _ = model.decoder.unembed(resid[reads.pos])
+        return evaluate(metrics, reads, logits, clean)
+
+    def at(strengths: dict[str, Float[Array, " layer"]]) -> dict[str, Array]:
+        nudges = {
+            site: jax.vmap(functools.partial(jnp.full, shapes[site]))(values)
+            for site, values in strengths.items()
+        }
+        values, pull_back = jax.vjp(metrics_of, nudges)
+        # One metric after the other: together they would need their memory several times.
+        return jax.lax.map(lambda one: pull_back(one)[0], jnp.eye(len(values), dtype=values.dtype))
+
+    of_steps = jax.lax.map(at, strengths, batch_size=together)
+    return jax.tree.map(lambda slopes: slopes.mean(0), of_steps)
+
+
+def _encode(encoder: Encoder, mel: Array, edit: Edit) -> Float[Array, "frame d_model"]:
+    """The encoder states, for a backward pass that keeps one layer's attention at a time."""
+    stem = encoder(mel)[1].conv2_out  # The layers after it are dropped by the compiler.
+    assert stem is not None
+    tap = Tap(edit, None)
+
+    @jax.checkpoint
+    def layer(resid: Array, block_and_index: tuple[EncoderBlock, Array]) -> tuple[Array, None]:
+        block, index = block_and_index
+        return block(Tap(edit, index), resid), None
+
+    resid = tap("conv2_out", stem) + tap("pos_embed", encoder.pos_embed[...])
+    layers = (encoder.blocks, jnp.arange(encoder.n_layers))
+    return tap("ln_final", encoder.final_norm(jax.lax.scan(layer, resid, layers)[0]))
+
+
+def _n_layers(plan: SweepPlan) -> int:
+    """Layers of the plan's sites; one for sites outside them."""
+    if plan.layers == (None,):
+        return 1
+    config = plan.config
+    return config.encoder_layers if plan.stack == "encoder" else config.decoder_layers
+
+
+def _cell_shape(model: Whisper, base: Run, stack: Stack, site: str) -> tuple[int, ...]:
+    """The shape of one layer's activation with one value in place of its last axis."""
+    config, (frames, tokens) = model.config, (len(base.states), len(base.tokens))
+    heads = config.encoder_heads if stack == "encoder" else config.decoder_heads
+    queries = frames if stack == "encoder" else tokens
+    sizes = {"frame": frames, "pos": tokens, "query": queries, "head": heads}
+    return (*(sizes[axis] for axis in SITES[stack][site][:-1] if axis != "layer"), 1)
+
+
+def _effects(plan: SweepPlan, slopes: Slopes) -> Float[np.ndarray, "metric cell"]:
+    """Add up slopes over each cell's positions and heads, times its strength."""
+    layers = [0 if layer is None else layer for layer in plan.layers]
+    components = []
+    for site, head in plan.components:
+        # Metrics and layers come before the activation's own axes.
+        by_pos = np.moveaxis(slopes[site][:, layers], 2 + position_axis(site), 2)
+        by_pos = by_pos.reshape(*by_pos.shape[:3], -1)
+        by_pos = by_pos.sum(-1) if head is None else by_pos[..., head]
+        components.append(np.stack([by_pos[:, :, a:b].sum(-1) for a, b in plan.windows], axis=-1))
+    alphas = np.array(plan.alphas)[None, :, None, None, None]
+    effects = (alphas * np.stack(components, axis=1)[:, None]).reshape(-1, plan.size)
+    if plan.only is not None:
+        effects[:, np.setdiff1d(np.arange(plan.size), plan.only)] = np.nan
+    return effects
+
+
+def _passes_at_once(ready: Prepared, steps: int) -> int:
+    """How many steps fit the memory budget together."""
+    # The program copies the only pair out of its leading axis.
+    kept = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves((ready.base, ready.edits)))
+    each = _pass_bytes(ready.plan)
+    if kept + each > ready.plan.memory:
+        raise InputError(
+            f"A memory budget of {ready.plan.memory} bytes is too small: the runs and one backward "
+            f"pass of the {ready.plan.stack} take {kept + each}."
+        )
+    return min(steps, (ready.plan.memory - kept) // each)
+
+
+def _pass_bytes(plan: SweepPlan) -> int:
+    """What a forward pass keeps, and what the backward pass of a layer takes beside it."""
+    c, size = plan.config, jnp.dtype(plan.dtype).itemsize
+    wide = accumulation_dtype(jnp.dtype(plan.dtype)).itemsize
+    frames, tokens, d = c.max_frames, plan.n_tokens, c.d_model
+    row = 3 * wide * c.decoder_heads * (frames + tokens) + size * (3 * c.decoder_d_mlp + 20 * d)
+    total = (c.decoder_layers + 1) * tokens * row + 3 * wide * plan.reads * c.d_vocab
+    if plan.stack == "encoder":
+        row = 4 * wide * c.encoder_heads * frames + size * (6 * c.encoder_d_mlp + 28 * d)
+        total += frames * (row + size * d * (c.encoder_layers + 2 * c.decoder_layers))
+    return total
