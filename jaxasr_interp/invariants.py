@@ -1,0 +1,263 @@
+"""What must hold of sweeps whatever the model and the clips, and how far it is from holding.
+
+Every short cut of the engine has a slow way to be held against, and every patch whose outcome is
+known beforehand has that outcome. Errors are shares of the effect: of the difference that the two
+runs, or the patches at hand, make to the metric.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxasr_interp.interventions import Noise
+from jaxasr_interp.metrics import LogProb, log_prob
+from jaxasr_interp.model import Whisper
+from jaxasr_interp.patching.chunks import base_bytes
+from jaxasr_interp.patching.plan import SweepPlan, plan_sweep
+from jaxasr_interp.patching.positions import Window
+from jaxasr_interp.patching.result import SweepResult
+from jaxasr_interp.patching.runs import Utterance
+from jaxasr_interp.patching.sweep import activation_patching, activation_patching_batch
+
+BOUNDS = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.1}
+"""The largest error between two ways to the same number, by the dtype of the model."""
+
+_SINGLE_PRECISION_BOUND = 1e-3
+_ROOM = 2 << 30
+_MOST_POSITIONS = 16
+
+type Values = Float[np.ndarray, "*cells"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One comparison that an invariant is measured by.
+
+    Attributes:
+        name: the invariant.
+        compares: what was compared.
+        error: the largest difference, as a share of the effect.
+        bound: what the error may be at most; `None` where it is only reported.
+    """
+
+    name: str
+    compares: str
+    error: float
+    bound: float | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is a number within the bound."""
+        return math.isfinite(self.error) and (self.bound is None or self.error <= self.bound)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """The pair of runs that everything is measured on.
+
+    Attributes:
+        model: the model.
+        clean: the run whose activations are copied.
+        corrupted: the run into which they are copied; of as many tokens.
+        tops: each run's most probable next token; the metric is the first one's log-probability.
+        effect: by how much the two runs differ in it.
+        cells: random patches at each site.
+        seed: of their choice.
+        memory: bytes that a sweep may take; if `None`, what its runs take and 2 GiB.
+    """
+
+    model: Whisper
+    clean: Utterance
+    corrupted: Utterance
+    tops: tuple[int, int]
+    effect: float
+    cells: int
+    seed: int
+    memory: int | None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of either run."""
+        return len(self.clean.tokens)
+
+    @property
+    def metrics(self) -> tuple[LogProb, LogProb]:
+        """Log-probability of each run's most probable next token."""
+        return log_prob(self.tops[0]), log_prob(self.tops[1])
+
+    def plan(self, **chosen: Any) -> SweepPlan:
+        """`plan_sweep` for the corrupted run, within the memory."""
+        memory = 1 << 62 if self.memory is None else self.memory
+        plan = plan_sweep(self.model, tokens=self.corrupted.tokens, memory=memory, **chosen)
+        if self.memory is not None:
+            return plan
+        return dataclasses.replace(plan, memory=base_bytes(plan, 2) + _ROOM)
+
+    def sweep(self, plan: SweepPlan, **options: Any) -> SweepResult:
+        """`activation_patching`, by default of the two runs and the first metric."""
+        runs = {"clean": self.clean, "corrupted": self.corrupted, "metric": self.metrics[0]}
+        return activation_patching(self.model, plan, **(runs | options))
+
+    def check(
+        self, name: str, compares: str, values: Values, expected: Values | float, base: float
+    ) -> Check:
+        """Hold values against what they should be.
+
+        Args:
+            name: the invariant.
+            compares: what is compared.
+            values: the metric of some patches.
+            expected: what it should be.
+            base: that of the run that is patched.
+
+        Returns:
+            The check: `max |values - expected| / max(effect, max |expected - base|)`.
+        """
+        wide = np.asarray(expected, np.float64)
+        scale = max(self.effect, float(np.abs(wide - base).max()))
+        error = float(np.abs(values.astype(np.float64) - wide).max()) / scale
+        return Check(name, compares, error, BOUNDS[str(self.model.dtype)])
+
+    def as_dtype(self, dtype: str) -> "Case":
+        """The same with parameters and spectrograms of another dtype."""
+
+        def cast(leaf: jax.Array) -> jax.Array:
+            return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+        runs = (self.model, self.clean, self.corrupted)
+        model, clean, corrupted = jax.tree.map(cast, runs)
+        return dataclasses.replace(self, model=model, clean=clean, corrupted=corrupted)
+
+
+def all_patch(case: Case) -> list[Check]:
+    """A run patched at every position of the first layer becomes the other run."""
+    # Only the input of the patched stack differs: that of the other stack stays the clean run's.
+    tokens = (case.clean.tokens + 1) % case.model.config.d_vocab
+    corrupted = {
+        "encoder": Utterance(case.corrupted.mel, case.clean.tokens),
+        "decoder": Utterance(case.clean.mel, tokens),
+    }
+    checks = []
+    for stack, other in corrupted.items():
+        plan = case.plan(stack=stack, layers=[0], positions="all")
+        result = case.sweep(plan, corrupted=other)
+        checks.append(
+            case.check(
+                "all-patch = the other run",
+                f"{stack}, every position of resid_pre in layer 0",
+                result.patched,
+                float(result.clean[0]),
+                float(result.corrupted[0]),
+            )
+        )
+    return checks
+
+
+def causality(case: Case) -> list[Check]:
+    """Patches of the decoder behind the position that is read change nothing."""
+    read = (case.n_tokens - 1) // 2
+    behind = range(read + 1, min(case.n_tokens, read + 1 + case.cells))
+    plan = case.plan(site=["resid_pre", "v"], positions=list(behind))
+    checks = []
+    for method in ("minimal", "reference"):
+        result = case.sweep(plan, method=method, metric=log_prob(case.tops[0], read))
+        base = float(result.corrupted[0])
+        compares = f"resid_pre and v behind the position read, {method}"
+        checks.append(case.check("causality", compares, result.patched, base, base))
+    return checks
+
+
+def chunking(case: Case) -> list[Check]:
+    """A budget for one patch at a time gives what a large one gives."""
+    checks = []
+    for plan in _grids(case):
+        least = base_bytes(plan, 1) + plan.select([0]).chunks()[0].bytes
+        small = dataclasses.replace(plan, memory=least)
+        expected, result = (case.sweep(one) for one in (plan, small))
+        sizes = f"{len(small.chunks())} chunks and {len(plan.chunks())}"
+        checks.append(
+            case.check(
+                "chunked = whole",
+                f"{plan.stack} {', '.join(plan.sites)}: {sizes}",
+                result.patched,
+                expected.patched,
+                float(expected.corrupted[0]),
+            )
+        )
+    return checks
+
+
+def batch(case: Case) -> list[Check]:
+    """Two pairs of runs swept together give what each gives alone."""
+    pairs = [(case.clean, case.corrupted), (case.corrupted, case.clean)]
+    clean, corrupted = zip(*pairs, strict=True)
+    checks = []
+    for plan in _grids(case):
+        together = activation_patching_batch(
+            case.model, plan, clean=clean, corrupted=corrupted, metric=case.metrics
+        )
+        for number, (result, pair, metric) in enumerate(
+            zip(together, pairs, case.metrics, strict=True)
+        ):
+            alone = case.sweep(plan, clean=pair[0], corrupted=pair[1], metric=metric)
+            compares = f"{plan.stack} {', '.join(plan.sites)}, pair {number + 1} of 2"
+            base = float(alone.corrupted[0])
+            checks.append(
+                case.check("batch = single", compares, result.patched, alone.patched, base)
+            )
+    return checks
+
+
+def precision(case: Case) -> list[Check]:
+    """What rounding does to the effects of patches."""
+    swept = {name: _swept_as(case, name) for name in ("float64", "float32", "bfloat16")}
+    rows = [("float32", "float64", _SINGLE_PRECISION_BOUND), ("bfloat16", "float32", None)]
+    if jax.default_backend() != "cpu":
+        with jax.default_matmul_precision("default"):
+            swept["float32 by default"] = _swept_as(case, "float32")
+        rows.append(("float32 by default", "float64", None))
+    checks = []
+    for name, reference, bound in rows:
+        ours, theirs = swept[name], swept[reference]
+        compares = f"{name} and {reference}, decoder {', '.join(ours.plan.sites)}"
+        base = float(theirs.corrupted[0])
+        check = case.check("precision", compares, ours.patched, theirs.patched, base)
+        checks.append(dataclasses.replace(check, bound=bound))
+    return checks
+
+
+def _swept_as(case: Case, dtype: str) -> SweepResult:
+    with jax.enable_x64(dtype == "float64"):
+        cast = case.as_dtype(dtype)
+        return cast.sweep(_grids(cast)[0])
+
+
+def _grids(case: Case) -> list[SweepPlan]:
+    """Cheap sweeps: of many cells of the decoder, and of windows of the final encoder states."""
+    stride = -(-case.n_tokens // _MOST_POSITIONS)
+    windows = random_windows(case, np.random.default_rng(case.seed), frames=True)
+    return [
+        case.plan(site=["resid_pre", "cross_attn_out"], stride=stride),
+        case.plan(stack="encoder", site="ln_final", positions=windows),
+    ]
+
+
+def random_windows(case: Case, rng: np.random.Generator, *, frames: bool) -> list[Window]:
+    """Random windows: of tokens, or of frames, most where the two runs differ in what they hear."""
+    size, widest, weight = case.n_tokens, 2, np.ones(case.n_tokens)
+    if frames:
+        size = case.model.config.max_frames
+        widest = max(1, size // 30)
+        mels = (np.asarray(run.mel, np.float64) for run in (case.clean, case.corrupted))
+        difference = np.square(np.subtract(*mels)).reshape(-1, size, 2).sum((0, 2))
+        weight = difference if difference.any() else np.ones(size)
+    n = min(case.cells, np.count_nonzero(weight))
+    starts = rng.choice(size, n, replace=False, p=weight / weight.sum())
+    widths = rng.integers(-(-widest // 2), widest + 1, n)
+    stops = np.minimum(starts + widths, size)
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))

@@ -1,0 +1,55 @@
+"""Reference clips with nothing to hear: what a run is compared with when there is no second clip.
+
+Pure numpy: the samples are the same on every device and with every version of JAX.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxasr_interp.audio import check_audio
+from jaxasr_interp.errors import InputError
+
+
+def noise_like(
+    audio: Float[np.ndarray, " samples"], seed: int = 0
+) -> Float[np.ndarray, " samples"]:
+    """White Gaussian noise as long and as loud as a clip: the same root mean square.
+
+    `n = ε · rms(audio) / rms(ε)` with `ε ~ N(0, 1)` and `rms(x) = sqrt(mean(x²))`.
+
+    Args:
+        audio: 16 kHz samples.
+        seed: the same noise for the same seed.
+
+    Returns:
+        float32 samples.
+
+    Raises:
+        InputError: the clip is silent, or not one row of finite float samples.
+    """
+    level = _rms(check_audio(audio))
+    if level == 0:
+        raise InputError("The clip is silent, so no noise is as loud: give a clip with speech.")
+    noise = np.random.default_rng(seed).standard_normal(len(audio))
+    return (noise * (level / _rms(noise))).astype(np.float32)
+
+
+def silence_like(audio: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+    """Silence as long as a clip: float32 zeros.
+
+    Args:
+        audio: 16 kHz samples.
+
+    Returns:
+        float32 samples.
+
+    Raises:
+        InputError: the clip is silent already, or not one row of finite float samples.
+    """
+    if not check_audio(audio).any():
+        raise InputError("The clip is silent already: give a clip with speech.")
+    return np.zeros(len(audio), np.float32)
+
+
+def _rms(samples: Float[np.ndarray, " samples"]) -> float:
+    return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))

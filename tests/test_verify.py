@@ -1,0 +1,198 @@
+"""The table of invariants: it holds here, and each row fails when the engine breaks what it says."""
+
+import dataclasses
+import math
+from importlib import resources
+
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import real_model
+from rich.console import Console
+
+import jaxasr_interp as ji
+from jaxasr_interp import invariants, layers, verify
+from jaxasr_interp.contrast import find_contrast
+from jaxasr_interp.invariants import INTERCHANGE, OTHER_KINDS, Check
+from jaxasr_interp.patching import landing, prepare, sweep
+from jaxasr_interp.sites import SITES, sweepable_sites
+
+WORDS = ("grass", "glass")
+ONE_SITE = [("decoder", ("resid_pre",)), ("encoder", ("z",))]
+
+
+def failing(checks) -> set[str]:
+    return {check.name for check in checks if not check.passed}
+
+
+def printed(checks) -> str:
+    console = Console(width=160, record=True)
+    console.print(verify.verify_table(checks))
+    return console.export_text()
+
+
+@pytest.fixture
+def case(tiny, utterances):
+    return verify.make_case(tiny, *utterances, cells=3)
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Break the engine: what was compiled before and after does not know of it."""
+
+    def replace(module, name, make):
+        jax.clear_caches()
+        monkeypatch.setattr(module, name, make(getattr(module, name)))
+
+    yield replace
+    jax.clear_caches()
+
+
+def test_everything_holds_at_float64(tiny, utterances):
+    steps = []
+    checks = verify.verify(tiny, *utterances, on_progress=lambda *step: steps.append(step))
+    assert not failing(checks)
+    assert max(check.error for check in checks if check.name != "precision") < 1e-9
+    assert [done for done, _, _ in steps] == list(range(steps[0][1] + 1))
+    for stack in SITES:
+        for name in (f"identity patch, {stack}", f"minimal = reference, {stack}"):
+            compared = {check.compares.split(",")[0] for check in checks if check.name == name}
+            assert compared == set(sweepable_sites(stack))
+    assert f"all {len(checks)} checks hold" in printed(checks)
+
+
+def test_it_holds_at_float32(tiny32, golden):
+    runs = [
+        ji.Utterance(jnp.asarray(golden[f"mel_{run}"], jnp.float32), golden[f"tokens_{run}"])
+        for run in "ab"
+    ]
+    case = verify.make_case(tiny32, *runs, cells=3)
+    checks = [
+        *invariants.minimal(case, "decoder", ("mlp_out", "cross_result"), INTERCHANGE),
+        *invariants.identity(case, "encoder", ("ln_final", "conv2_out")),
+        *invariants.causality(case),
+    ]
+    assert not failing(checks)
+    assert 0 < max(check.error for check in checks) < 1e-4
+
+
+def test_a_patch_that_loses_its_keys_is_found(case, broken):
+    def forgetful(project):
+        def lossy(block, resid):
+            entry = project(block, resid)
+            return dataclasses.replace(entry, k=jnp.zeros_like(entry.k))
+
+        return lossy
+
+    broken(landing, "_project", forgetful)
+    for stack, sites in ONE_SITE:
+        assert failing(invariants.identity(case, stack, sites)) == {f"identity patch, {stack}"}
+        checks = invariants.minimal(case, stack, sites, INTERCHANGE)
+        assert failing(checks) == {f"minimal = reference, {stack}"}
+    assert failing(invariants.all_patch(case)) == {"all-patch = the other run"}
+
+
+def test_a_patch_that_forgets_its_strength_is_found(case, broken):
+    broken(landing, "blend", lambda blend: lambda alpha, value, edited: edited)
+    sites, zero = OTHER_KINDS["decoder"][1]
+    checks = invariants.minimal(case, "decoder", sites, zero)
+    assert failing(checks) == {"minimal = reference, decoder"}
+    checks = invariants.minimal(case, "decoder", sites, INTERCHANGE)
+    assert not failing(checks)
+
+
+def test_attention_to_later_positions_is_found(case, broken):
+    def blind(mix):
+        return lambda self, tap, q, kv, mask=None: mix(self, tap, q, kv)
+
+    broken(layers.Attention, "mix", blind)
+    checks = invariants.causality(case)
+    assert [check.passed for check in checks] == [False, False]
+
+
+def test_chunks_that_depend_on_their_size_are_found(case, broken):
+    def misplaced(pack):
+        def shifted(chunk, n_tokens, *, everywhere):
+            packing = pack(chunk, n_tokens, everywhere=everywhere)
+            wrong = 1 if chunk.size == 1 else 0
+            return dataclasses.replace(packing, start=packing.start + wrong)
+
+        return shifted
+
+    broken(sweep, "pack", misplaced)
+    decoder, encoder = invariants.chunking(case)
+    assert not decoder.passed
+    assert encoder.passed
+
+
+def test_a_batch_that_mixes_its_pairs_up_is_found(case, broken):
+    def same(stack_metrics):
+        return lambda lists, *others: stack_metrics([lists[0]] * len(lists), *others)
+
+    broken(prepare, "_stack_metrics", same)
+    assert [check.passed for check in invariants.batch(case)] == [True, False, True, False]
+
+
+def test_a_part_of_low_precision_is_found(case, broken):
+    def rough(gelu):
+        def rounded(x):
+            return gelu(x.astype(jnp.bfloat16)).astype(x.dtype) if x.dtype == "float32" else gelu(x)
+
+        return rounded
+
+    broken(layers, "gelu", rough)
+    single, half = invariants.precision(case)
+    assert not single.passed
+    assert half.bound is None
+
+
+def test_an_accelerators_default_precision_is_reported(case, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    single, half, default = invariants.precision(case)
+    assert single.passed
+    assert 0 < single.error < half.error
+    assert default.compares.startswith("float32 by default and float64")
+    assert default.bound is None
+
+
+def test_the_table_has_a_row_for_each_invariant_and_each_failure():
+    checks = [
+        Check("identity patch, decoder", "q", 1e-12, 1e-9),
+        Check("identity patch, decoder", "k", 2e-12, 1e-9),
+        Check("identity patch, decoder", "v", math.nan, 1e-9),
+        Check("precision", "bfloat16 and float32", 0.03, None),
+    ]
+    rows = printed(checks).splitlines()
+    assert "1 of 4 checks fail" in rows[0]
+    assert "2, the worst: k" in rows[4]
+    assert "2.0e-12" in rows[4]
+    assert "FAILS" in rows[5]
+    assert "reported" in rows[6]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cells": 0}, "number of cells is 0"),
+        ({"corrupted": "clean"}, "give runs that differ in it"),
+        ({"corrupted": "short"}, "7 and 6 tokens"),
+        ({"memory": 10}, "memory budget of 10 bytes is too small"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(tiny, utterances, change, message):
+    clean, corrupted = utterances
+    others = {"clean": clean, "short": ji.Utterance(clean.mel, clean.tokens[:6])}
+    change = {name: others.get(value, value) for name, value in change.items()}
+    with pytest.raises(ji.InputError, match=message):
+        verify.verify(tiny, **({"clean": clean, "corrupted": corrupted} | change))
+
+
+@pytest.mark.real
+def test_everything_holds_on_real_weights():
+    model = real_model("tiny.en")
+    clips = (resources.files("jaxasr_interp") / "data" / f"{name}.flac" for name in WORDS)
+    contrast = find_contrast(model, *(ji.load_audio(str(clip)) for clip in clips))
+    checks = verify.verify(model, contrast.clean, contrast.corrupted, cells=2)
+    print(printed(checks))
+    assert not failing(checks)
+    assert max(check.error for check in checks if "minimal" in check.name) < 1e-4
