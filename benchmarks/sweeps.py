@@ -26,7 +26,7 @@ import shapes
 from harness import Peer, alternate, seconds
 
 import jaxasr_interp as ji
-from jaxasr_interp.patching.prepare import prepare
+from jaxasr_interp.patching.prepare import Prepared, prepare
 from jaxasr_interp.patching.sweep import run_prepared
 
 RESIDUAL = "resid_pre"
@@ -55,18 +55,18 @@ class Ours:
             method=method,
         )
 
-    def itself(self, rounds: int) -> float:
-        """Median seconds of the patches alone."""
+    def prepared(self, pairs: int = 1) -> Prepared:
+        """Ready to run the patches alone, of several pairs together."""
         shape = self.shape
-        prepared = prepare(
+        ready = prepare(
             shape.model,
             self.plan,
-            clean=[shape.clean],
-            corrupted=[shape.corrupted],
-            metric=[shape.metric],
+            clean=[shape.clean] * pairs,
+            corrupted=[shape.corrupted] * pairs,
+            metric=[shape.metric] * pairs,
         )
-        jax.block_until_ready(prepared.base)
-        return statistics.median(seconds(lambda: run_prepared(prepared)) for _ in range(rounds))
+        jax.block_until_ready(ready.base)
+        return ready
 
 
 def main() -> None:
@@ -153,7 +153,7 @@ def components(shape: shapes.Shape, peer: Peer | None, rounds: int) -> list[Row]
         shape.model, tokens=tokens, site=[*SUBLAYERS, "z", "cross_z"], heads="each"
     )
     ours = Ours(shape, plan)
-    result, common = ours.whole(), measured(ours, 1)
+    result, common = ours.whole(), measured(ours, 2)
     if peer is None:
         return [{**common, "peer": "none"}]
     grid = shuffled([(c, lay, pos) for c, lay, pos in np.ndindex(*result.patched.shape[1:])])
@@ -182,7 +182,7 @@ def encoder(shape: shapes.Shape, peer: Peer | None, rounds: int) -> list[Row]:
         tokens = shape.corrupted.tokens
         plan = ji.plan_sweep(shape.model, tokens=tokens, stack="encoder", positions=chosen)
         ours = Ours(shape, plan)
-        result, common = ours.whole(), measured(ours, 1)
+        result, common = ours.whole(), measured(ours, 2)
         if peer is None:
             rows.append({**common, "peer": "none"})
             continue
@@ -214,18 +214,32 @@ def states(shape: shapes.Shape, peer: Peer | None, rounds: int) -> list[Row]:
     return rows
 
 
-def measured(ours: Ours, rounds: int) -> Row:
-    """The sweep itself, its floor, and what it took besides."""
-    rate = harness.matmul_rate(ours.plan.dtype)
-    itself = ours.itself(rounds)
-    floor = ours.plan.flops / rate
+def utterances(shape: shapes.Shape, peer: Peer | None, rounds: int) -> list[Row]:
+    """The decoder's `resid_pre` for several pairs of runs together."""
+    plan = ji.plan_sweep(shape.model, tokens=shape.corrupted.tokens, site=RESIDUAL)
+    ours = Ours(shape, plan)
+    return [
+        {**measured(ours, rounds, pairs), "peer": f"none; {pairs} pairs together"}
+        for pairs in (1, 8)
+    ]
+
+
+def measured(ours: Ours, rounds: int, pairs: int = 1) -> Row:
+    """The sweep itself beside its floor, in turns with the matrix product that the floor is at."""
+    ready, flops = ours.prepared(pairs), pairs * ours.plan.flops
+    run_prepared(ready)
+    turns = [
+        (harness.matmul_rate(ours.plan.dtype, 3), seconds(lambda: run_prepared(ready)))
+        for _ in range(rounds)
+    ]
+    rate, itself = (statistics.median(side) for side in zip(*turns, strict=True))
     return {
-        "patches": ours.plan.runs,
+        "patches": pairs * ours.plan.runs,
         "sweep_seconds": itself,
-        "patches_per_second": ours.plan.runs / itself,
-        "gflop": ours.plan.flops / 1e9,
+        "patches_per_second": pairs * ours.plan.runs / itself,
+        "gflop": flops / 1e9,
         "matmul_gflops": rate / 1e9,
-        "share_of_floor": floor / itself,
+        "share_of_floor": statistics.median(flops / rate / itself for rate, itself in turns),
         "first_call_seconds": ours.first,
         "peak_bytes": harness.peak_bytes(),
     }
@@ -311,6 +325,7 @@ CASES: dict[str, Callable[[shapes.Shape, Peer | None, int], list[Row]]] = {
     "components": components,
     "encoder": encoder,
     "states": states,
+    "utterances": utterances,
 }
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ if not (_Path(__file__).parent / "kernels").is_dir():
 
 from jaxasr_interp import metrics
 from jaxasr_interp._version import __version__
+from jaxasr_interp.alignment import Word, align_words
 from jaxasr_interp.audio import load_audio, log_mel_spectrogram
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.checkpoint.saved import save_model
@@ -27,14 +28,19 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import DecoderRun, EncoderRun, decode, encode
 from jaxasr_interp.interventions import Add, At, Interchange, Knockout, Noise, Scale, Zero
 from jaxasr_interp.lens import LogitLens, logit_lens
+from jaxasr_interp.means import mean_activations
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching import (
+    Agreement,
     SweepPlan,
     SweepResult,
     Utterance,
     activation_patching,
     activation_patching_batch,
+    agreement,
+    attribution_patching,
     plan_sweep,
+    verify_top,
 )
 from jaxasr_interp.sites import SITES, DecoderActivations, EncoderActivations
 from jaxasr_interp.tokens import Tokenizer
@@ -43,6 +49,7 @@ from jaxasr_interp.transcription import Transcript, transcribe, transcribe_batch
 __all__ = [
     "SITES",
     "Add",
+    "Agreement",
     "At",
     "DecoderActivations",
     "DecoderRun",
@@ -64,10 +71,14 @@ __all__ = [
     "Utterance",
     "Whisper",
     "WhisperConfig",
+    "Word",
     "Zero",
     "__version__",
     "activation_patching",
     "activation_patching_batch",
+    "agreement",
+    "align_words",
+    "attribution_patching",
     "decode",
     "detect_language",
     "encode",
@@ -78,9 +89,11 @@ __all__ = [
     "load_model",
     "log_mel_spectrogram",
     "logit_lens",
+    "mean_activations",
     "metrics",
     "plan_sweep",
     "save_model",
     "transcribe",
     "transcribe_batch",
+    "verify_top",
 ]

@@ -8,16 +8,19 @@ import numpy as np
 from rich.console import Console
 
 from jaxasr_interp import metrics
+from jaxasr_interp.alignment import align_words
 from jaxasr_interp.audio import load_audio
 from jaxasr_interp.checkpoint.load import load_model
-from jaxasr_interp.contrast import find_contrast
+from jaxasr_interp.contrast import Contrast, find_contrast
 from jaxasr_interp.decoding import require_tokenizer
 from jaxasr_interp.forward import decode, encode
 from jaxasr_interp.lens import LogitLens, logit_lens
+from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching import SweepResult, activation_patching, plan_sweep
-from jaxasr_interp.plots import axis_labels, plot_lens, plot_sweep
+from jaxasr_interp.patching.positions import FRAMES_PER_SECOND
+from jaxasr_interp.plots import axis_labels, plot_lens, plot_sweep, plot_timeline, share
 from jaxasr_interp.store import save_dataset
-from jaxasr_interp.tables import lens_table, sweep_table
+from jaxasr_interp.tables import lens_table, place, sweep_table
 
 MODEL = "tiny.en"
 SITES = ("resid_pre", "cross_attn_out")
@@ -68,15 +71,46 @@ def run_demo(out: Path, console: Console) -> None:
         sweep = activation_patching(
             model, plan, clean=contrast.clean, corrupted=contrast.corrupted, metric=metric
         )
-        console.print(sweep_table(sweep, labels, most=3))
+        recovered = share(sweep, "logit_diff")
+        console.print(sweep_table(recovered, labels, most=3))
         save_dataset(sweep.to_dataset(labels), out / f"{site}.zarr", model, overwrite=True)
         title = f"{site} from the run that hears {target!r} into the one that hears {other!r}"
-        plot_sweep(sweep, "logit_diff", labels, title, out / f"{site}.png")
+        plot_sweep(recovered, labels, title, out / f"{site}.png")
         sweeps[site] = sweep
 
+    hearing = _hear(model, contrast, out, f"when {target!r} is heard, not {other!r}")
     console.print(_reading(lens, sweeps, labels, target, other))
+    console.print(hearing)
     seconds = time.perf_counter() - start
-    console.print(f"\nwrote lens, {' and '.join(SITES)} (.zarr, .png) to {out}/ in {seconds:.0f} s")
+    console.print(
+        f"\nwrote lens, hearing, {' and '.join(SITES)} (.zarr, .png) to {out}/ in {seconds:.0f} s"
+    )
+
+
+def _hear(model: Whisper, contrast: Contrast, out: Path, title: str) -> str:
+    """Sweep what the encoder gives over time; say what the picture shows."""
+    plan = plan_sweep(
+        model,
+        tokens=contrast.tokens,
+        stack="encoder",
+        site="ln_final",
+        positions=f"0:{contrast.frames}",
+        window=5,
+    )
+    metric = metrics.logit_diff(contrast.target, contrast.other)
+    sweep = activation_patching(
+        model, plan, clean=contrast.clean, corrupted=contrast.corrupted, metric=metric
+    )
+    words = align_words(model, contrast.clean_mel, contrast.heard, contrast.prompt, contrast.frames)
+    save_dataset(sweep.to_dataset(), out / "hearing.zarr", model, overwrite=True)
+    quantity = share(sweep, "logit_diff")
+    plot_timeline(quantity, np.asarray(contrast.clean_mel), words, title, out / "hearing.png")
+    best = int(np.argmax(sweep.recovered[0]))
+    return (
+        f"hearing.png: what the encoder gives for {place(plan, plan.windows[best])} of the "
+        f"{contrast.frames / FRAMES_PER_SECOND:.1f} s alone brings back "
+        f"{sweep.recovered[0, best]:.0%}."
+    )
 
 
 def _reading(

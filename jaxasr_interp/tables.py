@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
+from rich.console import Group
 from rich.table import Table
 
+from jaxasr_interp.alignment import Word
 from jaxasr_interp.lens import LogitLens
-from jaxasr_interp.patching import SweepResult
-from jaxasr_interp.plots import axis_labels
+from jaxasr_interp.patching import SweepPlan
+from jaxasr_interp.patching.positions import FRAMES_PER_SECOND
+from jaxasr_interp.plots import Quantity, axis_labels
 from jaxasr_interp.tokens import Tokenizer
 
 
@@ -36,26 +39,70 @@ def lens_table(lens: LogitLens, tokenizer: Tokenizer, tokens: Sequence[int]) -> 
     return table
 
 
-def sweep_table(result: SweepResult, token_labels: Sequence[str], most: int = 5) -> Table:
-    """The cells that recover most of the first metric."""
-    values = result.recovered[0]
-    table = Table(
-        title=f"{result.plan.component_names[0]}: patches that recover most of {result.metrics[0]} "
-        f"(clean {result.clean[0]:.2f}, corrupted {result.corrupted[0]:.2f})",
-        title_justify="left",
-    )
-    for name in ("layer", "position", "token", "recovered"):
-        table.add_column(name, justify="left" if name == "token" else "right")
-    order = np.argsort(-np.nan_to_num(values, nan=-np.inf), axis=None)[:most]
-    for layer, column in zip(*np.unravel_index(order, values.shape), strict=True):
-        pos = result.plan.positions[int(column)]
-        table.add_row(
-            str(result.plan.layers[int(layer)]),
-            str(pos),
-            _plain(token_labels[pos]),
-            f"{values[layer, column]:.1%}",
+def sweep_table(
+    quantity: Quantity, labels: Sequence[str], baselines: str = "", most: int = 5
+) -> Group:
+    """The cells with the largest numbers.
+
+    Args:
+        quantity: from `share` or `change`; of changes the largest in either direction count.
+        labels: what each window holds: from `window_labels`.
+        baselines: what the metric is unpatched, written behind the title.
+        most: how many cells.
+
+    Returns:
+        A title, and a row for each cell with whatever there are several of: strengths, components,
+        layers, positions.
+    """
+    plan, values = quantity.plan, quantity.values
+    named = ", ".join(plan.sites) if len(plan.components) > 1 else plan.component_names[0]
+    table = Table()
+    several = {
+        "α": len(plan.alphas) > 1,
+        "component": len(plan.components) > 1,
+        "layer": plan.layers != (None,),
+        "time" if plan.counts_frames else "position": len(plan.windows) > 1,
+        "heard" if plan.counts_frames else "token": len(plan.windows) > 1,
+    }
+    shown = [name for name, wanted in several.items() if wanted]
+    for name in shown:
+        table.add_column(
+            name, justify="left" if name in ("component", "token", "heard") else "right"
         )
-    return table
+    table.add_column("share" if quantity.unit == "share" else "change", justify="right")
+    sizes = values if quantity.unit == "share" else np.abs(values)
+    order = np.argsort(-np.nan_to_num(sizes, nan=-np.inf), axis=None, kind="stable")
+    for cell in [cell for cell in order if np.isfinite(values.flat[cell])][:most]:
+        alpha, component, layer, column = map(int, np.unravel_index(cell, values.shape))
+        row = (
+            f"{plan.alphas[alpha]:g}",
+            plan.component_names[component],
+            str(plan.layers[layer]),
+            place(plan, plan.windows[column]),
+            _plain(labels[column]),
+        )
+        kept = [text for text, wanted in zip(row, several.values(), strict=True) if wanted]
+        table.add_row(*kept, quantity.text(float(values.flat[cell])))
+    # The title of a table is wrapped to its width.
+    return Group(_plain(f"{named}: {quantity.label}{baselines}"), table)
+
+
+def place(plan: SweepPlan, window: tuple[int, int]) -> str:
+    """A window's positions, or its time."""
+    start, stop = window
+    if plan.counts_frames:
+        return f"{start / FRAMES_PER_SECOND:.2f}-{stop / FRAMES_PER_SECOND:.2f} s"
+    return str(start) if stop == start + 1 else f"{start}-{stop - 1}"
+
+
+def window_labels(plan: SweepPlan, token_labels: Sequence[str], words: Sequence[Word]) -> list[str]:
+    """What each of a plan's windows holds: its tokens, or the words said in its time."""
+    if not plan.counts_frames:
+        return [" ".join(token_labels[start:stop]) for start, stop in plan.windows]
+    return [
+        " ".join(word.text for word in words if word.frames[0] < stop and word.frames[1] > start)
+        for start, stop in plan.windows
+    ]
 
 
 def _plain(text: str) -> str:

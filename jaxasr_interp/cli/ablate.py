@@ -1,0 +1,300 @@
+"""`ablate`: what each component, layer and head does, by taking it away."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from jaxasr_interp.audio import load_audio
+from jaxasr_interp.checkpoint.load import load_model
+from jaxasr_interp.cli.options import (
+    AlphaOption,
+    DtypeOption,
+    HeadsOption,
+    JsonOption,
+    LanguageOption,
+    LayersOption,
+    MemoryOption,
+    MethodOption,
+    MetricOption,
+    ModelOption,
+    OverwriteOption,
+    PlanOption,
+    PositionsOption,
+    SeedOption,
+    SitesOption,
+    StackOption,
+    StrideOption,
+    WindowOption,
+)
+from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.cli.results import draw, run_sweep
+from jaxasr_interp.cli.sweeping import (
+    Selection,
+    check_method,
+    check_reference,
+    find_words,
+    reference_audio,
+)
+from jaxasr_interp.contrast import Contrast, ask_transcript, ask_word, check_metric_name
+from jaxasr_interp.decoding import require_tokenizer
+from jaxasr_interp.edits import Edit
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.interventions import Interchange, Knockout, Noise, Scale, Zero
+from jaxasr_interp.means import mean_activations
+from jaxasr_interp.model import Whisper
+from jaxasr_interp.patching.positions import resolve_windows
+from jaxasr_interp.plots import axis_labels, change, plot_ablation
+from jaxasr_interp.sites import (
+    PATTERN_SITES,
+    DecoderActivations,
+    EncoderActivations,
+    check_site,
+    check_stack,
+    head_axis,
+)
+from jaxasr_interp.store import reserve, save_dataset
+from jaxasr_interp.tables import sweep_table, window_labels
+
+_SITES = {
+    "decoder": ("attn_out", "cross_attn_out", "mlp_out", "z", "cross_z"),
+    "encoder": ("attn_out", "mlp_out", "z"),
+}
+_PATTERNS = {"decoder": ("cross_pattern",), "encoder": ("pattern",)}
+_PHRASES = {
+    "zero": "Each component set to zero",
+    "mean": "Each component set to its mean",
+    "mix": "Each component from another run",
+    "noise": "Noise added to each component",
+    "scale": "Each component scaled",
+    "knockout": "Attention knocked out",
+}
+_KINDS = "zero, mean, mix, noise:STD, scale:FACTOR or knockout:START..STOP"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What an ablation does.
+
+    Attributes:
+        name: `zero`, `mean`, `mix`, `noise`, `scale` or `knockout`.
+        number: the noise's standard deviation, or the factor.
+        keys: the positions that a knock-out hides, as text.
+    """
+
+    name: str
+    number: float = 0.0
+    keys: str = ""
+
+    @classmethod
+    def read(cls, text: str) -> "Kind":
+        """Read `zero`, `noise:0.5`, `knockout:0.4s..0.9s`.
+
+        Raises:
+            InputError: the text is something else.
+        """
+        name, _, argument = text.partition(":")
+        if name in ("zero", "mean", "mix") and not argument:
+            return cls(name)
+        if name in ("noise", "scale"):
+            try:
+                number = float(argument)
+            except ValueError:
+                number = float("nan")
+            if np.isfinite(number) and (name == "scale" or number >= 0):
+                return cls(name, number)
+        if name == "knockout" and ".." in argument and "," not in argument:
+            return cls(name, keys=argument)
+        raise InputError(f"The kind {text!r} cannot be read: write {_KINDS}.")
+
+
+def ablate(
+    file: Annotated[str, typer.Argument(help="An audio file of up to 30 s.")],
+    model: ModelOption = "tiny.en",
+    dtype: DtypeOption = None,
+    language: LanguageOption = None,
+    kind: Annotated[str, typer.Option(help=f"{_KINDS}.")] = "zero",
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of mix: noise (default), silence or an audio file. Of mean: files, by default "
+            "the clip itself; repeatable."
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+    text: Annotated[
+        str | None, typer.Option(help="Give the run this transcript instead of what is heard.")
+    ] = None,
+    word: Annotated[
+        str | None,
+        typer.Option(help="Ask for this word of the transcript; by default for all of it."),
+    ] = None,
+    stack: StackOption = "decoder",
+    site: SitesOption = None,
+    layers: LayersOption = None,
+    heads: HeadsOption = None,
+    positions: PositionsOption = "all",
+    window: WindowOption = None,
+    stride: StrideOption = None,
+    alpha: AlphaOption = "1",
+    metric: MetricOption = None,
+    method: MethodOption = "minimal",
+    memory: MemoryOption = None,
+    plan_only: PlanOption = False,
+    out: Annotated[Path, typer.Option(help="Folder for ablation.zarr and PNGs.")] = Path(
+        "runs/ablate"
+    ),
+    as_json: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Take away one component at a time, and see how much worse the transcript gets.
+
+    By default every layer's sublayers and every head of self- and cross-attention are set to zero
+    at all positions; read are the cross-entropy of the model's own transcript and the KL divergence
+    from the intact run. In place of zero: mean (over positions, and over --reference clips), mix
+    (the value of a run that hears the --reference), noise, scale, or knockout (attention does not
+    see some positions: tokens for pattern, frames or times for cross_pattern and the encoder's).
+    """
+    what = Kind.read(kind)
+    known = check_stack(stack)
+    for one in site or ():
+        check_site(known, one)
+    sites = site or (_PATTERNS if what.name == "knockout" else _SITES)[known]
+    wanted = Selection.read(
+        stack,
+        sites,
+        layers=layers,
+        heads=heads or ("each" if any(head_axis(one) is not None for one in sites) else None),
+        positions=positions,
+        window=window,
+        stride=stride,
+        alpha=alpha,
+        memory=memory,
+    )
+    references = _check_references(what, reference)
+    if what.name == "knockout" and (len(sites) > 1 or sites[0] not in PATTERN_SITES):
+        raise InputError(
+            "A knock-out hides what attention looks at: choose one --site, pattern or "
+            "cross_pattern."
+        )
+    names = [check_metric_name(name) for name in metric or ("cross_entropy", "kl_all")]
+    check_method(method)
+    if not plan_only:
+        reserve(out / "ablation.zarr", overwrite)
+
+    whisper = load_model(model, dtype)
+    tokenizer = require_tokenizer(whisper)
+    sound = load_audio(file)
+    other = reference_audio(references[0], sound, seed) if what.name == "mix" else sound
+    given = {"text": text, "language": language}
+    contrast = (
+        ask_transcript(whisper, sound, other, **given)
+        if word is None
+        else ask_word(whisper, sound, other, word=word, **given)
+    )
+    words = find_words(whisper, contrast) if wanted.timed else ()
+    plan = wanted.plan(whisper, contrast, words)
+    if plan_only or not as_json:
+        print(f"heard: {contrast.clean_text}\nablation: {kind}\n{plan}")
+    if plan_only:
+        return
+
+    swept = run_sweep(
+        whisper,
+        plan,
+        contrast
+        if what.name == "mix"
+        else dataclasses.replace(contrast, corrupted_mel=contrast.clean_mel),
+        names,
+        direction="corrupted_to_clean",
+        method=method,
+        edit=_edit(what, whisper, wanted, contrast, references, seed),
+    )
+    labels = axis_labels(tokenizer, contrast.tokens)
+    heard = window_labels(plan, labels, words)
+    dataset = swept.to_dataset(labels, heard)
+    dataset["change"] = dataset.patched - dataset.clean
+    dataset = dataset.assign_attrs(clip=file, kind=kind, references=", ".join(references))
+    save_dataset(dataset, out / "ablation.zarr", whisper, overwrite=overwrite)
+    pictures = []
+    for name in names:
+        moved, path = change(swept.result, name), out / f"{name}.png"
+        title = f"{_PHRASES[what.name]} in {Path(file).name} ({Path(model).name})"
+        if len(plan.windows) == 1:
+            pictures.append(plot_ablation(moved, title, path))
+        else:
+            pictures.append(draw(moved, contrast, labels, words, title, path))
+    if as_json:
+        print_json(dataset.to_dict())
+        return
+    for i, name in enumerate(names):
+        note = f" from {swept.result.clean[i]:.3f}"
+        console.print(sweep_table(change(swept.result, name), heard, note, most=8))
+    print(f"wrote {out / 'ablation.zarr'} and {', '.join(map(str, pictures))}")
+
+
+def _edit(
+    kind: Kind,
+    model: Whisper,
+    wanted: Selection,
+    contrast: Contrast,
+    references: Sequence[str],
+    seed: int,
+) -> Edit | None:
+    """What is done to each component; `None` to take the corrupted run's value."""
+    match kind.name:
+        case "zero":
+            return Zero()
+        case "scale":
+            return Scale(kind.number)
+        case "noise":
+            return Noise(kind.number, seed)
+        case "knockout":
+            return Knockout(*_hidden_keys(kind.keys, model, wanted, contrast))
+        case "mean":
+            return Interchange(_mean(model, wanted, contrast, references))
+        case _:
+            return None
+
+
+def _mean(
+    model: Whisper, wanted: Selection, contrast: Contrast, references: Sequence[str]
+) -> EncoderActivations | DecoderActivations:
+    """Mean activations of the clip itself, or of other clips with what is heard in them."""
+    clips = [load_audio(path) for path in references]
+    runs = [ask_transcript(model, clip, clip) for clip in clips] or [contrast]
+    return mean_activations(
+        model,
+        [one.clean for one in runs],
+        stack=wanted.stack,
+        sites=wanted.sites,
+        n_tokens=len(contrast.tokens),
+        prompt=contrast.prompt,
+        frames=[one.frames for one in runs],
+    )
+
+
+def _hidden_keys(
+    text: str, model: Whisper, wanted: Selection, contrast: Contrast
+) -> tuple[int, int]:
+    """The window of frames or tokens that attention does not see."""
+    if wanted.stack == "decoder" and "pattern" in wanted.sites:
+        return resolve_windows(text, len(contrast.tokens))[0]
+    return resolve_windows(text, model.config.max_frames, timed=True)[0]
+
+
+def _check_references(kind: Kind, references: Sequence[str] | None) -> list[str]:
+    """The references that the kind of ablation needs."""
+    given = list(references or [])
+    if given and kind.name not in ("mix", "mean"):
+        raise InputError(f"--reference goes with --kind mix or mean: {kind.name} needs none.")
+    if kind.name == "mix" and len(given) > 1:
+        raise InputError("A mix has one --reference: give noise, silence or one file.")
+    for name in given:
+        if kind.name == "mean" and name in ("noise", "silence"):
+            raise InputError(f"The mean is taken over clips with speech, not {name}: give files.")
+        check_reference(name)
+    return given or (["noise"] if kind.name == "mix" else [])

@@ -1,0 +1,90 @@
+"""The typer application: its commands, and what holds for all of them."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import typer
+
+from jaxasr_interp._version import __version__
+from jaxasr_interp.cli.ablate import ablate
+from jaxasr_interp.cli.options import JsonOption
+from jaxasr_interp.cli.output import console, errors, print_json
+from jaxasr_interp.cli.patch import patch
+from jaxasr_interp.cli.reading import lens, transcribe
+from jaxasr_interp.cli.verify import verify
+from jaxasr_interp.demo import run_demo
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.listing import list_models
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Mechanistic interpretability of Whisper speech recognition.",
+)
+for command in (transcribe, lens, patch, ablate, verify):
+    app.command()(command)
+
+
+@app.command()
+def models(as_json: JsonOption = False) -> None:
+    """List the models that can be loaded here, and how."""
+    rows = list_models()
+    if as_json:
+        print_json(rows)
+        return
+    from rich.table import Table
+
+    table = Table()
+    for name in ("model", "kind", "state", "how"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the demo's results.")] = Path("demo"),
+) -> None:
+    """Transcribe two sentences that differ in one word, and show what decides that word."""
+    run_demo(out, console)
+
+
+def _keep_compiled_programs() -> None:
+    """Let later processes skip compilation, unless JAX was told where to keep programs."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "jaxasr-interp" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        print(
+            f"jaxasr-interp {__version__} (jax {jax.__version__}, {jax.devices()[0].device_kind})"
+        )
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="And exit.")
+    ] = False,
+) -> None:
+    _keep_compiled_programs()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, by default with the arguments of the process."""
+    try:
+        app(arguments)
+    except InputError as error:
+        errors.print(f"error: {error}", markup=False, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,129 @@
+"""Options that several commands share, and how their text is read."""
+
+import re
+from typing import Annotated
+
+import typer
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.patching.positions import FRAMES_PER_SECOND
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Bundled name, local folder or hub id (see `models`).")
+]
+DtypeOption = Annotated[str | None, typer.Option(help="float32 (default), bfloat16 or float64.")]
+LanguageOption = Annotated[
+    str | None, typer.Option(help="Spoken language, code or name; detected by default.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results in --out.")]
+PlanOption = Annotated[bool, typer.Option("--plan", help="Print the plan and stop.")]
+StackOption = Annotated[str, typer.Option(help="decoder or encoder.")]
+SitesOption = Annotated[
+    list[str] | None, typer.Option("--site", help="What is patched; repeatable.")
+]
+HeadsOption = Annotated[
+    str | None,
+    typer.Option(help="each, or such as 0,2-4: every head on its own; all: together."),
+]
+LayersOption = Annotated[str | None, typer.Option(help="Such as 0,3-5,-1; all by default.")]
+PositionsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Tokens, or frames and times of sites that are counted in frames: 3, -1, 4:12, 4..12 "
+        "(one window), 1.2s, 800ms:1600ms, word:grass, all."
+    ),
+]
+WindowOption = Annotated[
+    str | None, typer.Option(help="Positions patched together: a number, or a time such as 200ms.")
+]
+StrideOption = Annotated[
+    str | None, typer.Option(help="Distance between windows; by default their width.")
+]
+AlphaOption = Annotated[
+    str, typer.Option(help="Strengths, such as 0.25,0.5,1: ã = (1 - α) a + α · patch.")
+]
+MetricOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="log_prob, logit_diff, rank, entropy, kl, kl_all or cross_entropy; repeatable."
+    ),
+]
+MethodOption = Annotated[
+    str, typer.Option(help="minimal, or vmap or reference to compute everything.")
+]
+MemoryOption = Annotated[
+    str | None, typer.Option(help="Memory to use beside the model, such as 2GB.")
+]
+SeedOption = Annotated[int, typer.Option(help="Of the noise.")]
+
+_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def parse_indices(what: str, text: str | None) -> list[int] | None:
+    """Read `0,3-5,-1` as `[0, 3, 4, 5, -1]`.
+
+    Raises:
+        InputError: the text is something else.
+    """
+    if text is None:
+        return None
+    indices: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(?:(-?\d+)|(\d+)-(\d+))\s*", part)
+        if match is None or (match[2] and int(match[2]) > int(match[3])):
+            raise InputError(f"The {what} {text!r} cannot be read: write them as 0,3-5,-1.")
+        indices += [int(match[1])] if match[1] else range(int(match[2]), int(match[3]) + 1)
+    return indices
+
+
+def parse_heads(text: str | None) -> list[int] | str | None:
+    """Read `each`, `all` (as `None`), or head numbers like layers."""
+    return text if text == "each" else parse_indices("heads", None if text == "all" else text)
+
+
+def parse_alphas(text: str) -> list[float]:
+    """Read `0,0.25,1`.
+
+    Raises:
+        InputError: an item is no number.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"The strengths {text!r} cannot be read: write them as 0,0.25,1."
+        ) from None
+
+
+def parse_memory(text: str | None) -> int | None:
+    """Read `500MB`, `2GB`, `1.5GiB` or a number of bytes.
+
+    Raises:
+        InputError: the text is something else.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    if match is None or (match[3] and not match[2]):
+        raise InputError(f"The memory {text!r} cannot be read: write it as 500MB or 2GB.")
+    return int(float(match[1]) * (_BINARY if match[3] else _BYTES)[match[2]])
+
+
+def parse_width(what: str, text: str | None, timed: bool) -> int | None:
+    """Read a number of positions, or of frames from a time such as `0.2s` or `200ms`.
+
+    Raises:
+        InputError: the text is something else, or a time where positions are tokens.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*(ms|s)?", text.strip())
+    if match is None or (not match[2] and "." in match[1]):
+        raise InputError(f"The {what} {text!r} cannot be read: write 10, 0.2s or 200ms.")
+    if not match[2]:
+        return int(match[1])
+    if not timed:
+        raise InputError(f"The {what} {text!r} is a time: this site's positions are tokens.")
+    return round(float(match[1]) / (1000 if match[2] == "ms" else 1) * FRAMES_PER_SECOND)

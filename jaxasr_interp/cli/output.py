@@ -1,0 +1,82 @@
+"""Where the command line writes: consoles, a progress bar, JSON."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console()
+errors = Console(stderr=True)
+
+
+@contextmanager
+def progress(total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left on standard error; yields `advance(n)`."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        job = bar.add_task("", total=total, unit=unit, rate="")
+
+        def advance(steps: int) -> None:
+            bar.advance(job, steps)
+            speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
+            bar.update(job, rate=f"{speed:.1f} {unit}/s" if speed else "")
+
+        yield advance
+
+
+@contextmanager
+def progress_of_total(total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """The same for work that reports how much of it is done in all."""
+    with progress(total, unit) as advance:
+        done = 0
+
+        def on_progress(now: int) -> None:
+            nonlocal done
+            advance(now - done)
+            done = now
+
+        yield on_progress
+
+
+def print_json(content: Any) -> None:
+    """Print JSON, numbers that are not finite as null."""
+    print(json.dumps(_finite(content), indent=2, ensure_ascii=False))
+
+
+def _finite(content: Any) -> Any:
+    match content:
+        case float():
+            return content if math.isfinite(content) else None
+        case dict():
+            return {key: _finite(value) for key, value in content.items()}
+        case list() | tuple():
+            return [_finite(value) for value in content]
+        case _:
+            return content
+
+
+@contextmanager
+def steps_done() -> Iterator[Callable[[int, int, str], None]]:
+    """A line on standard error that says which step is under way; yields `say(done, of, name)`."""
+    if not errors.is_terminal:
+        yield lambda done, of, name: None
+        return
+    with errors.status("") as line:
+        yield lambda done, of, name: line.update(f"{done}/{of} {name}")

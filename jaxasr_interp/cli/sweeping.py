@@ -1,0 +1,154 @@
+"""What `patch` and `ablate` share: which cells are asked for, and what is done with the results."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxasr_interp.alignment import Word, align_words
+from jaxasr_interp.audio import load_audio
+from jaxasr_interp.cli.options import (
+    parse_alphas,
+    parse_heads,
+    parse_indices,
+    parse_memory,
+    parse_width,
+)
+from jaxasr_interp.contrast import Contrast
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.model import Whisper
+from jaxasr_interp.patching import SweepPlan, plan_sweep
+from jaxasr_interp.patching.sweep import METHODS
+from jaxasr_interp.sites import SITES, Stack, check_site, check_stack
+
+_TIMED_WINDOW = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which cells are asked for, from the options' text; `None` where nothing was said."""
+
+    stack: Stack
+    sites: tuple[str, ...]
+    layers: list[int] | None
+    heads: list[int] | str | None
+    positions: str | None
+    window: int | None
+    stride: int | None
+    alphas: list[float]
+    memory: int | None
+
+    @classmethod
+    def read(
+        cls,
+        stack: str,
+        sites: Sequence[str],
+        *,
+        layers: str | None,
+        heads: str | None,
+        positions: str | None,
+        window: str | None,
+        stride: str | None,
+        alpha: str,
+        memory: str | None,
+    ) -> "Selection":
+        """Read the options before any work is done.
+
+        Raises:
+            InputError: an option cannot be read, or there is no such stack or site.
+        """
+        known = check_stack(stack)
+        for site in sites:
+            check_site(known, site)
+        timed = counts_frames(known, sites[0])
+        return cls(
+            stack=known,
+            sites=tuple(sites),
+            layers=parse_indices("layers", layers),
+            heads=parse_heads(heads),
+            positions=positions,
+            window=parse_width("window", window, timed),
+            stride=parse_width("stride", stride, timed),
+            alphas=parse_alphas(alpha),
+            memory=parse_memory(memory),
+        )
+
+    @property
+    def timed(self) -> bool:
+        """Whether positions are encoder frames."""
+        return counts_frames(self.stack, self.sites[0])
+
+    def plan(self, model: Whisper, contrast: Contrast, words: Sequence[Word]) -> SweepPlan:
+        """Plan the sweep: over time, by default 0.2 s at a time as long as the clip lasts.
+
+        Raises:
+            InputError: see `plan_sweep`.
+        """
+        positions, window = self.positions, self.window
+        if self.timed:
+            positions = positions or f"0:{contrast.frames}"
+            positions = ",".join(word_frames(part.strip(), words) for part in positions.split(","))
+            window = _TIMED_WINDOW if window is None else window
+        return plan_sweep(
+            model,
+            tokens=contrast.tokens,
+            stack=self.stack,
+            site=self.sites,
+            layers=self.layers,
+            heads=self.heads,
+            positions=positions,
+            window=window,
+            stride=self.stride,
+            alpha=self.alphas,
+            memory=self.memory,
+        )
+
+
+def find_words(model: Whisper, contrast: Contrast) -> tuple[Word, ...]:
+    """When the words of the clean clip are said."""
+    return align_words(model, contrast.clean_mel, contrast.heard, contrast.prompt, contrast.frames)
+
+
+def reference_audio(name: str, clean: np.ndarray, seed: int) -> np.ndarray:
+    """White noise as loud as the clip, silence, or another audio file."""
+    from jaxasr_interp.references import noise_like, silence_like
+
+    match name:
+        case "noise":
+            return noise_like(clean, seed)
+        case "silence":
+            return silence_like(clean)
+        case _:
+            return load_audio(name)
+
+
+def check_reference(name: str | None) -> None:
+    """Raise `InputError` if the reference is neither a known one nor a file."""
+    if name not in (None, "noise", "silence") and not Path(name).is_file():
+        raise InputError(
+            f"The reference {name!r} is no file: give 'noise', 'silence' or an audio file."
+        )
+
+
+def check_method(method: str) -> None:
+    """Raise `InputError` if there is no such method."""
+    if method not in METHODS:
+        raise InputError(f"Unknown method {method!r}: choose one of {', '.join(METHODS)}.")
+
+
+def counts_frames(stack: Stack, site: str) -> bool:
+    """Whether a site's positions are encoder frames rather than tokens."""
+    return stack == "encoder" or SITES[stack][site][:2] == ("layer", "frame")
+
+
+def word_frames(part: str, words: Sequence[Word]) -> str:
+    """Turn `word:grass` into the window of frames in which it is said, each time that it is."""
+    if not part.startswith("word:"):
+        return part
+    name = part.removeprefix("word:").casefold()
+    found = [word.frames for word in words if word.name == name]
+    if not found:
+        known = ", ".join(dict.fromkeys(word.name for word in words)) or "none"
+        raise InputError(f"There is no word {name!r} in the transcript; its words are: {known}.")
+    return ",".join(f"{start}..{stop}" for start, stop in found)

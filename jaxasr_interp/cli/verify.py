@@ -1,0 +1,82 @@
+"""`verify`: do the library's shortcuts hold on the user's own checkpoint and clip?"""
+
+import dataclasses
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxasr_interp.audio import load_audio
+from jaxasr_interp.checkpoint.load import load_model
+from jaxasr_interp.cli.options import (
+    DtypeOption,
+    JsonOption,
+    LanguageOption,
+    MemoryOption,
+    ModelOption,
+    OverwriteOption,
+    SeedOption,
+    parse_memory,
+)
+from jaxasr_interp.cli.output import console, print_json, steps_done
+from jaxasr_interp.cli.sweeping import reference_audio
+from jaxasr_interp.contrast import ask_word
+from jaxasr_interp.store import provenance, reserve, write_json
+
+
+def verify(
+    file: Annotated[
+        str | None, typer.Argument(help="An audio file of up to 30 s; by default the demo's.")
+    ] = None,
+    model: ModelOption = "tiny.en",
+    dtype: DtypeOption = None,
+    language: LanguageOption = None,
+    cells: Annotated[int, typer.Option(help="Random patches that are checked at each site.")] = 4,
+    seed: SeedOption = 0,
+    memory: MemoryOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the checks to this JSON file.")
+    ] = None,
+    as_json: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Check on this model, clip and device that sweeps give the numbers of whole runs.
+
+    The clip is compared with noise as loud. The exit code is 1 if a check fails.
+    """
+    from jaxasr_interp.verify import verify as measure
+    from jaxasr_interp.verify import verify_table
+
+    budget = parse_memory(memory)
+    if out is not None:
+        reserve(out, overwrite)
+    whisper = load_model(model, dtype)
+    sound = _demo_audio() if file is None else load_audio(file)
+    noise = reference_audio("noise", sound, seed)
+    contrast = ask_word(whisper, sound, noise, language=language)
+    with steps_done() as on_progress:
+        checks = measure(
+            whisper,
+            contrast.clean,
+            contrast.corrupted,
+            cells=cells,
+            seed=seed,
+            memory=budget,
+            on_progress=on_progress,
+        )
+    rows = [dataclasses.asdict(check) | {"passed": check.passed} for check in checks]
+    report = provenance(whisper) | {"clip": file or "demo", "checks": rows}
+    if out is not None:
+        write_json(out, report)
+    if as_json:
+        print_json(report)
+    else:
+        console.print(verify_table(checks))
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)
+
+
+def _demo_audio():
+    with resources.as_file(resources.files("jaxasr_interp") / "data" / "grass.flac") as path:
+        return load_audio(path)

@@ -1,0 +1,19 @@
+"""Pictures: layers upwards, tokens or time to the right."""
+
+from jaxasr_interp.plots.ablation import plot_ablation
+from jaxasr_interp.plots.canvas import axis_labels
+from jaxasr_interp.plots.lens import plot_lens
+from jaxasr_interp.plots.quantity import Quantity, change, share
+from jaxasr_interp.plots.sweep import plot_sweep
+from jaxasr_interp.plots.timeline import plot_timeline
+
+__all__ = [
+    "Quantity",
+    "axis_labels",
+    "change",
+    "plot_ablation",
+    "plot_lens",
+    "plot_sweep",
+    "plot_timeline",
+    "share",
+]

@@ -1,0 +1,196 @@
+"""Pictures: drawn whatever the axes of a sweep, with colours that fit what is shown."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import jaxasr_interp as ji
+from jaxasr_interp.alignment import Word
+from jaxasr_interp.plots import change, plot_ablation, plot_sweep, plot_timeline, share
+from jaxasr_interp.plots.timeline import _levels
+from jaxasr_interp.tables import sweep_table, window_labels
+
+PNG = b"\x89PNG\r\n\x1a\n"
+WORDS = tuple(
+    Word(text, text.strip(".").lower(), (3 + i, 4 + i), (3 * i, 3 * i + 3))
+    for i, text in enumerate(["Cut", "the", "grass", "now."])
+)
+
+
+def result_of(tiny, golden, scale=1.0, **options):
+    """A sweep result with made-up numbers, on the axes of a real plan."""
+    plan = ji.plan_sweep(tiny, tokens=golden["tokens_a"], **options)
+    rng = np.random.default_rng(0)
+    patched = scale * rng.normal(size=(2, *plan.axes.values()))
+    return ji.SweepResult(plan, ("kl", "rank"), patched, np.array([1.0, 2.0]), np.array([0.0, 2.0]))
+
+
+def draw(figures, plot, *arguments):
+    figures.clear()
+    path = plot(*arguments)
+    assert path.read_bytes().startswith(PNG)
+    return figures[0]
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved."""
+    saved, save = [], Figure.savefig
+
+    def keep(self, *arguments, **options):
+        saved.append(self)
+        return save(self, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return saved
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def panels(figure):
+    """The heatmaps, without the colour bar."""
+    return [axes for axes in figure.axes if axes.images and axes.get_visible()]
+
+
+LABELS = ["<|startoftranscript|>", "<|notimestamps|>", "$my$", "cat", "sat", "on", "it"]
+
+
+@pytest.mark.parametrize(
+    ("options", "n_panels"),
+    [
+        ({}, 1),
+        ({"site": "embed"}, 1),
+        ({"site": ["attn_out", "mlp_out"], "alpha": [0.5, 1]}, 4),
+        ({"site": ["z", "cross_z", "mlp_out"], "heads": "each"}, 5),
+        ({"window": 3, "stride": 2}, 1),
+        ({"positions": "all"}, 1),
+    ],
+)
+def test_a_panel_for_every_component_and_strength(
+    tiny, golden, tmp_path, figures, options, n_panels
+):
+    result = result_of(tiny, golden, **options)
+    figure = draw(figures, plot_sweep, share(result, "kl"), LABELS, "title", tmp_path / "a.png")
+    assert len(panels(figure)) == n_panels
+    labels = [label.get_text() for label in panels(figure)[-1].get_xticklabels()]
+    assert len(labels) == len(result.plan.windows)
+    assert "<|" not in "".join(labels)
+
+
+def test_the_weakest_of_many_components_are_left_out_and_it_says_so(
+    tiny, golden, tmp_path, figures
+):
+    sites = ["attn_out", "mlp_out", "q", "k", "v", "z", "result", "cross_q", "cross_z"]
+    sites += ["cross_result", "resid_pre", "resid_mid", "resid_post", "pattern", "cross_pattern"]
+    result = result_of(tiny, golden, site=sites, heads="each")
+    assert len(result.plan.components) == 25
+    weakest = 7
+    result.patched[:, weakest] = 0.0
+    figure = draw(figures, plot_sweep, share(result, "kl"), LABELS, "title", tmp_path / "a.png")
+    shown = [axes.get_title(loc="left") for axes in panels(figure)]
+    kept = [n for i, n in enumerate(result.plan.component_names) if i != weakest]
+    assert shown == kept
+    assert "the 24 of 25 components" in figure.get_suptitle()
+
+
+def test_colours_fit_the_numbers(tiny, golden):
+    for scale, limit in ((0.02, 0.1), (0.05, 0.25), (0.3, 1.0)):
+        quantity = share(result_of(tiny, golden, scale), "kl")
+        assert np.abs(quantity.values).max() <= limit
+        assert quantity.limit == limit
+    result = result_of(tiny, golden, 0.1)
+    result.patched[0, 1, 2] = -80
+    outlier = share(result, "kl")
+    assert outlier.limit == 1.0, "one cell must not take the colour from all others"
+    assert outlier.text(-80.0) == "-80×"
+    many = share(result_of(tiny, golden, 30.0), "kl")
+    assert 1.0 < many.limit < np.abs(many.values).max()
+    moved = change(result, "kl")
+    assert moved.limit == np.abs(moved.values).max()
+
+
+def test_runs_that_agree_are_drawn_grey(tiny, golden, tmp_path, figures):
+    result = result_of(tiny, golden)
+    quantity = share(result, "rank")
+    assert np.isnan(quantity.values).all()
+    figure = draw(figures, plot_sweep, quantity, LABELS, "title", tmp_path / "a.png")
+    assert panels(figure)[0].images[0].get_array().mask.all()
+    assert texts(figure) == []
+    assert "the runs agree" in figure.axes[-1].get_ylabel()
+
+
+def test_patches_into_the_clean_run_show_what_is_lost(tiny, golden):
+    import dataclasses
+
+    result = result_of(tiny, golden)
+    other = dataclasses.replace(result, direction="corrupted_to_clean")
+    assert share(other, "kl").label == "share of kl lost"
+    np.testing.assert_allclose(share(other, "kl").values, 1 - share(result, "kl").values)
+
+
+@pytest.mark.parametrize(
+    ("options", "n_panels"),
+    [
+        ({"window": 3}, 1),
+        ({"window": 4, "stride": 2, "site": ["attn_out", "z"], "alpha": [0.5, 1]}, 4),
+        ({"positions": [(1, 4), (6, 9)]}, 1),
+        ({"site": "ln_final", "window": 6}, 1),
+        ({"stack": "decoder", "site": "cross_v", "window": 2}, 1),
+    ],
+)
+def test_time_runs_under_the_spectrogram_and_the_words(
+    tiny, golden, tmp_path, figures, options, n_panels
+):
+    result = result_of(tiny, golden, **({"stack": "encoder"} | options))
+    mel = np.asarray(golden["mel_a"])
+    quantity = share(result, "kl")
+    figure = draw(figures, plot_timeline, quantity, mel, WORDS, "title", tmp_path / "a.png")
+    heatmaps = [axes for axes in figure.axes if axes.collections and axes.get_xlabel() is not None]
+    assert len([axes for axes in heatmaps if axes.get_yticks().size]) >= n_panels
+    assert set(texts(figure)) <= {word.text for word in WORDS}
+    starts = [window[0] for window in result.plan.windows]
+    left, right = figure.axes[0].get_xlim()
+    assert left == pytest.approx(min(starts) / 50)
+    assert right == pytest.approx(max(stop for _, stop in result.plan.windows) / 50)
+
+
+def test_words_do_not_cover_each_other():
+    long = [Word("counterrevolutionary", "x", (i, i + 1), (5 * i, 5 * i + 5)) for i in range(8)]
+    levels = _levels(long, (0.0, 1.0), 7.0)
+    width = 21 * 0.085
+    for i, a in enumerate(levels):
+        for j, b in enumerate(levels[:i]):
+            assert a != b or (i - j) * 0.1 * 7.0 >= width - 1e-9
+    assert _levels(WORDS, (0.0, 1.0), 70.0) == [0] * 4
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha": [0.5, 1]}, {"heads": "each"}, {"site": "z"}])
+def test_ablations_show_sites_and_heads_apart(tiny, golden, tmp_path, figures, options):
+    options = {"site": ["attn_out", "mlp_out", "z", "cross_z"], "positions": "all"} | options
+    result = result_of(tiny, golden, **options)
+    figure = draw(figures, plot_ablation, change(result, "kl"), "title", tmp_path / "a.png")
+    by_head = 3 if "heads" in options else 1
+    assert len(panels(figure)) == by_head * len(result.plan.alphas)
+
+
+def test_tables_name_the_largest_cells(tiny, golden, capsys):
+    from rich.console import Console
+
+    result = result_of(tiny, golden, site=["attn_out", "z"], heads="each")
+    values = share(result, "kl").values
+    console = Console(width=100)
+    labels = window_labels(result.plan, LABELS, ())
+    console.print(sweep_table(share(result, "kl"), labels, " (clean 1)", most=1))
+    out = capsys.readouterr().out
+    _, component, layer, pos = np.unravel_index(values.argmax(), values.shape)
+    cells = [cell.strip() for cell in out.splitlines()[-2].strip("│").split("│")]
+    assert cells[:3] == [result.plan.component_names[component], str(layer), str(pos)]
+    assert cells[4] == f"{values.max():.0%}"
+    assert out.startswith("attn_out, z: share of kl recovered (clean 1)")
+
+
+def test_tables_of_time_name_the_words(tiny, golden):
+    result = result_of(tiny, golden, stack="encoder", window=4)
+    assert window_labels(result.plan, LABELS, WORDS) == ["Cut the", "the grass", "grass now."]
