@@ -169,7 +169,8 @@ def components(shape: shapes.Shape, peer: Peer | None, rounds: int) -> list[Row]
     pair = harness.Pair(*(tuple(side) for side in zip(*pairs, strict=True)))
     effect = float(abs(result.clean[0] - result.corrupted[0]))
     row = {"ratio": pair.ratio, "theirs_seconds": statistics.median(pair.theirs)}
-    row |= {"timed_patches": len(pairs), "difference": float(max(differences)) / effect}
+    row |= {"ours_seconds": statistics.median(pair.ours), "timed_patches": len(pairs)}
+    row |= {"difference": float(max(differences)) / effect}
     return [{**common, "peer": "hooks_model", **row}]
 
 
@@ -266,7 +267,7 @@ def against(
 ) -> Row:
     """Alternate our whole job with a peer's on some of the patches, scaled to all of them."""
     places = {where: i for i, where in enumerate(_grid(ours.plan))}
-    flat, differences = np.asarray(values).reshape(-1), []
+    flat, differences, alone = np.asarray(values).reshape(-1), [], []
     rounds = iter(batches)
 
     def theirs() -> float:
@@ -275,11 +276,13 @@ def against(
         mine = flat[[places[tuple(cell)] for cell in some]]
         differences.append(np.abs(mine - np.array(answer["values"])).max())
         fixed = answer.get("encode_seconds", 0) + answer.get("clean_seconds", 0)
-        return fixed + answer["sweep_seconds"] * total / len(some)
+        alone.append(answer["sweep_seconds"] * total / len(some))
+        return fixed + alone[-1]
 
     pair = alternate(lambda: seconds(ours.whole), theirs, len(batches))
     timed = sum(len(some) for some in batches)
-    return {**summary(pair, ours.whole(), float(max(differences))), "timed_patches": timed}
+    row = summary(pair, ours.whole(), float(max(differences)))
+    return {**row, "theirs_sweep_seconds": statistics.median(alone), "timed_patches": timed}
 
 
 def _grid(plan: ji.SweepPlan) -> list[tuple[int, ...]]:
@@ -306,12 +309,14 @@ def shuffled(items: Sequence[Any]) -> list[Any]:
 
 def line(row: Row) -> str:
     """One row as a line of the table in README.md."""
-    compared = (
-        f"{row['ratio']:.1f}× | {row.get('ours_seconds', float('nan')):.2f} s | "
-        f"{row['theirs_seconds']:.2f} s | {row['difference']:.1e}"
-        if "ratio" in row
-        else "– | – | – | –"
-    )
+    compared = "– | – | – | – | –"
+    if "ratio" in row:
+        theirs = row.get("theirs_sweep_seconds")
+        alone = "–" if theirs is None else f"{theirs / row['sweep_seconds']:.1f}×"
+        compared = (
+            f"{row['ratio']:.1f}× | {row['ours_seconds']:.2f} s | {row['theirs_seconds']:.2f} s | "
+            f"{alone} | {row['difference']:.1e}"
+        )
     return (
         f"| {row['case']} | {row['shape']} | {row['patches']} | {row['peer']} | {compared} | "
         f"{row['sweep_seconds']:.3f} s | {row['patches_per_second']:.0f}/s | "

@@ -42,6 +42,7 @@ from jaxasr_interp.patching import (
     plan_sweep,
     verify_top,
 )
+from jaxasr_interp.programs import keep_compiled_programs
 from jaxasr_interp.sites import SITES, DecoderActivations, EncoderActivations
 from jaxasr_interp.tokens import Tokenizer
 from jaxasr_interp.transcription import Transcript, transcribe, transcribe_batch
@@ -85,6 +86,7 @@ __all__ = [
     "generate",
     "generate_batch",
     "identity",
+    "keep_compiled_programs",
     "load_audio",
     "load_model",
     "log_mel_spectrogram",

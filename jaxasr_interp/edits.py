@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxasr_interp.errors import InputError
@@ -46,6 +47,18 @@ def check_edit(edit: Any, stack: Stack) -> None:
         check_site(stack, site)
 
 
+def apply_edit(edit: Edit, site: str, layer: LayerIndex, value: Array) -> Array:
+    """`edit(site, layer, value)`; raise `InputError` unless it has the value's shape and dtype."""
+    edited = edit(site, layer, value)
+    shape, dtype = jnp.shape(edited), jnp.result_type(edited)
+    if not isinstance(edited, Array) or shape != value.shape or dtype != value.dtype:
+        raise InputError(
+            f"The edit turned {site!r} from {value.dtype}{list(value.shape)} into "
+            f"{dtype}{list(shape)}: an edit keeps shape and dtype."
+        )
+    return edited
+
+
 class Tap:
     """Passes each site's value through the edit and keeps the result to be returned.
 
@@ -64,12 +77,7 @@ class Tap:
 
     def __call__(self, site: str, value: Array) -> Array:
         """Return the edited value of `site`, which must keep its shape and dtype."""
-        edited = self.edit(site, self.layer, value)
-        if edited.shape != value.shape or edited.dtype != value.dtype:
-            raise InputError(
-                f"The edit turned {site!r} from {value.dtype}{list(value.shape)} into "
-                f"{edited.dtype}{list(edited.shape)}: an edit keeps shape and dtype."
-            )
+        edited = apply_edit(self.edit, site, self.layer, value)
         if self.patterns or site not in PATTERN_SITES:
             self.acts[site] = edited
         return edited

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.edits import Edit, LayerIndex
+from jaxasr_interp.edits import Edit, LayerIndex, apply_edit
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.pytree import pytree_dataclass, static
 from jaxasr_interp.sites import (
@@ -172,14 +172,16 @@ class At:
             chosen &= (_along(heads, value) == head) | (head < 0)
         if layer is not None:
             chosen &= jnp.asarray(layer, jnp.int32) == jnp.asarray(self.layer, jnp.int32)
-        return jnp.where(chosen, blend(self.alpha, value, self.edit(site, layer, value)), value)
+        edited = apply_edit(self.edit, site, layer, value)
+        return jnp.where(chosen, blend(self.alpha, value, edited), value)
 
 
 def blend(alpha: Array | float, value: Array, edited: Array) -> Array:
-    """`(1 - α) value + α edited`, and `edited` itself, bit for bit, at α = 1."""
+    """`(1 - α) value + α edited`; bit for bit `edited` itself at α = 1, and `value` at α = 0."""
     alpha = jnp.asarray(alpha, value.dtype)
     alpha = alpha.reshape(alpha.shape + (1,) * (value.ndim - alpha.ndim))
-    return jnp.where(alpha == 1, edited, (1 - alpha) * value + alpha * edited)
+    mixed = (1 - alpha) * value + alpha * edited
+    return jnp.where(alpha == 1, edited, jnp.where(alpha == 0, value, mixed))
 
 
 def _along(axis: int, value: Array) -> Int[Array, "..."]:

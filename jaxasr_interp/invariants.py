@@ -66,7 +66,7 @@ class Case:
         corrupted: the run into which they are copied; of as many tokens.
         tops: each run's most probable next token; the metric is the first one's log-probability.
         effect: by how much the two runs differ in it.
-        cells: random patches at each site.
+        cells: random patches at each site of the decoder, and half as many at the encoder's.
         seed: of their choice.
         memory: bytes that a sweep may take; if `None`, what its runs take and 2 GiB.
     """
@@ -134,6 +134,32 @@ class Case:
         return dataclasses.replace(self, model=model, clean=clean, corrupted=corrupted)
 
 
+def random_windows(case: Case, rng: np.random.Generator, *, frames: bool) -> list[Window]:
+    """Random windows, as many as there are cells to be checked.
+
+    Args:
+        case: the pair of runs.
+        rng: what chooses.
+        frames: windows of up to a thirtieth of the frames (1 s), most where the two runs differ in
+            what they hear, rather than of one or two tokens.
+
+    Returns:
+        Windows of different starts.
+    """
+    size, widest, weight = case.n_tokens, 2, np.ones(case.n_tokens)
+    if frames:
+        size = case.model.config.max_frames
+        widest = max(1, size // 30)
+        mels = (np.asarray(run.mel, np.float64) for run in (case.clean, case.corrupted))
+        difference = np.square(np.subtract(*mels)).reshape(-1, size, 2).sum((0, 2))
+        weight = difference if difference.any() else np.ones(size)
+    n = min(case.cells, np.count_nonzero(weight))
+    starts = rng.choice(size, n, replace=False, p=weight / weight.sum())
+    widths = rng.integers(-(-widest // 2), widest + 1, n)
+    stops = np.minimum(starts + widths, size)
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
 def all_patch(case: Case) -> list[Check]:
     """A run patched at every position of the first layer becomes the other run."""
     # Only the input of the patched stack differs: that of the other stack stays the clean run's.
@@ -170,6 +196,30 @@ def causality(case: Case) -> list[Check]:
         compares = f"resid_pre and v behind the position read, {method}"
         checks.append(case.check("causality", compares, result.patched, base, base))
     return checks
+
+
+def methods(case: Case) -> list[Check]:
+    """The methods of a sweep give the same: here of noise at half its strength."""
+    windows = random_windows(case, np.random.default_rng(case.seed), frames=False)
+    plan = case.plan(site="cross_z", positions=windows, alpha=0.5)
+    window = np.arange(len(windows))
+    plan = plan.select(window % len(plan.layers) * len(windows) + window)
+    results = {
+        method: case.sweep(plan, edit=Noise(1.0), method=method)
+        for method in ("reference", "vmap", "minimal")
+    }
+    reference = results.pop("reference")
+    chosen = np.isfinite(reference.patched)
+    return [
+        case.check(
+            "methods agree",
+            f"{method} and reference, decoder cross_z, noise at α = 0.5",
+            result.patched[chosen],
+            reference.patched[chosen],
+            float(reference.corrupted[0]),
+        )
+        for method, result in results.items()
+    ]
 
 
 def chunking(case: Case) -> list[Check]:
@@ -245,19 +295,3 @@ def _grids(case: Case) -> list[SweepPlan]:
         case.plan(site=["resid_pre", "cross_attn_out"], stride=stride),
         case.plan(stack="encoder", site="ln_final", positions=windows),
     ]
-
-
-def random_windows(case: Case, rng: np.random.Generator, *, frames: bool) -> list[Window]:
-    """Random windows: of tokens, or of frames, most where the two runs differ in what they hear."""
-    size, widest, weight = case.n_tokens, 2, np.ones(case.n_tokens)
-    if frames:
-        size = case.model.config.max_frames
-        widest = max(1, size // 30)
-        mels = (np.asarray(run.mel, np.float64) for run in (case.clean, case.corrupted))
-        difference = np.square(np.subtract(*mels)).reshape(-1, size, 2).sum((0, 2))
-        weight = difference if difference.any() else np.ones(size)
-    n = min(case.cells, np.count_nonzero(weight))
-    starts = rng.choice(size, n, replace=False, p=weight / weight.sum())
-    widths = rng.integers(-(-widest // 2), widest + 1, n)
-    stops = np.minimum(starts + widths, size)
-    return list(zip(starts.tolist(), stops.tolist(), strict=True))

@@ -126,24 +126,24 @@ class Custom:
         return self.function(logits)
 
 
-def log_prob(token: int, pos: int = -1) -> LogProb:
+def log_prob(token: int, pos: int = -1, name: str = "log_prob") -> LogProb:
     """Log-probability of `token` as the successor of position `pos`."""
-    return LogProb(jnp.asarray(token, jnp.int32), (pos,))
+    return LogProb(jnp.asarray(token, jnp.int32), (pos,), name)
 
 
-def logit_diff(token: int, other: int, pos: int = -1) -> LogitDiff:
+def logit_diff(token: int, other: int, pos: int = -1, name: str = "logit_diff") -> LogitDiff:
     """Logit of `token` minus logit of `other` at position `pos`."""
-    return LogitDiff(jnp.asarray(token, jnp.int32), jnp.asarray(other, jnp.int32), (pos,))
+    return LogitDiff(jnp.asarray(token, jnp.int32), jnp.asarray(other, jnp.int32), (pos,), name)
 
 
-def rank(token: int, pos: int = -1) -> Rank:
+def rank(token: int, pos: int = -1, name: str = "rank") -> Rank:
     """How many tokens are more probable than `token` at position `pos`."""
-    return Rank(jnp.asarray(token, jnp.int32), (pos,))
+    return Rank(jnp.asarray(token, jnp.int32), (pos,), name)
 
 
-def entropy(pos: int = -1) -> Entropy:
+def entropy(pos: int = -1, name: str = "entropy") -> Entropy:
     """Entropy of the next-token distribution at position `pos`."""
-    return Entropy((pos,))
+    return Entropy((pos,), name)
 
 
 def kl(pos: int | None = -1) -> KL:
@@ -157,10 +157,14 @@ def cross_entropy(
     """Mean `-log p` of a transcript, `targets[i]` being the successor of position `start + i`.
 
     Raises:
-        InputError: there are no targets.
+        InputError: there are no targets, or they go past the end.
     """
     if not len(targets):
         raise InputError("There are no targets: give the transcript's tokens.")
+    if start < 0 < start + len(targets):
+        raise InputError(
+            f"{len(targets)} targets from position {start} on go past the end: start earlier."
+        )
     rows = tuple(range(start, start + len(targets)))
     return CrossEntropy(jnp.asarray(targets, jnp.int32), rows)
 
@@ -193,6 +197,8 @@ def recovered(
 
 def check_metric(metric: Metric, n_tokens: int, d_vocab: int) -> None:
     """Raise `InputError` if the metric reads a position or token that the run does not have."""
+    if metric.rows == ():
+        raise InputError(f"Metric {metric.name} reads no position: give it one.")
     for row in metric.rows or ():
         if not -n_tokens <= row < n_tokens:
             raise InputError(
@@ -205,3 +211,9 @@ def check_metric(metric: Metric, n_tokens: int, d_vocab: int) -> None:
             raise InputError(
                 f"Metric {metric.name} reads token {outside[0]}: the vocabulary has {d_vocab}."
             )
+    if isinstance(metric, Custom):
+        n_rows = n_tokens if metric.rows is None else len(metric.rows)
+        logits = jax.ShapeDtypeStruct((n_rows, d_vocab), jnp.float32)
+        value = jax.eval_shape(metric.function, logits)
+        if getattr(value, "shape", None) != ():
+            raise InputError(f"Metric {metric.name} gives {value}: expected a single number.")

@@ -181,6 +181,30 @@ def test_ablate_equals_an_edited_run(tmp_path, invoke):
 
 
 @pytest.mark.real
+def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path, invoke, monkeypatch):
+    from jaxasr_interp.cli import results
+
+    swept = results.activation_patching
+    done = []
+
+    def interrupted(*arguments, on_progress, **options):
+        swept(*arguments, on_progress=done.append, **options)
+        raise KeyboardInterrupt
+
+    command = ["ablate", GRASS, "--site", "mlp_out", "--resume", "--out", tmp_path, "--json"]
+    monkeypatch.setattr(results, "activation_patching", interrupted)
+    assert invoke(*command)[0] == 130
+    assert [path.name for path in tmp_path.glob("*.*")] == ["unfinished.npz"]
+    monkeypatch.setattr(results, "activation_patching", swept)
+    code, printed, errors = invoke(*command)
+    assert code == 0, errors
+    assert done[-1] == 4
+    assert np.isfinite(np.array(json.loads(printed)["data_vars"]["change"]["data"])).all()
+    assert not (tmp_path / "unfinished.npz").exists()
+    assert (tmp_path / "ablation.zarr").exists()
+
+
+@pytest.mark.real
 @pytest.mark.parametrize(
     "options",
     [

@@ -267,6 +267,7 @@ def test_results_carry_named_axes_and_provenance(tiny, utterances, metrics, tmp_
         ({"positions": "0.1s"}, "is a time"),
         ({"positions": "a:b"}, "cannot be read"),
         ({"positions": [(5, 3)]}, "no window from 5 up to 3"),
+        ({"positions": "0:6:0"}, "step in '0:6:0' is 0"),
         ({"layers": []}, "set of layers is empty"),
         ({"layers": [3]}, "There is no layer 3"),
         ({"positions": []}, "set of positions is empty"),
@@ -288,11 +289,55 @@ def test_impossible_plans_are_named_in_one_sentence(tiny, golden, options, messa
         (ji.metrics.log_prob(48), "the vocabulary has 48"),
         (ji.metrics.log_prob(3, pos=7), "reads position 7"),
         ([ji.metrics.log_prob(3), ji.metrics.log_prob(4)], "have the same name"),
+        (ji.metrics.custom(lambda logits: logits[0], "row"), "expected a single number"),
     ],
 )
 def test_impossible_metrics_are_named_in_one_sentence(tiny, utterances, metric, message):
     with pytest.raises(ji.InputError, match=message):
         sweep(tiny, utterances, metric)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda site, layer, value: value.mean(0),
+        lambda site, layer, value: value[:, :1],
+        lambda site, layer, value: value.astype(jnp.float32),
+        lambda site, layer, value: 0.0,
+    ],
+)
+@pytest.mark.parametrize("method", ["minimal", "reference"])
+def test_an_edit_of_another_shape_is_refused(tiny, utterances, edit, method):
+    clean, corrupted = utterances
+    plan = ji.plan_sweep(tiny, tokens=clean.tokens)
+    runs = {"clean": clean, "corrupted": corrupted, "metric": ji.metrics.kl()}
+    with pytest.raises(ji.InputError, match="an edit keeps shape and dtype"):
+        ji.activation_patching(tiny, plan, **runs, edit=edit, method=method)
+
+
+def test_what_would_do_nothing_is_refused(tiny, tiny32, utterances):
+    clean, corrupted = utterances
+    plan = ji.plan_sweep(tiny, tokens=clean.tokens)
+    runs = {"clean": clean, "corrupted": corrupted, "metric": ji.metrics.kl()}
+    edit = ji.At(ji.Zero(), 1, 0, 7, site="z")
+    with pytest.raises(ji.InputError, match="it would do nothing"):
+        ji.activation_patching(tiny, plan, **runs, edit=edit)
+    with pytest.raises(ji.InputError, match="There is no layer 5"):
+        ji.activation_patching(tiny, dataclasses.replace(plan, layers=(1, 5)), **runs)
+    with pytest.raises(ji.InputError, match="made for another model"):
+        ji.activation_patching(tiny32, plan, **runs)
+
+
+def test_another_models_values_are_not_resumed(tiny, utterances, tmp_path):
+    clean, corrupted = utterances
+    plan = ji.plan_sweep(tiny, tokens=clean.tokens, layers=[0])
+    runs = {"clean": clean, "corrupted": corrupted, "metric": ji.metrics.kl()}
+    ji.activation_patching(tiny, plan, **runs, resume=str(tmp_path / "sweep.npz"))
+    other = jax.tree.map(lambda x: x * 1.01, tiny)
+    with pytest.raises(ji.InputError, match="another sweep's values"):
+        ji.activation_patching(other, plan, **runs, resume=tmp_path / "sweep.npz")
+    with pytest.raises(ji.InputError, match="in a folder that exists"):
+        ji.activation_patching(tiny, plan, **runs, resume=tmp_path / "absent" / "sweep.npz")
 
 
 def test_runs_of_unequal_length_need_an_alignment(tiny, utterances):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxasr_interp as ji
 from jaxasr_interp.pytree import pytree_dataclass
@@ -128,6 +129,68 @@ def test_vmap_equals_one_run_per_patch(tiny, utterances, metrics, stack, site):
         for method in ("vmap", "reference")
     )
     np.testing.assert_allclose(batched.patched, looped.patched, rtol=MOST, atol=MOST)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_plans_of_several_sites(tiny, utterances, metrics, seed):
+    """Whole sites and heads, windows that overlap, strengths of 0 and below, some cells only."""
+    clean, corrupted = utterances
+    rng = np.random.default_rng(seed)
+    sites = rng.choice(["resid_pre", "v", "cross_z", "mlp_out", "pattern", "q"], 3, replace=False)
+    plan = ji.plan_sweep(
+        tiny,
+        tokens=corrupted.tokens,
+        site=sites.tolist(),
+        heads=[1] if set(sites) - {"resid_pre", "mlp_out"} else None,
+        positions=[(0, 7), (2, 5), (3, 4), -1],
+        alpha=[0.0, 1.0, -0.7],
+    )
+    plan = plan.select(rng.choice(plan.size, 40, replace=False))
+    minimal, reference = (
+        ji.activation_patching(
+            tiny, plan, clean=clean, corrupted=corrupted, metric=metrics, method=method
+        )
+        for method in ("minimal", "reference")
+    )
+    np.testing.assert_allclose(minimal.patched, reference.patched, rtol=MOST, atol=MOST)
+    done = np.isfinite(minimal.patched).reshape(len(metrics), -1)
+    np.testing.assert_array_equal(np.flatnonzero(done[0]), np.sort(plan.only))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2])
+def test_one_layer_and_hardly_any_token(x64, n_tokens):
+    config = ji.WhisperConfig(
+        n_mels=4, d_vocab=20, d_model=12, encoder_layers=1, decoder_layers=1, encoder_heads=3,
+        decoder_heads=2, encoder_d_mlp=10, decoder_d_mlp=14, max_frames=9, max_tokens=5,
+    )  # fmt: skip
+    model = jax.tree.map(lambda x: x.astype(jnp.float64), ji.Whisper(config, rngs=nnx.Rngs(1)))
+    rng = np.random.default_rng(0)
+    runs = [
+        ji.Utterance(
+            jnp.asarray(rng.normal(size=(4, 18))),
+            jnp.asarray(rng.integers(0, 20, n_tokens), jnp.int32),
+        )
+        for _ in range(2)
+    ]
+    for options in (
+        {"site": ["resid_pre", "k", "resid_post"]},
+        {"site": "cross_v", "positions": [(2, 6)]},
+        {"stack": "encoder", "site": ["q", "resid_post"], "positions": [(2, 6)]},
+        {"stack": "encoder", "site": "ln_final", "positions": [(0, 9), (8, 9)]},
+    ):
+        plan = ji.plan_sweep(model, tokens=runs[0].tokens, **options)
+        minimal, reference = (
+            ji.activation_patching(
+                model,
+                plan,
+                clean=runs[0],
+                corrupted=runs[1],
+                metric=[ji.metrics.kl(None), ji.metrics.log_prob(3)],
+                method=method,
+            )
+            for method in ("minimal", "reference")
+        )
+        np.testing.assert_allclose(minimal.patched, reference.patched, rtol=MOST, atol=MOST)
 
 
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])

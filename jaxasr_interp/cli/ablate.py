@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from jaxasr_interp.audio import load_audio
 from jaxasr_interp.checkpoint.load import load_model
+from jaxasr_interp.cli.kinds import KINDS, Kind
 from jaxasr_interp.cli.options import (
     AlphaOption,
     DtypeOption,
@@ -24,6 +24,7 @@ from jaxasr_interp.cli.options import (
     OverwriteOption,
     PlanOption,
     PositionsOption,
+    ResumeOption,
     SeedOption,
     SitesOption,
     StackOption,
@@ -31,11 +32,10 @@ from jaxasr_interp.cli.options import (
     WindowOption,
 )
 from jaxasr_interp.cli.output import console, print_json
-from jaxasr_interp.cli.results import draw, run_sweep
+from jaxasr_interp.cli.results import draw, partial_file, run_sweep
 from jaxasr_interp.cli.sweeping import (
     Selection,
     check_method,
-    check_reference,
     find_words,
     reference_audio,
 )
@@ -64,51 +64,6 @@ _SITES = {
     "encoder": ("attn_out", "mlp_out", "z"),
 }
 _PATTERNS = {"decoder": ("cross_pattern",), "encoder": ("pattern",)}
-_PHRASES = {
-    "zero": "Each component set to zero",
-    "mean": "Each component set to its mean",
-    "mix": "Each component from another run",
-    "noise": "Noise added to each component",
-    "scale": "Each component scaled",
-    "knockout": "Attention knocked out",
-}
-_KINDS = "zero, mean, mix, noise:STD, scale:FACTOR or knockout:START..STOP"
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """What an ablation does.
-
-    Attributes:
-        name: `zero`, `mean`, `mix`, `noise`, `scale` or `knockout`.
-        number: the noise's standard deviation, or the factor.
-        keys: the positions that a knock-out hides, as text.
-    """
-
-    name: str
-    number: float = 0.0
-    keys: str = ""
-
-    @classmethod
-    def read(cls, text: str) -> "Kind":
-        """Read `zero`, `noise:0.5`, `knockout:0.4s..0.9s`.
-
-        Raises:
-            InputError: the text is something else.
-        """
-        name, _, argument = text.partition(":")
-        if name in ("zero", "mean", "mix") and not argument:
-            return cls(name)
-        if name in ("noise", "scale"):
-            try:
-                number = float(argument)
-            except ValueError:
-                number = float("nan")
-            if np.isfinite(number) and (name == "scale" or number >= 0):
-                return cls(name, number)
-        if name == "knockout" and ".." in argument and "," not in argument:
-            return cls(name, keys=argument)
-        raise InputError(f"The kind {text!r} cannot be read: write {_KINDS}.")
 
 
 def ablate(
@@ -116,7 +71,7 @@ def ablate(
     model: ModelOption = "tiny.en",
     dtype: DtypeOption = None,
     language: LanguageOption = None,
-    kind: Annotated[str, typer.Option(help=f"{_KINDS}.")] = "zero",
+    kind: Annotated[str, typer.Option(help=f"{KINDS}.")] = "zero",
     reference: Annotated[
         list[str] | None,
         typer.Option(
@@ -143,6 +98,7 @@ def ablate(
     metric: MetricOption = None,
     method: MethodOption = "minimal",
     memory: MemoryOption = None,
+    resume: ResumeOption = False,
     plan_only: PlanOption = False,
     out: Annotated[Path, typer.Option(help="Folder for ablation.zarr and PNGs.")] = Path(
         "runs/ablate"
@@ -174,7 +130,7 @@ def ablate(
         alpha=alpha,
         memory=memory,
     )
-    references = _check_references(what, reference)
+    references = what.check_references(reference)
     if what.name == "knockout" and (len(sites) > 1 or sites[0] not in PATTERN_SITES):
         raise InputError(
             "A knock-out hides what attention looks at: choose one --site, pattern or "
@@ -211,6 +167,7 @@ def ablate(
         names,
         direction="corrupted_to_clean",
         method=method,
+        resume=partial_file(out) if resume else None,
         edit=_edit(what, whisper, wanted, contrast, references, seed),
     )
     labels = axis_labels(tokenizer, contrast.tokens)
@@ -219,10 +176,11 @@ def ablate(
     dataset["change"] = dataset.patched - dataset.clean
     dataset = dataset.assign_attrs(clip=file, kind=kind, references=", ".join(references))
     save_dataset(dataset, out / "ablation.zarr", whisper, overwrite=overwrite)
+    partial_file(out).unlink(missing_ok=True)
     pictures = []
     for name in names:
         moved, path = change(swept.result, name), out / f"{name}.png"
-        title = f"{_PHRASES[what.name]} in {Path(file).name} ({Path(model).name})"
+        title = f"{what.phrase} in {Path(file).name} ({Path(model).name})"
         if len(plan.windows) == 1:
             pictures.append(plot_ablation(moved, title, path))
         else:
@@ -284,17 +242,3 @@ def _hidden_keys(
     if wanted.stack == "decoder" and "pattern" in wanted.sites:
         return resolve_windows(text, len(contrast.tokens))[0]
     return resolve_windows(text, model.config.max_frames, timed=True)[0]
-
-
-def _check_references(kind: Kind, references: Sequence[str] | None) -> list[str]:
-    """The references that the kind of ablation needs."""
-    given = list(references or [])
-    if given and kind.name not in ("mix", "mean"):
-        raise InputError(f"--reference goes with --kind mix or mean: {kind.name} needs none.")
-    if kind.name == "mix" and len(given) > 1:
-        raise InputError("A mix has one --reference: give noise, silence or one file.")
-    for name in given:
-        if kind.name == "mean" and name in ("noise", "silence"):
-            raise InputError(f"The mean is taken over clips with speech, not {name}: give files.")
-        check_reference(name)
-    return given or (["noise"] if kind.name == "mix" else [])

@@ -1,6 +1,5 @@
 """The typer application: its commands, and what holds for all of them."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from jaxasr_interp.cli.verify import verify
 from jaxasr_interp.demo import run_demo
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.listing import list_models
+from jaxasr_interp.programs import keep_compiled_programs
 
 app = typer.Typer(
     add_completion=False,
@@ -55,14 +55,6 @@ def demo(
     run_demo(out, console)
 
 
-def _keep_compiled_programs() -> None:
-    """Let later processes skip compilation, unless JAX was told where to keep programs."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(cache / "jaxasr-interp" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
 def _print_version(wanted: bool) -> bool:
     if wanted:
         print(
@@ -78,7 +70,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="And exit.")
     ] = False,
 ) -> None:
-    _keep_compiled_programs()
+    keep_compiled_programs()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -55,6 +55,10 @@ MethodOption = Annotated[
 MemoryOption = Annotated[
     str | None, typer.Option(help="Memory to use beside the model, such as 2GB.")
 ]
+ResumeOption = Annotated[
+    bool,
+    typer.Option("--resume", help="Keep what is computed in --out, and go on from there."),
+]
 SeedOption = Annotated[int, typer.Option(help="Of the noise.")]
 
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}

@@ -21,6 +21,7 @@ from jaxasr_interp.cli.options import (
     OverwriteOption,
     PlanOption,
     PositionsOption,
+    ResumeOption,
     SeedOption,
     SitesOption,
     StackOption,
@@ -28,7 +29,7 @@ from jaxasr_interp.cli.options import (
     WindowOption,
 )
 from jaxasr_interp.cli.output import print_json
-from jaxasr_interp.cli.results import Attribution, draw, run_sweep
+from jaxasr_interp.cli.results import Attribution, draw, partial_file, run_sweep
 from jaxasr_interp.cli.sweeping import (
     Selection,
     check_method,
@@ -101,6 +102,7 @@ def patch(
         int | None,
         typer.Option("--verify-top", help="With --attribution: sweep the best K cells exactly."),
     ] = None,
+    resume: ResumeOption = False,
     plan_only: PlanOption = False,
     out: Annotated[Path, typer.Option(help="Folder for sweep.zarr and PNGs.")] = Path("runs/patch"),
     as_json: JsonOption = False,
@@ -162,6 +164,7 @@ def patch(
         names,
         direction=direction,
         method=method,
+        resume=partial_file(out) if resume else None,
         attribution=gradients if attribution else None,
     )
     labels = axis_labels(tokenizer, contrast.tokens)
@@ -170,6 +173,7 @@ def patch(
         clean=clean, corrupted=against, target=target, other=other
     )
     save_dataset(dataset, out / "sweep.zarr", whisper, overwrite=overwrite)
+    partial_file(out).unlink(missing_ok=True)
     title = (
         f"{Path(clean).name} says {target!r}, {Path(against).name} {other!r} ({Path(model).name})"
     )

@@ -92,8 +92,9 @@ def run_sweep(
     method: str = "minimal",
     edit: Edit | None = None,
     attribution: Attribution | None = None,
+    resume: Path | None = None,
 ) -> Swept:
-    """Run a plan with a progress bar, exactly or by gradients."""
+    """Run a plan with a progress bar, exactly (going on where it was cut off) or by gradients."""
     runs = {
         "clean": contrast.clean,
         "corrupted": contrast.corrupted,
@@ -104,7 +105,13 @@ def run_sweep(
     def exactly() -> SweepResult:
         with progress_of_total(plan.runs, "patch") as advance:
             return activation_patching(
-                model, plan, direction=direction, method=method, on_progress=advance, **runs
+                model,
+                plan,
+                direction=direction,
+                method=method,
+                resume=resume,
+                on_progress=advance,
+                **runs,
             )
 
     if attribution is None:
@@ -121,6 +128,11 @@ def run_sweep(
     exact = exactly()
     agreed = agreement(exact, approximate) if plan.runs > 1 else None
     return Swept(exact, approximate, verified, agreed)
+
+
+def partial_file(out: Path) -> Path:
+    """Where an unfinished sweep is kept."""
+    return out / "unfinished.npz"
 
 
 def draw(

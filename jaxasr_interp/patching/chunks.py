@@ -1,6 +1,7 @@
 """Cutting a sweep into chunks: patches that run together, in few shapes, within the memory."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.layers import accumulation_dtype
+from jaxasr_interp.patching.runs import kept_sites
 from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.sites import SITES, Stack
 
 if TYPE_CHECKING:
     from jaxasr_interp.patching.plan import SweepPlan
@@ -108,16 +111,38 @@ def make_chunks(plan: "SweepPlan", method: str, utterances: int) -> list[Chunk]:
 def base_bytes(plan: "SweepPlan", utterances: int) -> int:
     """What the runs that a sweep starts from keep in memory, and what making them takes."""
     c, size = plan.config, _itemsize(plan.dtype)
-    cross = 2 * c.decoder_layers * c.max_frames * c.d_model
-    decoder = c.decoder_layers * plan.n_tokens * 18 * c.d_model
-    encoder = 0
-    if plan.stack == "encoder":
-        encoder = c.encoder_layers * c.max_frames * 7 * c.d_model
-        if "pattern" in plan.sites:
-            encoder += c.encoder_layers * c.encoder_heads * c.max_frames**2
-    kept = utterances * 2 * size * (cross + decoder + encoder)
+    kept = kept_sites(plan.stack, frozenset(plan.sites))
+    values = 2 * c.decoder_layers * c.max_frames * c.d_model
+    values += sum(_site_size(plan, "encoder", site) for site in kept.encoder)
+    values += sum(_site_size(plan, "decoder", site) for site in kept.decoder)
     encoding = 4 * 2 * c.encoder_heads * c.max_frames**2
-    return kept + encoding
+    return utterances * 2 * size * values + encoding
+
+
+def row_bytes(plan: "SweepPlan") -> int:
+    """What one row takes on its way through a decoder layer."""
+    c, size, wide = plan.config, _itemsize(plan.dtype), max(4, _itemsize(plan.dtype))
+    dots = 2 * wide * c.decoder_heads * c.max_frames
+    return dots + size * (2 * c.decoder_d_mlp + 12 * c.d_model)
+
+
+def _site_size(plan: "SweepPlan", stack: Stack, site: str) -> int:
+    """How many numbers a run has at a site."""
+    c, encoder = plan.config, stack == "encoder"
+    heads = c.encoder_heads if encoder else c.decoder_heads
+    length = c.max_frames if encoder else plan.n_tokens
+    sizes = {
+        "layer": c.encoder_layers if encoder else c.decoder_layers,
+        "frame": c.max_frames,
+        "pos": plan.n_tokens,
+        "query": length,
+        "key": length,
+        "head": heads,
+        "d_head": c.d_model // heads,
+        "d_model": c.d_model,
+        "d_mlp": c.encoder_d_mlp if encoder else c.decoder_d_mlp,
+    }
+    return math.prod(sizes[axis] for axis in SITES[stack][site])
 
 
 def _cut(
@@ -136,7 +161,7 @@ def _cut(
         least = base_bytes(plan, utterances) + costs(1, int(rows.max()))
         raise InputError(
             f"A memory budget of {plan.memory} bytes is too small: the runs and one patch of "
-            f"{plan.stack} {site} take {least}."
+            f"{plan.stack} {site} take {least}; give the sweep more memory, or fewer sites."
         )
     cuts = [cut for group in groups for cut in _fill(group, rows, costs, budget, utterances)]
     patches = max(len(cut) for cut in cuts)
@@ -189,7 +214,7 @@ def _fill(
 def _costs(plan: "SweepPlan", site: str, method: str, width: int, utterances: int) -> _Costs:
     c, size, wide = plan.config, _itemsize(plan.dtype), max(4, _itemsize(plan.dtype))
     d, tokens, frames, heads = c.d_model, plan.n_tokens, c.max_frames, c.decoder_heads
-    row = 2 * wide * heads * frames + size * (2 * c.decoder_d_mlp + 12 * d)
+    row = row_bytes(plan)
     patch = size * 8 * tokens * d + 2 * wide * heads * tokens**2
     if method == "vmap":
         patch += 4 * wide * plan.reads * c.d_vocab

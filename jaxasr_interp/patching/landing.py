@@ -13,17 +13,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.edits import Edit, LayerIndex, Tap, identity
+from jaxasr_interp.edits import Edit, LayerIndex, Tap, apply_edit, identity
 from jaxasr_interp.interventions import At, blend
 from jaxasr_interp.model import DecoderBlock, EncoderBlock, KeysValues
 from jaxasr_interp.patching.chunks import Cells
-from jaxasr_interp.patching.runs import Run, Sites
+from jaxasr_interp.patching.runs import Run
 from jaxasr_interp.pytree import pytree_dataclass
 from jaxasr_interp.sites import (
     SITES,
     DecoderActivations,
     EncoderActivations,
-    Stack,
     head_axis,
     position_axis,
 )
@@ -31,32 +30,11 @@ from jaxasr_interp.sites import (
 _ENTERING = ("resid_pre", "k", "v")
 _EMBEDDINGS = ("embed", "pos_embed", "conv2_out")
 _RESIDUAL = ("resid_pre", "resid_mid", "resid_mid_cross")
-_LARGE_OF_DECODER = {"cross_k", "cross_v", "result", "cross_result"}
-
-CARRIED = ("resid_pre", "q", "k", "v", "resid_post")
-"""What propagating changed rows takes from the run that is patched."""
 
 
 def entry_layer(site: str, layer: int) -> int:
     """The layer that a patch at `site` of `layer` enters (the number of layers: past the last)."""
     return 0 if site in _EMBEDDINGS else layer if site in _ENTERING else layer + 1
-
-
-def kept_sites(stack: Stack, sites: frozenset[str]) -> Sites:
-    """The activations that patches at `sites` need of a run: to start from, or as their source.
-
-    Of the decoder all small ones are kept, so that sweeps of most sites share their programs.
-    """
-    if stack == "decoder":
-        small = (site for site, axes in SITES[stack].items() if axes[-1] in ("d_model", "d_head"))
-        return Sites(decoder=frozenset(small) - _LARGE_OF_DECODER | sites)
-    # Windows of the final states start from the decoder's run, and from nothing of the encoder's.
-    of_decoder = frozenset({"resid_mid"} if "ln_final" in sites else ())
-    if sites == {"ln_final"}:
-        return Sites(sites, of_decoder)
-    stem = {"conv2_out", "pos_embed"}
-    needed = {*CARRIED, "resid_mid", *sites}
-    return Sites(frozenset(needed | stem if sites & stem else needed), of_decoder)
 
 
 @pytree_dataclass
@@ -180,7 +158,7 @@ def _land(
     acts = base.acts("encoder" if isinstance(blocks, EncoderBlock) else "decoder")
     inside = SITES["decoder" if site in SITES["decoder"] else "encoder"][site][0] == "layer"
     value = at_layer(getattr(acts, site), layer) if inside else getattr(acts, site)
-    edited = edit(site, layer if inside else None, value)
+    edited = apply_edit(edit, site, layer if inside else None, value)
     rows = window_rows(cells, width, value.shape[position_axis(site)])
     written = patched_rows(site, value, edited, cells, rows)
     if site in ("k", "v"):

@@ -2,12 +2,14 @@
 
 import dataclasses
 import hashlib
+import re
 import tempfile
 import time
 import zipfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -36,7 +38,7 @@ class Partial:
     written: float
 
     @classmethod
-    def open(cls, prepared: Prepared, method: str, path: Path | None) -> "Partial":
+    def open(cls, prepared: Prepared, method: str, path: str | Path | None) -> "Partial":
         """Start afresh, or from what the file holds.
 
         Args:
@@ -61,6 +63,9 @@ class Partial:
             done[list(plan.only)] = False
         if path is None:
             return cls(values, done, None, "", 0.0)
+        path = Path(path)
+        if not path.parent.is_dir() or path.is_dir():
+            raise InputError(f"Nothing can be kept at {path}: name a file in a folder that exists.")
         identity = _identity(prepared, method)
         if path.exists():
             try:
@@ -88,11 +93,16 @@ class Partial:
 
 
 def _identity(prepared: Prepared, method: str) -> str:
-    """A hash of the model, the runs, the patches and the metrics."""
+    """A hash of the model's parameters, the runs, the patches and the metrics.
+
+    Functions count by their names: what they do cannot be seen.
+    """
     plan = dataclasses.replace(prepared.plan, memory=0)
-    trees = (prepared.given, prepared.metrics)
-    names = (prepared.model.source, repr(plan), method, prepared.direction)
-    digest = hashlib.sha256(repr((*names, jax.tree.structure(trees))).encode())
-    for leaf in jax.tree.leaves(trees):
+    trees = (prepared.model, prepared.given, prepared.metrics)
+    leaves, structure = jax.tree.flatten(trees)
+    shapes = [(jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves]
+    words = repr((repr(plan), method, prepared.direction, structure, shapes))
+    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", words).encode())
+    for leaf in leaves:
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Sequence
 
 import jax
@@ -19,7 +20,6 @@ from jaxasr_interp.patching.landing import entry_layer
 from jaxasr_interp.patching.positions import Window, resolve_windows, words_of
 from jaxasr_interp.sites import SITES, Stack, check_site, check_stack, head_axis, sweepable_sites
 
-_DEFAULT_MEMORY = 1 << 30
 _ENCODER_WINDOW = 50
 
 type Component = tuple[str, int | None]
@@ -226,7 +226,7 @@ def plan_sweep(
         stride: distance between the starts of windows; by default `window`.
         alpha: one or several strengths, `ã = (1 - α) a + α edit(a)`.
         memory: bytes that the sweep may take beside the model; by default a quarter of the device's
-            memory where it reports any, else 1 GiB.
+            memory, or of the machine's where the device is its processor.
 
     Returns:
         The plan; print it to see what it will cost.
@@ -313,7 +313,7 @@ def _components(
 
 
 def _alphas(alpha: float | int | Sequence[float | int]) -> tuple[float, ...]:
-    alphas = tuple(float(a) for a in ([alpha] if isinstance(alpha, int | float) else alpha))
+    alphas = tuple(float(a) for a in ([alpha] if np.ndim(alpha) == 0 else alpha))  # pyright: ignore[reportGeneralTypeIssues]
     if not alphas or not np.isfinite(alphas).all() or len(set(alphas)) < len(alphas):
         raise InputError(f"The strengths are {list(alphas)}: expected finite numbers, each once.")
     return alphas
@@ -321,16 +321,20 @@ def _alphas(alpha: float | int | Sequence[float | int]) -> tuple[float, ...]:
 
 def _default_memory() -> int:
     stats = jax.devices()[0].memory_stats() or {}
-    return stats["bytes_limit"] // 4 if "bytes_limit" in stats else _DEFAULT_MEMORY
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return stats.get("bytes_limit", host) // 4
 
 
 def _indices(what: str, chosen: Sequence[int] | None, size: int) -> tuple[int, ...]:
     if chosen is None:
         return tuple(range(size))
+    odd = [index for index in chosen if not isinstance(index, int | np.integer)]
+    if odd:
+        raise InputError(f"The {what} {odd[0]!r} is no whole number.")
     outside = [index for index in chosen if not -size <= index < size]
     if outside:
         raise InputError(f"There is no {what} {outside[0]}: the run has {size} {what}s.")
-    indices = tuple(index % size for index in chosen)
+    indices = tuple(int(index) % size for index in chosen)
     if not indices:
         raise InputError(f"The set of {what}s is empty: choose at least one.")
     if len(set(indices)) < len(indices):

@@ -14,6 +14,7 @@ text, comma-separated:
 =========================  ====================================================================
 """
 
+import operator
 import re
 from collections.abc import Sequence
 
@@ -55,7 +56,7 @@ def resolve_windows(
     """
     stride = width if stride is None else stride
     for name, value in (("window", width), ("stride", stride)):
-        if value < 1:
+        if _whole(value) < 1:
             raise InputError(f"The {name} is {value}: expected at least 1.")
     if positions is None:
         positions = [f"0:{size}"]
@@ -65,10 +66,11 @@ def resolve_windows(
     for item in positions:
         if isinstance(item, str):
             windows += _parse(item, size, width, stride, words, timed)
-        elif isinstance(item, tuple):
-            windows.append(_window(item, size))
+        elif isinstance(item, tuple | list):
+            start, stop = (_whole(edge) for edge in item)
+            windows.append(_window((start, stop), size))
         else:
-            windows.append(_starting_at(item, size, width))
+            windows.append(_starting_at(_whole(item), size, width))
     if not windows:
         raise InputError("The set of positions is empty: choose at least one.")
     twice = [window for window in windows if windows.count(window) > 1]
@@ -97,6 +99,13 @@ def _plain(text: str) -> str:
     return re.sub(r"^\W+|\W+$", "", text.casefold())
 
 
+def _whole(position: object) -> int:
+    try:
+        return operator.index(position)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        raise InputError(f"The position {position!r} is no whole number.") from None
+
+
 def _parse(
     text: str,
     size: int,
@@ -115,6 +124,8 @@ def _parse(
     if ":" in text:
         start, stop, *step = _indices(text, text.split(":"), timed, 3)
         start, stop = _window((start, stop), size)
+        if step and step[0] < 1:
+            raise InputError(f"The step in {text!r} is {step[0]}: expected at least 1.")
         starts = range(start, stop, step[0] if step else stride)
         return [_starting_at(position, size, width) for position in starts]
     (position,) = _indices(text, [text], timed, 1)

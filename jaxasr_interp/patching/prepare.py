@@ -14,11 +14,10 @@ from jaxasr_interp.forward import check_tokens
 from jaxasr_interp.interventions import Interchange
 from jaxasr_interp.metrics import Metric, check_metric
 from jaxasr_interp.model import Whisper
-from jaxasr_interp.patching.landing import kept_sites
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.reading import Reads, evaluate_runs
 from jaxasr_interp.patching.result import SweepResult
-from jaxasr_interp.patching.runs import Run, Sites, Utterance, align, run_utterances
+from jaxasr_interp.patching.runs import Run, Sites, Utterance, align, kept_sites, run_utterances
 from jaxasr_interp.sites import DecoderActivations
 
 DIRECTIONS = ("clean_to_corrupted", "corrupted_to_clean")
@@ -102,6 +101,9 @@ def prepare(
     """
     if direction not in DIRECTIONS:
         raise InputError(f"Unknown direction {direction!r}: choose one of {', '.join(DIRECTIONS)}.")
+    _check_plan(model, plan, edit)
+    if not isinstance(metric, Sequence):
+        raise InputError("The metrics of several pairs come as a sequence, an entry for each pair.")
     lists = [[one] if not isinstance(one, Sequence) else list(one) for one in metric]
     if not len(clean) == len(corrupted) == len(lists) or not lists:
         raise InputError(
@@ -139,6 +141,25 @@ def prepare(
         direction=direction,
         given=(clean, corrupted, None if edit is None else as_pytree(edit), alignment),
     )
+
+
+def _check_plan(model: Whisper, plan: SweepPlan, edit: Edit | None) -> None:
+    """Raise unless the plan was made for such a model, and the edit acts at the plan's sites."""
+    if plan.config != model.config or plan.dtype != str(model.dtype):
+        raise InputError(
+            f"The plan was made for another model, of {plan.dtype}: plan the sweep with the model, "
+            f"of {model.dtype}, that is swept."
+        )
+    layers = plan.config.encoder_layers if plan.stack == "encoder" else plan.config.decoder_layers
+    outside = [layer for layer in plan.layers if layer is not None and not 0 <= layer < layers]
+    if outside:
+        raise InputError(f"There is no layer {outside[0]}: the {plan.stack} has {layers}.")
+    site = getattr(edit, "site", None)
+    if isinstance(site, str) and site not in plan.sites:
+        raise InputError(
+            f"The edit acts at {site!r} and the plan patches {', '.join(plan.sites)}: it would do "
+            "nothing."
+        )
 
 
 def _edits(plan: SweepPlan, source: Run, aligned: Int[np.ndarray, " pos"]) -> Edit:
@@ -197,6 +218,8 @@ def _check_lengths(
             )
         return np.arange(length)
     positions = np.asarray(alignment)
+    if not np.issubdtype(positions.dtype, np.integer):
+        raise InputError(f"The alignment {list(alignment)} is not made of whole numbers.")
     if positions.shape != (plan.n_tokens,) or not ((positions >= 0) & (positions < length)).all():
         raise InputError(
             f"The alignment {list(alignment)} does not give one of the other run's {length} "

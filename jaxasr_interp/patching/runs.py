@@ -15,12 +15,18 @@ from jaxasr_interp.model import Decoder, KeysValues, Whisper
 from jaxasr_interp.pytree import pytree_dataclass, replace
 from jaxasr_interp.sites import (
     PATTERN_SITES,
+    SITES,
     DecoderActivations,
     EncoderActivations,
     Stack,
     layer_axes,
     position_axis,
 )
+
+_LARGE_OF_DECODER = {"cross_k", "cross_v", "result", "cross_result"}
+
+CARRIED = ("resid_pre", "q", "k", "v", "resid_post")
+"""What propagating changed rows takes from the run that is patched."""
 
 
 @pytree_dataclass
@@ -82,6 +88,23 @@ class Sites:
     def of(cls, stack: Stack, sites: Iterable[str]) -> "Sites":
         """Some sites of one stack."""
         return cls(**{stack: frozenset(sites)})
+
+
+def kept_sites(stack: Stack, sites: frozenset[str]) -> Sites:
+    """The activations that patches at `sites` need of a run: to start from, or as their source.
+
+    Of the decoder all small ones are kept, so that sweeps of most sites share their programs.
+    """
+    if stack == "decoder":
+        small = (site for site, axes in SITES[stack].items() if axes[-1] in ("d_model", "d_head"))
+        return Sites(decoder=frozenset(small) - _LARGE_OF_DECODER | sites)
+    # Windows of the final states start from the decoder's run, and from nothing of the encoder's.
+    of_decoder = frozenset({"resid_mid"} if "ln_final" in sites else ())
+    if sites == {"ln_final"}:
+        return Sites(sites, of_decoder)
+    stem = {"conv2_out", "pos_embed"}
+    needed = {*CARRIED, "resid_mid", *sites}
+    return Sites(frozenset(needed | stem if sites & stem else needed), of_decoder)
 
 
 def run_utterances(

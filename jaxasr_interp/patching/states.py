@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.edits import Edit, Tap, identity
+from jaxasr_interp.edits import Edit, Tap, apply_edit, identity
 from jaxasr_interp.layers import accumulation_dtype
 from jaxasr_interp.model import Decoder, DecoderBlock, KeysValues
 from jaxasr_interp.patching.chunks import Cells
@@ -71,7 +71,9 @@ def _write(base: Run, edit: Edit, cells: Cells, width: int) -> _Windows:
     rows = window_rows(cells, width, len(base.states))
     unclipped = cells.start[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
     return _Windows(
-        patched_rows("ln_final", base.states, edit("ln_final", None, base.states), cells, rows),
+        patched_rows(
+            "ln_final", base.states, apply_edit(edit, "ln_final", None, base.states), cells, rows
+        ),
         unclipped < cells.stop[:, None],
         (frames >= cells.start[:, None]) & (frames < cells.stop[:, None]),
     )

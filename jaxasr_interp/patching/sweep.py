@@ -14,15 +14,15 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.metrics import Metric
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching import decoder, encoder, full, states
-from jaxasr_interp.patching.chunks import Chunk, base_bytes
+from jaxasr_interp.patching.chunks import Chunk, base_bytes, row_bytes
 from jaxasr_interp.patching.decoder import Reached, pack
-from jaxasr_interp.patching.landing import CARRIED, entry_layer, land
+from jaxasr_interp.patching.landing import entry_layer, land
 from jaxasr_interp.patching.partial import Partial
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.prepare import Prepared, prepare
 from jaxasr_interp.patching.reading import read
 from jaxasr_interp.patching.result import SweepResult
-from jaxasr_interp.patching.runs import Run, Utterance
+from jaxasr_interp.patching.runs import CARRIED, Run, Utterance
 
 METHODS = ("minimal", "vmap", "reference")
 _ROWS_READ_TOGETHER = 512
@@ -40,7 +40,7 @@ def activation_patching(
     alignment: Sequence[int] | None = None,
     method: str = "minimal",
     on_progress: Callable[[int], None] | None = None,
-    resume: Path | None = None,
+    resume: str | Path | None = None,
 ) -> SweepResult:
     """Patch one run's activations into another, one cell at a time, and read metrics.
 
@@ -102,7 +102,7 @@ def activation_patching_batch(
     alignment: Sequence[int] | None = None,
     method: str = "minimal",
     on_progress: Callable[[int], None] | None = None,
-    resume: Path | None = None,
+    resume: str | Path | None = None,
 ) -> list[SweepResult]:
     """`activation_patching` for several pairs of utterances of equal length, swept together.
 
@@ -143,7 +143,7 @@ def run_prepared(
     prepared: Prepared,
     method: str = "minimal",
     on_progress: Callable[[int], None] | None = None,
-    resume: Path | None = None,
+    resume: str | Path | None = None,
 ) -> Float[np.ndarray, "batch cell metric"]:
     """Run all chunks of a sweep and put their values in the plan's order.
 
@@ -206,7 +206,8 @@ def _groups(sweep: Prepared, method: str) -> Iterator[tuple[list[Chunk], int]]:
         if not some:
             continue
         rows = some[0].size * len(sweep.reads.pos) * sweep.utterances
-        most = max(1, _ROWS_READ_TOGETHER // rows) if method == "minimal" else 1
+        together = min(_ROWS_READ_TOGETHER, _room(sweep) // row_bytes(sweep.plan))
+        most = max(1, together // rows) if method == "minimal" else 1
         n_groups = -(-len(some) // most)
         size = -(-len(some) // n_groups)
         for start in range(0, len(some), size):
@@ -226,7 +227,7 @@ def _minimal(sweep: Prepared, chunks: Sequence[Chunk], together: int) -> list[Ar
         sweep.metrics,
         sweep.reads,
         sweep.clean_logits,
-        batch=_read_at_once(sweep),
+        batch=_read_at_once(sweep, together * chunks[0].size),
     )
 
 
@@ -297,8 +298,12 @@ def _is_past(sweep: Prepared, chunk: Chunk) -> bool:
     return sweep.plan.stack == "encoder" or entry_layer(chunk.site, chunk.layer) == layers
 
 
-def _read_at_once(sweep: Prepared) -> int:
-    """Patches whose logits fit the memory."""
-    left = sweep.plan.memory - base_bytes(sweep.plan, sweep.utterances)
+def _read_at_once(sweep: Prepared, patches: int) -> int:
+    """How many of some patches' logits are held at once."""
     row = 4 * sweep.clean_logits.dtype.itemsize * sweep.plan.config.d_vocab
-    return max(1, left // (row * len(sweep.reads.pos) * sweep.utterances))
+    fits = _room(sweep) // (row * len(sweep.reads.pos) * sweep.utterances)
+    return max(1, min(patches, fits))
+
+
+def _room(sweep: Prepared) -> int:
+    return sweep.plan.memory - base_bytes(sweep.plan, sweep.utterances)

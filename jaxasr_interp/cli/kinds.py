@@ -1,0 +1,79 @@
+"""The kinds of ablation, as they are written on the command line."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxasr_interp.cli.sweeping import check_reference
+from jaxasr_interp.errors import InputError
+
+_PHRASES = {
+    "zero": "Each component set to zero",
+    "mean": "Each component set to its mean",
+    "mix": "Each component from another run",
+    "noise": "Noise added to each component",
+    "scale": "Each component scaled",
+    "knockout": "Attention knocked out",
+}
+KINDS = "zero, mean, mix, noise:STD, scale:FACTOR or knockout:START..STOP"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What an ablation does.
+
+    Attributes:
+        name: `zero`, `mean`, `mix`, `noise`, `scale` or `knockout`.
+        number: the noise's standard deviation, or the factor.
+        keys: the positions that a knock-out hides, as text.
+    """
+
+    name: str
+    number: float = 0.0
+    keys: str = ""
+
+    @classmethod
+    def read(cls, text: str) -> "Kind":
+        """Read `zero`, `noise:0.5`, `knockout:0.4s..0.9s`.
+
+        Raises:
+            InputError: the text is something else.
+        """
+        name, _, argument = text.partition(":")
+        if name in ("zero", "mean", "mix") and not argument:
+            return cls(name)
+        if name in ("noise", "scale"):
+            try:
+                number = float(argument)
+            except ValueError:
+                number = float("nan")
+            if np.isfinite(number) and (name == "scale" or number >= 0):
+                return cls(name, number)
+        if name == "knockout" and ".." in argument and "," not in argument:
+            return cls(name, keys=argument)
+        raise InputError(f"The kind {text!r} cannot be read: write {KINDS}.")
+
+    @property
+    def phrase(self) -> str:
+        """What it does, for a title."""
+        return _PHRASES[self.name]
+
+    def check_references(self, references: Sequence[str] | None) -> list[str]:
+        """The references that this kind needs.
+
+        Raises:
+            InputError: there are some that it does not take.
+        """
+        given = list(references or [])
+        if given and self.name not in ("mix", "mean"):
+            raise InputError(f"--reference goes with --kind mix or mean: {self.name} needs none.")
+        if self.name == "mix" and len(given) > 1:
+            raise InputError("A mix has one --reference: give noise, silence or one file.")
+        for name in given:
+            if self.name == "mean" and name in ("noise", "silence"):
+                raise InputError(
+                    f"The mean is taken over clips with speech, not {name}: give files."
+                )
+            check_reference(name)
+        return given or (["noise"] if self.name == "mix" else [])
