@@ -14,6 +14,7 @@ its FLOPs, as `plan_sweep` counts them, at the rate of a 2048³ matrix product m
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -141,7 +142,11 @@ def decoder(shape: shapes.Shape, peer: Peer | None, rounds: int) -> list[Row]:
             [cells] * rounds if n is None else [some[i * n : i * n + n] for i in range(rounds)]
         )
         wanted = {"method": method, "site": RESIDUAL}
-        row = against(peer, ours, result.patched[0], wanted, batches, len(cells))
+        try:
+            row = against(peer, ours, result.patched[0], wanted, batches, len(cells))
+        except RuntimeError as error:
+            print(f"{method} did not run: {error}", file=sys.stderr)
+            continue
         rows.append({**common, "peer": method, **row})
     return rows
 

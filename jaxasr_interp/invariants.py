@@ -144,7 +144,7 @@ def random_windows(case: Case, rng: np.random.Generator, *, frames: bool) -> lis
             what they hear, rather than of one or two tokens.
 
     Returns:
-        Windows of different starts.
+        Windows of different starts, the widest first.
     """
     size, widest, weight = case.n_tokens, 2, np.ones(case.n_tokens)
     if frames:
@@ -157,7 +157,8 @@ def random_windows(case: Case, rng: np.random.Generator, *, frames: bool) -> lis
     starts = rng.choice(size, n, replace=False, p=weight / weight.sum())
     widths = rng.integers(-(-widest // 2), widest + 1, n)
     stops = np.minimum(starts + widths, size)
-    return list(zip(starts.tolist(), stops.tolist(), strict=True))
+    windows = zip(starts.tolist(), stops.tolist(), strict=True)
+    return sorted(windows, key=lambda window: window[0] - window[1])
 
 
 def all_patch(case: Case) -> list[Check]:
@@ -188,12 +189,12 @@ def causality(case: Case) -> list[Check]:
     """Patches of the decoder behind the position that is read change nothing."""
     read = (case.n_tokens - 1) // 2
     behind = range(read + 1, min(case.n_tokens, read + 1 + case.cells))
-    plan = case.plan(site=["resid_pre", "v"], positions=list(behind))
+    plan = case.plan(positions=list(behind))
     checks = []
     for method in ("minimal", "reference"):
         result = case.sweep(plan, method=method, metric=log_prob(case.tops[0], read))
         base = float(result.corrupted[0])
-        compares = f"resid_pre and v behind the position read, {method}"
+        compares = f"decoder resid_pre behind the position that is read, {method}"
         checks.append(case.check("causality", compares, result.patched, base, base))
     return checks
 
@@ -223,43 +224,31 @@ def methods(case: Case) -> list[Check]:
 
 
 def chunking(case: Case) -> list[Check]:
-    """A budget for one patch at a time gives what a large one gives."""
-    checks = []
-    for plan in _grids(case):
-        least = base_bytes(plan, 1) + plan.select([0]).chunks()[0].bytes
-        small = dataclasses.replace(plan, memory=least)
-        expected, result = (case.sweep(one) for one in (plan, small))
-        sizes = f"{len(small.chunks())} chunks and {len(plan.chunks())}"
-        checks.append(
-            case.check(
-                "chunked = whole",
-                f"{plan.stack} {', '.join(plan.sites)}: {sizes}",
-                result.patched,
-                expected.patched,
-                float(expected.corrupted[0]),
-            )
-        )
-    return checks
+    """A budget for little more than one patch at a time gives what a large one gives."""
+    plan = _grid(case)
+    least = base_bytes(plan, 1) + plan.select([0]).chunks()[0].bytes
+    small = dataclasses.replace(plan, memory=least)
+    expected, result = (case.sweep(one) for one in (plan, small))
+    sizes = f"{len(small.chunks())} chunks and {len(plan.chunks())}"
+    base = float(expected.corrupted[0])
+    compares = f"decoder resid_pre in {sizes}"
+    return [case.check("chunked = whole", compares, result.patched, expected.patched, base)]
 
 
 def batch(case: Case) -> list[Check]:
     """Two pairs of runs swept together give what each gives alone."""
-    pairs = [(case.clean, case.corrupted), (case.corrupted, case.clean)]
+    plan, pairs = _grid(case), [(case.clean, case.corrupted), (case.corrupted, case.clean)]
     clean, corrupted = zip(*pairs, strict=True)
+    together = activation_patching_batch(
+        case.model, plan, clean=clean, corrupted=corrupted, metric=case.metrics
+    )
     checks = []
-    for plan in _grids(case):
-        together = activation_patching_batch(
-            case.model, plan, clean=clean, corrupted=corrupted, metric=case.metrics
-        )
-        for number, (result, pair, metric) in enumerate(
-            zip(together, pairs, case.metrics, strict=True)
-        ):
-            alone = case.sweep(plan, clean=pair[0], corrupted=pair[1], metric=metric)
-            compares = f"{plan.stack} {', '.join(plan.sites)}, pair {number + 1} of 2"
-            base = float(alone.corrupted[0])
-            checks.append(
-                case.check("batch = single", compares, result.patched, alone.patched, base)
-            )
+    for number, result in enumerate(together):
+        runs = {"clean": clean[number], "corrupted": corrupted[number]}
+        alone = case.sweep(plan, metric=case.metrics[number], **runs)
+        compares = f"decoder resid_pre, pair {number + 1} of 2"
+        base = float(alone.corrupted[0])
+        checks.append(case.check("batch = single", compares, result.patched, alone.patched, base))
     return checks
 
 
@@ -274,7 +263,7 @@ def precision(case: Case) -> list[Check]:
     checks = []
     for name, reference, bound in rows:
         ours, theirs = swept[name], swept[reference]
-        compares = f"{name} and {reference}, decoder {', '.join(ours.plan.sites)}"
+        compares = f"{name} and {reference}, decoder resid_pre"
         base = float(theirs.corrupted[0])
         check = case.check("precision", compares, ours.patched, theirs.patched, base)
         checks.append(dataclasses.replace(check, bound=bound))
@@ -284,14 +273,9 @@ def precision(case: Case) -> list[Check]:
 def _swept_as(case: Case, dtype: str) -> SweepResult:
     with jax.enable_x64(dtype == "float64"):
         cast = case.as_dtype(dtype)
-        return cast.sweep(_grids(cast)[0])
+        return cast.sweep(_grid(cast))
 
 
-def _grids(case: Case) -> list[SweepPlan]:
-    """Cheap sweeps: of many cells of the decoder, and of windows of the final encoder states."""
-    stride = -(-case.n_tokens // _MOST_POSITIONS)
-    windows = random_windows(case, np.random.default_rng(case.seed), frames=True)
-    return [
-        case.plan(site=["resid_pre", "cross_attn_out"], stride=stride),
-        case.plan(stack="encoder", site="ln_final", positions=windows),
-    ]
+def _grid(case: Case) -> SweepPlan:
+    """A sweep of decoder `resid_pre`: all layers, and all positions of short runs."""
+    return case.plan(stride=-(-case.n_tokens // _MOST_POSITIONS))

@@ -1,7 +1,7 @@
 """Every site of both stacks: what the engine makes of a patch is what a whole run makes of it.
 
-The whole run is the plain forward pass under an edit, and the site of the edit is data: one program
-checks all sites, where compiling one for each would take longer than all the runs.
+The whole run is the plain forward pass under an edit. Its site is data: one program checks many
+sites, where compiling one for each would take longer than all the runs.
 """
 
 import dataclasses
@@ -16,6 +16,9 @@ from jaxasr_interp.edits import Edit, LayerIndex
 from jaxasr_interp.forward import decode, encode
 from jaxasr_interp.interventions import At, Interchange
 from jaxasr_interp.invariants import Case, Check, random_windows
+from jaxasr_interp.layers import KeysValues
+from jaxasr_interp.metrics import Metric
+from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.runs import Utterance
 from jaxasr_interp.pytree import pytree_dataclass, static
@@ -110,23 +113,23 @@ def minimal(case: Case, stack: Stack, sites: Sites) -> list[Check]:
         edit = CopyOrZero(source, jnp.asarray(zero))
         result = case.sweep(plan.select(cells.ravel()), edit=edit)
         base = float(result.corrupted[0])
-        for site, numbers in zip(sites, cells, strict=True):
-            values = result.patched.reshape(-1)[numbers]
-            expected = _whole_runs(case, plan, sites, numbers, edit)
-            compares = f"{site}, {phrase}"
-            checks.append(
-                case.check(f"minimal = reference, {stack}", compares, values, expected, base)
-            )
+        values = result.patched.reshape(-1)[cells]
+        expected = _run_each(case, plan, cells.ravel(), edit).reshape(cells.shape)
+        for site, ours, theirs in zip(sites, values, expected, strict=True):
+            name = f"minimal = reference, {stack}"
+            checks.append(case.check(name, f"{site}, {phrase}", ours, theirs, base))
     return checks
 
 
-def _whole_runs(
-    case: Case, plan: SweepPlan, sites: Sites, numbers: Int[np.ndarray, " cell"], edit: Edit
+def _run_each(
+    case: Case, plan: SweepPlan, numbers: Int[np.ndarray, " cell"], edit: CopyOrZero
 ) -> Float[np.ndarray, " cell"]:
     """The metric under some patches of a plan, each in a run of its own."""
-    model, run, values = case.model, case.corrupted, []
+    model, run, cells = case.model, case.corrupted, plan.cells()
+    sites = tuple(site for site, acts in vars(edit.source.source).items() if acts is not None)
     states = encode(model, run.mel, sites=()).states if plan.stack == "decoder" else None
-    cells = plan.cells()
+    cross = None if states is None else jax.jit(model.decoder.cross_keys_values)(states)
+    values = []
     for number in numbers:
         site, _ = plan.components[cells["component"][number]]
         layer, head, start, stop = (
@@ -136,21 +139,32 @@ def _whole_runs(
         alpha = jnp.asarray(cells["alpha"][number], jnp.float32)
         index = jnp.asarray(sites.index(site), jnp.int32)
         patch = AtAnySite(edit, index, layer, head, start, stop, alpha, sites)
-        if states is None:
-            patched = encode(model, run.mel, edit=patch, sites=()).states
-            logits = decode(model, run.tokens, patched, sites=()).logits[-1:]
-        else:
-            logits = decode(model, run.tokens, states, edit=patch, sites=()).logits[-1:]
-        values.append(np.asarray(case.metrics[0](logits, logits)))
+        values.append(_whole_run(model, run, cross, patch, case.metrics[0]))
     return np.stack(values)
 
 
+@jax.jit
+def _whole_run(
+    model: Whisper, run: Utterance, cross: KeysValues | None, patch: Edit, metric: Metric
+) -> Float[Array, ""]:
+    """The metric of one run under a patch: of the decoder, if its cross keys and values are given."""
+    if cross is None:
+        states, _ = model.encoder(run.mel, patch)
+        resid, _ = model.decoder(run.tokens, model.decoder.cross_keys_values(states))
+    else:
+        resid, _ = model.decoder(run.tokens, cross, patch)
+    logits, _ = model.decoder.unembed(resid[-1:])
+    return metric(logits, logits)
+
+
 def _source(case: Case, run: Utterance, stack: Stack, sites: Sites) -> Interchange:
-    """The activations of a run at some sites."""
+    """The activations of a run at some sites; at all of the decoder, where they are small."""
     if stack == "encoder":
         return Interchange(encode(case.model, run.mel, sites=sites).acts)
     states = encode(case.model, run.mel, sites=()).states
-    return Interchange(decode(case.model, run.tokens, states, sites=sites).acts)
+    return Interchange(
+        decode(case.model, run.tokens, states, sites=sweepable_sites("decoder")).acts
+    )
 
 
 def _sample(

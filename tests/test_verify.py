@@ -50,6 +50,7 @@ def broken(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.slow
 def test_everything_holds_at_float64(tiny, utterances, monkeypatch):
     monkeypatch.setattr(site_invariants, "sweepable_sites", SOME_SITES.get)
     steps = []
@@ -69,7 +70,7 @@ def test_every_site_is_in_one_group(case, stack, monkeypatch):
     monkeypatch.setattr(site_invariants, "_KEPT", 10_000)
     groups = site_invariants.site_groups(case, stack)
     assert sorted(site for sites in groups for site in sites) == sorted(sweepable_sites(stack))
-    assert len(groups) == {"encoder": 7, "decoder": 3}[stack]
+    assert len(groups) == {"encoder": 9, "decoder": 3}[stack]
     for sites in groups:
         case.plan(stack=stack, site=sites)
 
@@ -131,9 +132,7 @@ def test_chunks_that_depend_on_their_size_are_found(case, broken):
         return shifted
 
     broken(sweep, "pack", misplaced)
-    decoder, encoder = invariants.chunking(case)
-    assert not decoder.passed
-    assert encoder.passed
+    assert failing(invariants.chunking(case)) == {"chunked = whole"}
 
 
 def test_a_batch_that_mixes_its_pairs_up_is_found(case, broken):
@@ -141,7 +140,7 @@ def test_a_batch_that_mixes_its_pairs_up_is_found(case, broken):
         return lambda lists, *others: stack_metrics([lists[0]] * len(lists), *others)
 
     broken(prepare, "_stack_metrics", same)
-    assert [check.passed for check in invariants.batch(case)] == [True, False, True, False]
+    assert [check.passed for check in invariants.batch(case)] == [True, False]
 
 
 def test_a_part_of_low_precision_is_found(case, broken, monkeypatch):
