@@ -18,7 +18,7 @@ from jaxasr_interp.interventions import At, Interchange
 from jaxasr_interp.invariants import Case, Check, random_windows
 from jaxasr_interp.layers import KeysValues
 from jaxasr_interp.metrics import Metric
-from jaxasr_interp.model import Whisper
+from jaxasr_interp.model import Decoder, Whisper
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.runs import Utterance
 from jaxasr_interp.pytree import pytree_dataclass, static
@@ -128,7 +128,7 @@ def _run_each(
     model, run, cells = case.model, case.corrupted, plan.cells()
     sites = tuple(site for site, acts in vars(edit.source.source).items() if acts is not None)
     states = encode(model, run.mel, sites=()).states if plan.stack == "decoder" else None
-    cross = None if states is None else jax.jit(model.decoder.cross_keys_values)(states)
+    cross = None if states is None else _cross_keys_values(model.decoder, states)
     values = []
     for number in numbers:
         site, _ = plan.components[cells["component"][number]]
@@ -144,10 +144,15 @@ def _run_each(
 
 
 @jax.jit
+def _cross_keys_values(decoder: Decoder, states: Float[Array, "frame d_model"]) -> KeysValues:
+    return decoder.cross_keys_values(states)
+
+
+@jax.jit
 def _whole_run(
     model: Whisper, run: Utterance, cross: KeysValues | None, patch: Edit, metric: Metric
 ) -> Float[Array, ""]:
-    """The metric of one run under a patch: of the decoder, if its cross keys and values are given."""
+    """The metric of one run under a patch: of the decoder alone if its cross keys are given."""
     if cross is None:
         states, _ = model.encoder(run.mel, patch)
         resid, _ = model.decoder(run.tokens, model.decoder.cross_keys_values(states))

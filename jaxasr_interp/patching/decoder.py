@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.edits import Tap, identity
+from jaxasr_interp.edits import untouched
 from jaxasr_interp.model import Decoder, DecoderBlock, KeysValues
 from jaxasr_interp.patching.chunks import Chunk
 from jaxasr_interp.patching.landing import Entry, at_layer
@@ -127,14 +127,14 @@ def _propagate(
     def finish(layer: Array, resid: Array, q: Array, k: Array, v: Array) -> Array:
         block = at_layer(blocks, layer)
         k, v = (places.spread(at_layer(x, layer), new) for x, new in ((acts.k, k), (acts.v, v)))
-        z = jax.vmap(lambda q, k, v: block.attn.mix(_plain(), q, KeysValues(k, v), places.causal))(
-            q[places.row], k, v
-        )
-        attn_out = block.attn.output(_plain(), z[packing.patch, packing.pos])
-        return block.finish(_plain(), resid, attn_out, at_layer(base.cross, layer))
+        z = jax.vmap(
+            lambda q, k, v: block.attn.mix(untouched(), q, KeysValues(k, v), places.causal)
+        )(q[places.row], k, v)
+        attn_out = block.attn.output(untouched(), z[packing.patch, packing.pos])
+        return block.finish(untouched(), resid, attn_out, at_layer(base.cross, layer))
 
     def whole_layer(layer: Array, resid: Array) -> Array:
-        q, kv = at_layer(blocks, layer).project(_plain(), resid)
+        q, kv = at_layer(blocks, layer).project(untouched(), resid)
         return finish(layer, resid, q, kv.k.swapaxes(0, 1), kv.v.swapaxes(0, 1))
 
     stream = jnp.concatenate([acts.resid_pre, acts.resid_post[-1:]])
@@ -158,7 +158,7 @@ def _propagate(
     q = block.attn.queries(block.attn_norm(read.reshape(-1, read.shape[-1])))
     q = q.reshape(*read.shape[:2], *q.shape[1:])
     z = jax.vmap(
-        lambda q, k, v: block.attn.mix(_plain(), q, KeysValues(k, v), places.causal[reads])
+        lambda q, k, v: block.attn.mix(untouched(), q, KeysValues(k, v), places.causal[reads])
     )(q, k, v)
     return Reached(read, z)
 
@@ -180,7 +180,3 @@ class _Places:
     ) -> Float[Array, "patch head pos d_head"]:
         """Each patch's keys or values: the base run's before its start, then its own."""
         return jnp.concatenate([base, rows])[self._source].swapaxes(1, 2)
-
-
-def _plain() -> Tap:
-    return Tap(identity, None)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.edits import Tap, identity
+from jaxasr_interp.edits import untouched
 from jaxasr_interp.model import Encoder, EncoderBlock, KeysValues, Whisper
 from jaxasr_interp.patching.chunks import Cells
 from jaxasr_interp.patching.landing import Entry, at_layer
@@ -77,11 +77,11 @@ def _encode(
             for before, changed in ((acts.q, rows.q), (acts.k, rows.k), (acts.v, rows.v))
         )
         kv = KeysValues(k.swapaxes(0, 1), v.swapaxes(0, 1))
-        return block.finish(_plain(), resid, block.attn.attend(_plain(), q, kv))
+        return block.finish(untouched(), resid, block.attn.attend(untouched(), q, kv))
 
     def whole_layer(layer: Array, resid: Array) -> Array:
         block: EncoderBlock = at_layer(blocks, layer)
-        return block(_plain(), resid)
+        return block(untouched(), resid)
 
     stream = jnp.concatenate([acts.resid_pre, acts.resid_post[-1:]])
     resid = given(jax.lax.dynamic_index_in_dim(stream, entry, keepdims=False), rows.resid)
@@ -89,7 +89,3 @@ def _encode(
     resid = jax.lax.cond(inner, entry_layer, lambda resid: resid, resid)
     resid = jax.lax.fori_loop(entry + 1, encoder.n_layers, whole_layer, resid)
     return encoder.final_norm(resid)
-
-
-def _plain() -> Tap:
-    return Tap(identity, None)

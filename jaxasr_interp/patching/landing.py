@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.edits import Edit, LayerIndex, Tap, apply_edit, identity
+from jaxasr_interp.edits import Edit, LayerIndex, Tap, apply_edit, untouched
 from jaxasr_interp.interventions import At, blend
 from jaxasr_interp.model import DecoderBlock, EncoderBlock, KeysValues
 from jaxasr_interp.patching.chunks import Cells
@@ -233,6 +233,6 @@ def _through_cross(
 
 
 def _project(block: EncoderBlock | DecoderBlock, resid: Float[Array, "patch row d_model"]) -> Entry:
-    q, kv = block.project(Tap(identity, None), resid.reshape(-1, resid.shape[-1]))
+    q, kv = block.project(untouched(), resid.reshape(-1, resid.shape[-1]))
     rows = (q, kv.k.swapaxes(0, 1), kv.v.swapaxes(0, 1))
     return Entry(resid, *(x.reshape(*resid.shape[:2], *x.shape[1:]) for x in rows))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.edits import Tap, identity
+from jaxasr_interp.edits import untouched
 from jaxasr_interp.metrics import Metric
 from jaxasr_interp.model import Decoder, KeysValues
 from jaxasr_interp.patching.decoder import Reached
@@ -122,7 +122,7 @@ def _finish(
 ) -> Float[Array, "patch read d_model"]:
     """The last layer's `resid_post`, where the rows do not hold it already."""
     last = jnp.asarray(decoder.n_layers - 1, jnp.int32)
-    block, tap = at_layer(decoder.blocks, last), Tap(identity, None)
+    block, tap = at_layer(decoder.blocks, last), untouched()
     rows = reached.resid.reshape(-1, reached.resid.shape[-1])
     attn_out = block.attn.output(tap, reached.z.reshape(-1, *reached.z.shape[2:]))
     finished = block.finish(tap, rows, attn_out, at_layer(cross, last))

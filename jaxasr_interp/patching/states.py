@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.edits import Edit, Tap, apply_edit, identity
+from jaxasr_interp.edits import Edit, apply_edit, untouched
 from jaxasr_interp.layers import accumulation_dtype
 from jaxasr_interp.model import Decoder, DecoderBlock, KeysValues
 from jaxasr_interp.patching.chunks import Cells
@@ -90,8 +90,8 @@ def _decode(
     def after_self_attention(layer: Array, resid_mid: Array) -> Array:
         block = at_layer(decoder.blocks, layer)
         z = _mix_windows(block, at_layer(base.cross, layer), windows, resid_mid)
-        resid = _rows(resid_mid) + block.cross_attn.output(_plain(), _rows(z))
-        resid = resid + block.mlp(_plain(), block.mlp_norm(resid))
+        resid = _rows(resid_mid) + block.cross_attn.output(untouched(), _rows(z))
+        resid = resid + block.mlp(untouched(), block.mlp_norm(resid))
         return resid.reshape(resid_mid.shape)
 
     def self_attention(layer: Array, resid: Array, queries: Array) -> Array:
@@ -103,7 +103,7 @@ def _decode(
             k, v = (x.swapaxes(0, 1) for x in block.attn.keys_values(normed))
             q = block.attn.queries(normed[queries])
             return resid[queries] + block.attn.attend(
-                _plain(), q, KeysValues(k, v), causal[queries]
+                untouched(), q, KeysValues(k, v), causal[queries]
             )
 
         return jax.vmap(one)(resid)
@@ -152,7 +152,3 @@ def _mix_windows(
 
 def _rows(x: Float[Array, "patch row *rest"]) -> Float[Array, "rows *rest"]:
     return x.reshape(-1, *x.shape[2:])
-
-
-def _plain() -> Tap:
-    return Tap(identity, None)
