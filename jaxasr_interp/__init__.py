@@ -22,11 +22,21 @@ from jaxasr_interp.audio import load_audio, log_mel_spectrogram
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.checkpoint.saved import save_model
 from jaxasr_interp.config import GenerationSettings, WhisperConfig
-from jaxasr_interp.decoding import Generated, detect_language, generate, generate_batch
+from jaxasr_interp.decoding import Generated, generate, generate_batch
 from jaxasr_interp.edits import Edit, identity
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import DecoderRun, EncoderRun, decode, encode
-from jaxasr_interp.interventions import Add, At, Interchange, Knockout, Noise, Scale, Zero
+from jaxasr_interp.interventions import (
+    Add,
+    At,
+    Interchange,
+    Knockout,
+    Noise,
+    Scale,
+    Several,
+    Zero,
+)
+from jaxasr_interp.language import detect_language
 from jaxasr_interp.lens import LogitLens, logit_lens
 from jaxasr_interp.means import mean_activations
 from jaxasr_interp.model import Whisper
@@ -65,6 +75,7 @@ __all__ = [
     "LogitLens",
     "Noise",
     "Scale",
+    "Several",
     "SweepPlan",
     "SweepResult",
     "Tokenizer",

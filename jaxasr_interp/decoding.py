@@ -1,25 +1,39 @@
-"""Greedy generation with a key/value cache, one compiled loop for a batch of clips."""
+"""Generation: encoded clips to tokens and text, under any edit of the decoder."""
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.config import WhisperConfig
-from jaxasr_interp.edits import Edit, as_pytree, check_edit, identity
+from jaxasr_interp.edits import (
+    Edit,
+    as_pytree,
+    check_edit,
+    identity,
+    needs_source,
+    shifted,
+    with_source,
+)
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.forward import check_states, check_tokens
-from jaxasr_interp.model import Decoder, KeysValues, Whisper, write_rows
-from jaxasr_interp.pytree import pytree_dataclass
-from jaxasr_interp.suppression import Rules, make_rules
+from jaxasr_interp.forward import check_states, check_tokens, decode
+from jaxasr_interp.generation.beam import search
+from jaxasr_interp.generation.cached import Heard
+from jaxasr_interp.generation.rollout import Prompt, Sampling, Written, roll_out
+from jaxasr_interp.generation.rows import stack_edits
+from jaxasr_interp.memory import default_memory
+from jaxasr_interp.model import Decoder, Whisper
+from jaxasr_interp.sites import SITES, DecoderActivations, requested_sites
+from jaxasr_interp.suppression import make_rules
 from jaxasr_interp.tokens import Tokenizer
 
 MAX_NEW_TOKENS = 224
 _SMALLEST_PROMPT = 8
+_ROWS_ON_CPU = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +48,7 @@ class Generated:
         finished: whether end-of-text came before the limit.
         no_speech_prob: probability of the no-speech token at the start of the transcript.
         text: the tokens as text, without special tokens and timestamps.
+        acts: the requested activations, at every position of prompt and tokens.
     """
 
     prompt: tuple[int, ...]
@@ -42,6 +57,7 @@ class Generated:
     finished: bool
     no_speech_prob: float
     text: str
+    acts: DecoderActivations | None = None
 
     @property
     def mean_log_prob(self) -> float:
@@ -49,42 +65,90 @@ class Generated:
         return sum(self.log_probs) / (len(self.tokens) + 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How the next token is chosen.
+
+    Attributes:
+        suppress: leave out the tokens that the checkpoint's generation settings forbid.
+        max_new_tokens: generate at most so many; the decoder's context is a further limit.
+        temperature: 0 takes the most probable token; above, tokens are drawn with
+            `p ∝ exp(logits / temperature)`.
+        seed: of the draws.
+        beam_size: above 1, so many sequences are kept at each step, as openai/whisper does.
+    """
+
+    suppress: bool = True
+    max_new_tokens: int = MAX_NEW_TOKENS
+    temperature: float = 0.0
+    seed: int = 0
+    beam_size: int = 1
+
+    def __post_init__(self):
+        for name in ("max_new_tokens", "beam_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: expected at least 1.")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"The temperature is {self.temperature}: expected 0 or more.")
+        if self.beam_size > 1 and self.temperature > 0:
+            raise InputError("Beam search does not draw: give a temperature or a beam size.")
+
+
 def generate(
     model: Whisper,
     states: Float[Array, "frame d_model"],
     *,
     prompt: Sequence[int] | None = None,
+    edit: Edit = identity,
+    reference: Float[Array, "frame d_model"] | None = None,
+    sites: str | Iterable[str] | None = (),
     suppress: bool = True,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    edit: Edit = identity,
+    temperature: float = 0.0,
+    seed: int = 0,
+    beam_size: int = 1,
 ) -> Generated:
-    """Write the transcript of one encoded clip, the most probable token at each step.
+    """Write the transcript of one encoded clip.
 
     Args:
         model: a model with a tokenizer.
         states: encoder states, from `encode`.
         prompt: tokens to start from, by default `model.tokenizer.prompt()`. A prompt without the
-            no-timestamps token asks for timestamps, which then follow openai/whisper's rules.
+            no-timestamps token asks for timestamps, which then follow openai/whisper's rules; one
+            that goes on after it forces the transcript's beginning.
+        edit: `edit(site, layer, value) -> value`, called at every decoder site of the prompt and of
+            every step (`value` then has one position; see `edits` on those that tell positions
+            apart).
+        reference: encoder states of another clip. An `Interchange` without a source takes the
+            activations of a run that hears this clip and writes the same tokens.
+        sites: activations to return: names, or `"all"`.
         suppress: leave out the tokens that the checkpoint's generation settings forbid; `False` is
             pure argmax.
         max_new_tokens: generate at most so many; the decoder's context is a further limit.
-        edit: `edit(site, layer, value) -> value`, called at every decoder site of the prompt and of
-            every step (`value` then has one position).
+        temperature: 0 takes the most probable token at each step; above, tokens are drawn with
+            `p ∝ exp(logits / temperature)`.
+        seed: of the draws.
+        beam_size: above 1, beam search with so many sequences, as openai/whisper does it.
 
     Returns:
         Tokens, text and log-probabilities.
 
     Raises:
-        InputError: the model has no tokenizer, or the prompt or states do not fit it.
+        InputError: the model has no tokenizer, the prompt or states do not fit it, the edit names a
+            site that the decoder lacks, or it needs a reference and there is none.
     """
-    prompts = None if prompt is None else [prompt]
     return generate_batch(
         model,
         states[None],
-        prompts=prompts,
+        prompts=None if prompt is None else [prompt],
+        edit=edit,
+        references=None if reference is None else reference[None],
+        sites=sites,
         suppress=suppress,
         max_new_tokens=max_new_tokens,
-        edit=edit,
+        temperature=temperature,
+        seed=seed,
+        beam_size=beam_size,
     )[0]
 
 
@@ -93,9 +157,15 @@ def generate_batch(
     states: Float[Array, "batch frame d_model"],
     *,
     prompts: Sequence[Sequence[int]] | None = None,
+    edit: Edit = identity,
+    references: Float[Array, "batch frame d_model"] | None = None,
+    sites: str | Iterable[str] | None = (),
     suppress: bool = True,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    edit: Edit = identity,
+    temperature: float = 0.0,
+    seed: int = 0,
+    beam_size: int = 1,
+    memory: int | None = None,
 ) -> list[Generated]:
     """Write the transcripts of several encoded clips together.
 
@@ -103,70 +173,136 @@ def generate_batch(
         model: a model with a tokenizer.
         states: encoder states of each clip.
         prompts: one for each clip, all of the same length; see `generate`.
+        edit: see `generate`; it sees one clip at a time.
+        references: of each clip; see `generate`.
+        sites: see `generate`.
         suppress: see `generate`.
         max_new_tokens: see `generate`.
-        edit: see `generate`; it sees one clip at a time.
+        temperature: see `generate`.
+        seed: see `generate`; clips draw each on their own.
+        beam_size: see `generate`.
+        memory: bytes that may be taken beside the model; by default a quarter of the device's.
 
     Returns:
         One result for each clip.
 
     Raises:
-        InputError: the model has no tokenizer, or the prompts or states do not fit it.
+        InputError: see `generate`.
     """
-    tokenizer = require_tokenizer(model)
+    choice = Choice(suppress, max_new_tokens, temperature, seed, beam_size)
+    rows = [[as_pytree(edit)]] * len(states)
+    written = generate_rows(
+        model, states, rows, prompts=prompts, references=references, choice=choice, memory=memory
+    )
+    results = [row for (row,) in written]
+    if not requested_sites("decoder", sites):
+        return results
+    sources = [None] * len(states) if references is None else list(references)
+    return [
+        dataclasses.replace(one, acts=_reread(model, one, clip, edit, source, sites))
+        for one, clip, source in zip(results, states, sources, strict=True)
+    ]
+
+
+def generate_rows(
+    model: Whisper,
+    states: Float[Array, "clip frame d_model"],
+    edits: Sequence[Sequence[Edit]],
+    *,
+    prompts: Sequence[Sequence[int]] | None = None,
+    references: Float[Array, "clip frame d_model"] | None = None,
+    choice: Choice | None = None,
+    memory: int | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[list[Generated]]:
+    """Write the transcripts of several clips, each under several edits.
+
+    Args:
+        model: a model with a tokenizer.
+        states: encoder states of each clip.
+        edits: of each clip equally many, all of the same structure (see `jax.tree.structure`).
+        prompts: one for each clip, all of the same length; see `generate`.
+        references: of each clip; see `generate`.
+        choice: how tokens are chosen.
+        memory: bytes that may be taken beside the model; by default a quarter of the device's.
+        on_progress: called with the transcripts done after each batch.
+
+    Returns:
+        Of each clip, one result for each edit.
+
+    Raises:
+        InputError: see `generate`; or the edits differ in structure.
+    """
+    tokenizer, choice = require_tokenizer(model), choice or Choice()
     check_states(model.config, states[0])
-    check_edit(edit, "decoder")
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {max_new_tokens}: expected at least 1.")
+    for edit in {id(edit): edit for of_clip in edits for edit in of_clip}.values():
+        check_edit(edit, "decoder")
+        if needs_source(edit) and references is None:
+            raise InputError("The edit takes values from a reference run: give its clip.")
     rows = [tokenizer.prompt()] * len(states) if prompts is None else prompts
     given = _stack_prompts(model.config, rows, len(states))
     length = given.shape[1]
     padded = np.zeros((len(given), _padded_length(length, model.config.max_tokens)), np.int32)
     padded[:, :length] = given
-    start = np.flatnonzero(given[0] == tokenizer.start_of_transcript)
-    outputs = _generate(
-        model.decoder,
-        states,
-        jnp.asarray(padded),
-        jnp.asarray(length, jnp.int32),
-        jnp.asarray(start[-1] if len(start) else 0, jnp.int32),
-        make_rules(model.config, model.generation, tokenizer, given[0], suppress),
-        as_pytree(edit),
-        max_new_tokens,
+    starts = np.flatnonzero(given[0] == tokenizer.start_of_transcript)
+    rules = make_rules(model.config, model.generation, tokenizer, given[0], choice.suppress)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(choice.seed), jnp.arange(len(states))
     )
-    return _unpack(tokenizer, given, jax.device_get(outputs))
-
-
-def detect_language(model: Whisper, states: Float[Array, "frame d_model"]) -> dict[str, float]:
-    """Which language is spoken in one encoded clip.
-
-    Args:
-        model: a multilingual model with a tokenizer.
-        states: encoder states, from `encode`.
-
-    Returns:
-        Probability of every language code after the start of the transcript, the most probable
-        first.
-
-    Raises:
-        InputError: the model has no tokenizer or is English-only.
-    """
-    return detect_language_batch(model, states[None])[0]
-
-
-def detect_language_batch(
-    model: Whisper, states: Float[Array, "batch frame d_model"]
-) -> list[dict[str, float]]:
-    """`detect_language` for several clips together."""
-    tokenizer = require_tokenizer(model)
-    if not tokenizer.multilingual:
-        raise InputError("An English-only model cannot detect languages: use a multilingual one.")
-    codes, ids = list(tokenizer.languages), jnp.asarray(list(tokenizer.languages.values()))
-    start = jnp.asarray([tokenizer.start_of_transcript], jnp.int32)
-    probabilities = np.asarray(_token_probabilities(model.decoder, states, start, ids))
-    return [
-        {codes[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in probabilities
-    ]
+    n_clips, n_rows = len(states), len(edits[0])
+    n_streams = 1 if references is None else 2
+    clips_at_once, rows_at_once = _batch_sizes(
+        model, n_clips, n_rows, padded.shape[1] + choice.max_new_tokens, n_streams, choice, memory
+    )
+    results: list[list[Generated]] = [[] for _ in range(n_clips)]
+    for first in range(0, n_clips, clips_at_once):
+        clips = _filled(range(first, n_clips), clips_at_once)
+        heard = _hear(
+            model.decoder, states[clips], None if references is None else references[clips]
+        )
+        prompt = Prompt(
+            jnp.asarray(padded[clips]),
+            jnp.asarray(length, jnp.int32),
+            jnp.asarray(starts[-1] if len(starts) else 0, jnp.int32),
+        )
+        for begin in range(0, n_rows, rows_at_once):
+            rows = _filled(range(begin, n_rows), rows_at_once)
+            some = stack_edits([[edits[clip][row] for row in rows] for clip in clips])
+            written = (
+                search(
+                    model.decoder,
+                    heard,
+                    prompt,
+                    some,
+                    rules,
+                    len(rows),
+                    choice.max_new_tokens,
+                    choice.beam_size,
+                )
+                if choice.beam_size > 1
+                else roll_out(
+                    model.decoder,
+                    heard,
+                    prompt,
+                    some,
+                    rules,
+                    Sampling(
+                        jnp.asarray(choice.temperature, jnp.float32),
+                        keys[clips],
+                        choice.temperature == 0,
+                    ),
+                    len(rows),
+                    choice.max_new_tokens,
+                )
+            )
+            for i, clip in enumerate(clips[: n_clips - first]):
+                results[clip] += [
+                    _unpack(tokenizer, given[clip], written, i, j)
+                    for j in range(min(len(rows), n_rows - begin))
+                ]
+            if on_progress is not None:
+                on_progress(sum(map(len, results)))
+    return results
 
 
 def require_tokenizer(model: Whisper) -> Tokenizer:
@@ -178,99 +314,74 @@ def require_tokenizer(model: Whisper) -> Tokenizer:
     return model.tokenizer
 
 
-@pytree_dataclass
-class _State:
-    """The loop's state: what has been written, and what the next token is chosen from."""
-
-    step: Int[Array, ""]
-    tokens: Int[Array, "batch step"]
-    log_probs: Float[Array, "batch step"]
-    finished: Bool[Array, " batch"]
-    logits: Float[Array, "batch d_vocab"]
-    cache: KeysValues
-
-
-@functools.partial(jax.jit, static_argnames="max_new")
-def _generate(
-    decoder: Decoder,
-    states: Float[Array, "batch frame d_model"],
-    prompts: Int[Array, "batch pos"],
-    prompt_length: Int[Array, ""],
-    start: Int[Array, ""],
-    rules: Rules,
-    edit: Edit,
-    max_new: int,
-) -> tuple[Array, Array, Array, Array, Array]:
-    batch, padded = prompts.shape
-    max_tokens = len(decoder.pos_embed[...])
-    # The batch comes after the layers, which are scanned over: otherwise each step would transpose.
-    cross = jax.vmap(decoder.cross_keys_values, out_axes=1)(states)
-    n_layers, _, n_heads, _, d_head = cross.k.shape
-    empty = jnp.zeros((n_layers, batch, n_heads, padded + max_new, d_head), states.dtype)
-
-    def run(tokens: Array, cache: KeysValues, offset: Array | int) -> tuple[Array, KeysValues]:
-        def one(tokens, cross, cache):
-            resid, acts = decoder(tokens, cross, edit, cache=cache, offset=offset)
-            assert acts.k is not None
-            assert acts.v is not None
-            return resid, KeysValues(acts.k.swapaxes(1, 2), acts.v.swapaxes(1, 2))
-
-        resid, new = jax.vmap(one, in_axes=(0, 1, 1), out_axes=(0, 1))(tokens, cross, cache)
-        return resid, write_rows(cache, new, offset)
-
-    def unembed(resid: Float[Array, "batch d_model"]) -> Float[Array, "batch d_vocab"]:
-        return jax.vmap(lambda row: decoder.unembed(row[None], edit)[0][0])(resid)
-
-    def unfinished(state: _State) -> Array:
-        room = prompt_length + state.step <= max_tokens
-        return (state.step < max_new) & room & ~state.finished.all()
-
-    def write_token(state: _State) -> _State:
-        allowed = jax.vmap(rules, in_axes=(0, 0, None))(state.logits, state.tokens, state.step)
-        token = jnp.where(
-            state.finished, rules.end_of_text, jnp.argmax(allowed, axis=-1).astype(jnp.int32)
-        )
-        log_prob = jnp.take_along_axis(jax.nn.log_softmax(allowed), token[:, None], axis=1)[:, 0]
-        resid, cache = run(token[:, None], state.cache, prompt_length + state.step)
-        return _State(
-            step=state.step + 1,
-            tokens=state.tokens.at[:, state.step].set(token),
-            log_probs=state.log_probs.at[:, state.step].set(
-                jnp.where(state.finished, jnp.zeros_like(log_prob), log_prob)
-            ),
-            finished=state.finished | (token == rules.end_of_text),
-            logits=unembed(resid[:, 0]),
-            cache=cache,
-        )
-
-    # The padding behind the prompt is overwritten before any later position may look at it.
-    resid, cache = run(prompts, KeysValues(empty, empty), 0)
-    logits = unembed(jnp.take(resid, prompt_length - 1, axis=1))
-    no_speech = jax.nn.softmax(unembed(jnp.take(resid, start, axis=1)))[:, rules.no_speech]
-    state = _State(
-        step=jnp.zeros((), jnp.int32),
-        tokens=jnp.full((batch, max_new), rules.end_of_text, jnp.int32),
-        log_probs=jnp.zeros((batch, max_new), logits.dtype),
-        finished=jnp.zeros(batch, bool),
-        logits=logits,
-        cache=cache,
-    )
-    state = jax.lax.while_loop(unfinished, write_token, state)
-    return state.tokens, state.log_probs, state.finished, state.step, no_speech
-
-
 @jax.jit
-def _token_probabilities(
+def _hear(
     decoder: Decoder,
-    states: Float[Array, "batch frame d_model"],
-    tokens: Int[Array, " pos"],
-    ids: Int[Array, " choice"],
-) -> Float[Array, "batch choice"]:
-    def one(states):
-        resid, _ = decoder(tokens, decoder.cross_keys_values(states))
-        return jax.nn.softmax(decoder.unembed(resid[-1:])[0][0, ids])
+    states: Float[Array, "clip frame d_model"],
+    references: Float[Array, "clip frame d_model"] | None,
+) -> Heard:
+    # The clip comes after the layers, which are scanned over: otherwise each step would transpose.
+    hear = jax.vmap(decoder.cross_keys_values, out_axes=1)
+    return Heard(hear(states), None if references is None else hear(references))
 
-    return jax.vmap(one)(states)
+
+def _filled(numbers: range, size: int) -> Int[np.ndarray, " some"]:
+    """The first `size` numbers, the last repeated: every batch has the same shape."""
+    return np.minimum(np.arange(size) + numbers.start, numbers.stop - 1)
+
+
+def _batch_sizes(
+    model: Whisper,
+    n_clips: int,
+    n_rows: int,
+    n_tokens: int,
+    n_streams: int,
+    choice: Choice,
+    memory: int | None,
+) -> tuple[int, int]:
+    """How many clips, and how many rows of each, fit the memory at once."""
+    config = model.config
+    position = 2 * config.decoder_layers * config.d_model * model.dtype.itemsize
+    scores = 4 * (8 * config.d_vocab + 4 * config.decoder_heads * config.max_frames)
+    row = choice.beam_size * (n_streams * 2 * position * n_tokens + scores)
+    clip = 2 * n_streams * position * config.max_frames
+    budget = default_memory() if memory is None else memory
+    if clip + row > budget:
+        raise InputError(
+            f"A memory budget of {budget} bytes is too small: one transcript takes {clip + row}."
+        )
+    most = _ROWS_ON_CPU if jax.default_backend() == "cpu" else n_clips * n_rows
+    rows = _evenly(n_rows, min(most, (budget - clip) // row))
+    return _evenly(n_clips, min(max(1, most // rows), budget // (clip + rows * row))), rows
+
+
+def _evenly(count: int, most: int) -> int:
+    """The size of equal batches of at most `most`."""
+    return math.ceil(count / math.ceil(count / most))
+
+
+def _reread(
+    model: Whisper,
+    one: Generated,
+    states: Array,
+    edit: Edit,
+    reference: Array | None,
+    sites: str | Iterable[str] | None,
+) -> DecoderActivations:
+    """The activations of a whole transcript, which are those of its steps."""
+    tokens = [*one.prompt, *one.tokens]
+    size = _padded_length(len(tokens), model.config.max_tokens)
+    padded = np.asarray(tokens + [0] * (size - len(tokens)), np.int32)
+    edit = shifted(edit, jnp.zeros((), jnp.int32))
+    if needs_source(edit) and reference is not None:
+        edit = with_source(edit, decode(model, padded, reference, sites="all").acts)
+    acts = decode(model, padded, states, edit=edit, sites=sites).acts
+    fields: dict[str, Array | None] = {}
+    for site, value in vars(acts).items():
+        axes = SITES["decoder"][site]
+        own = tuple(slice(len(tokens) if x in ("pos", "query", "key") else None) for x in axes)
+        fields[site] = None if value is None else value[own]
+    return DecoderActivations(**fields)
 
 
 def _stack_prompts(
@@ -289,24 +400,18 @@ def _padded_length(length: int, max_tokens: int) -> int:
 
 
 def _unpack(
-    tokenizer: Tokenizer,
-    prompts: Int[np.ndarray, "batch pos"],
-    outputs: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-) -> list[Generated]:
-    tokens, log_probs, finished, steps, no_speech = outputs
-    results = []
-    for row in range(len(prompts)):
-        ends = np.flatnonzero(tokens[row] == tokenizer.end_of_text)
-        length = int(ends[0]) if finished[row] else int(steps)
-        written = tuple(int(token) for token in tokens[row, :length])
-        results.append(
-            Generated(
-                prompt=tuple(int(token) for token in prompts[row]),
-                tokens=written,
-                log_probs=tuple(float(p) for p in log_probs[row, : length + int(finished[row])]),
-                finished=bool(finished[row]),
-                no_speech_prob=float(no_speech[row]),
-                text=tokenizer.decode(written),
-            )
-        )
-    return results
+    tokenizer: Tokenizer, prompt: Int[np.ndarray, " pos"], written: Written, clip: int, row: int
+) -> Generated:
+    finished, length = bool(written.finished[clip, row]), int(written.lengths[clip, row])
+    log_probs = written.log_probs[clip, row, : length + finished]
+    if np.isnan(log_probs).any():
+        raise InputError("The logits are no numbers: the edit, or the model, makes them infinite.")
+    tokens = tuple(int(token) for token in written.tokens[clip, row, :length])
+    return Generated(
+        prompt=tuple(int(token) for token in prompt),
+        tokens=tokens,
+        log_probs=tuple(float(p) for p in log_probs),
+        finished=finished,
+        no_speech_prob=float(written.no_speech[clip, row]),
+        text=tokenizer.decode(tokens),
+    )

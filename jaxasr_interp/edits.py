@@ -4,6 +4,11 @@ The model calls its edit at every site. `layer` is the (possibly traced) layer i
 sites outside the layers; `value` is the whole activation of that layer. An edit that is a pytree
 can pass through `jax.jit`, be mapped with `jax.vmap` (a batch of edits is a sweep) and be
 differentiated with `jax.grad` (attribution patching). `interventions` has the usual ones.
+
+Generation calls the decoder on one position at a time. An edit that treats positions differently
+has a method `shifted(offset)`, which gives the edit for values that begin at position `offset`; one
+that takes values from a reference run has `with_source(acts)`. One that says in `sites` which sites
+it may change spares the model what only the other sites need.
 """
 
 from collections.abc import Callable
@@ -25,6 +30,8 @@ type Edit = Callable[[str, LayerIndex, Array], Array]
 class Identity:
     """The edit that changes nothing."""
 
+    sites = frozenset[str]()
+
     def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
         """Return `value`."""
         return value
@@ -40,10 +47,31 @@ def as_pytree(edit: Edit) -> Edit:
     return edit
 
 
+def shifted(edit: Edit, offset: Array | int) -> Edit:
+    """The edit for values whose first position is position `offset` of the run."""
+    shift = getattr(edit, "shifted", None)
+    return edit if shift is None else shift(offset)
+
+
+def with_source(edit: Edit, acts: Any) -> Edit:
+    """The edit, taking from `acts` what it takes from the reference run."""
+    take = getattr(edit, "with_source", None)
+    return edit if take is None else take(acts)
+
+
+def needs_source(edit: Edit) -> bool:
+    """Whether the edit takes values from a reference run that it does not have yet."""
+    return bool(getattr(edit, "needs_source", False))
+
+
+def edited_sites(edit: Edit) -> frozenset[str] | None:
+    """The sites that the edit may change, its attribute `sites`; `None` if it does not say."""
+    return getattr(edit, "sites", None)
+
+
 def check_edit(edit: Any, stack: Stack) -> None:
-    """Raise `InputError` if the edit names a site that `stack` lacks: it would do nothing."""
-    site = getattr(edit, "site", None)
-    if isinstance(site, str):
+    """Raise `InputError` if the edit names a site that `stack` lacks, where it would do nothing."""
+    for site in sorted(edited_sites(edit) or ()):
         check_site(stack, site)
 
 
@@ -73,7 +101,8 @@ class Tap:
     @property
     def wants_patterns(self) -> bool:
         """Whether anybody may look at attention patterns: an edit, or who reads them."""
-        return self.patterns or not isinstance(self.edit, Identity)
+        edited = edited_sites(self.edit)
+        return self.patterns or edited is None or bool(edited & PATTERN_SITES)
 
     def __call__(self, site: str, value: Array) -> Array:
         """Return the edited value of `site`, which must keep its shape and dtype."""

@@ -1,7 +1,7 @@
 """What a patch does to an activation: edits that zero, scale, shift, replace or disconnect.
 
 Each is an edit of every cell it is called on. `At` confines one to a site, layer, head and window
-of positions, with a strength: `ã = (1 - α) a + α edit(a)`.
+of positions, with a strength: `ã = (1 - α) a + α edit(a)`; `Several` applies one after another.
 """
 
 import zlib
@@ -10,9 +10,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.edits import Edit, LayerIndex, apply_edit
+from jaxasr_interp.edits import (
+    Edit,
+    LayerIndex,
+    apply_edit,
+    edited_sites,
+    needs_source,
+    shifted,
+    with_source,
+)
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.pytree import pytree_dataclass, static
+from jaxasr_interp.pytree import pytree_dataclass, replace, static
 from jaxasr_interp.sites import (
     SITES,
     DecoderActivations,
@@ -21,6 +29,11 @@ from jaxasr_interp.sites import (
     layer_axes,
     position_axis,
 )
+
+EVERY = -1
+"""Every layer, or every head."""
+END = 2**30
+"""Behind the last position of any run."""
 
 
 @pytree_dataclass
@@ -66,17 +79,31 @@ class Add:
 
 @pytree_dataclass
 class Noise:
-    """`a -> a + std · ε`: Gaussian ε of each site, layer and cell, the same for the same seed."""
+    """`a -> a + std · ε`: Gaussian ε of each site, layer and cell, the same for the same seed.
+
+    A cell's ε depends on its position and head alone, not on how long the run is.
+    """
 
     std: Float[Array, ""] | float
     seed: Int[Array, ""] | int = 0
+    offset: Int[Array, ""] | int = 0
 
     def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
         """Return the noisy value."""
         key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(site.encode()))
-        key = jax.random.fold_in(key, 0 if layer is None else layer)
-        std = jnp.asarray(self.std, value.dtype)
-        return value + std * jax.random.normal(key, value.shape, value.dtype)
+        keys = jax.random.fold_in(key, 0 if layer is None else layer)[None]
+        for axis, size in enumerate(value.shape[:-1]):
+            first = self.offset if axis == position_axis(site) else 0
+            indices = jnp.arange(size, dtype=jnp.int32) + jnp.asarray(first, jnp.int32)
+            keys = jax.vmap(lambda key, i=indices: jax.vmap(jax.random.fold_in, (None, 0))(key, i))(
+                keys
+            ).reshape(-1)
+        draw = jax.vmap(lambda key: jax.random.normal(key, value.shape[-1:], value.dtype))
+        return value + jnp.asarray(self.std, value.dtype) * draw(keys).reshape(value.shape)
+
+    def shifted(self, offset: Array | int) -> "Noise":
+        """The noise from position `offset` on."""
+        return replace(self, offset=self.offset + offset)
 
 
 @pytree_dataclass
@@ -85,22 +112,49 @@ class Interchange:
 
     Args:
         source: activations of the other run, from `encode` or `decode` with the sites to patch.
+            `None` where `generate` and `transcribe` supply them, from a reference run that writes
+            the same tokens. In generation, positions behind the last of the source keep their
+            value.
     """
 
-    source: EncoderActivations | DecoderActivations
+    source: EncoderActivations | DecoderActivations | None = None
+    offset: Int[Array, ""] | int = 0
 
     def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
         """Return the source's value; raise `InputError` if it has none or another shape."""
+        if self.source is None:
+            raise InputError("Nothing is taken from a reference run: give one.")
         source = getattr(self.source, site, None)
         if source is None:
             raise InputError(f"The source of the patch lacks {site!r}: run it with that site.")
         source = source if layer is None else source[layer]
-        if source.shape != value.shape:
+        axis = position_axis(site)
+        if source.shape == value.shape:
+            return source.astype(value.dtype)
+        if source.shape[:axis] + source.shape[axis + 1 :] != (
+            value.shape[:axis] + value.shape[axis + 1 :]
+        ) or (isinstance(self.offset, int) and self.offset == 0):
             raise InputError(
                 f"The source of the patch at {site!r} has shape {source.shape} and the run "
                 f"{value.shape}: align runs of different length."
             )
-        return source.astype(value.dtype)
+        positions = jnp.arange(value.shape[axis], dtype=jnp.int32) + self.offset
+        taken = jnp.take(source, positions, axis=axis, mode="clip").astype(value.dtype)
+        return jnp.where(_along(axis, value) + self.offset < source.shape[axis], taken, value)
+
+    def shifted(self, offset: Array | int) -> "Interchange":
+        """The patch from position `offset` on."""
+        return replace(self, offset=self.offset + offset)
+
+    def with_source(self, acts: EncoderActivations | DecoderActivations) -> "Interchange":
+        """The patch from a reference run's activations, where it has no source of its own."""
+        # They begin where the value does.
+        return self if self.source is not None else Interchange(acts)
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether there is no source yet."""
+        return self.source is None
 
 
 @pytree_dataclass
@@ -135,10 +189,10 @@ class At:
 
     Args:
         edit: what to do there.
-        layer: which layer; not looked at for a site outside the layers.
+        layer: which layer, or `EVERY` (-1); not looked at for a site outside the layers.
         start: first position (a token, or an encoder frame).
-        stop: the position after the last.
-        head: which head, or -1 for all.
+        stop: the position after the last; by default all that follow.
+        head: which head, or `EVERY` (-1).
         alpha: strength; 1 gives `edit(a)` itself.
         site: a site with a position axis.
 
@@ -147,10 +201,10 @@ class At:
     """
 
     edit: Edit
-    layer: Int[Array, ""] | int
-    start: Int[Array, ""] | int
-    stop: Int[Array, ""] | int
-    head: Int[Array, ""] | int = -1
+    layer: Int[Array, ""] | int = EVERY
+    start: Int[Array, ""] | int = 0
+    stop: Int[Array, ""] | int = END
+    head: Int[Array, ""] | int = EVERY
     alpha: Float[Array, ""] | float = 1.0
     site: str = static(default="resid_pre")
 
@@ -169,11 +223,74 @@ class At:
         chosen = (positions >= start) & (positions < stop)
         heads = head_axis(site)
         if heads is not None:
-            chosen &= (_along(heads, value) == head) | (head < 0)
+            chosen &= (_along(heads, value) == head) | (head == EVERY)
         if layer is not None:
-            chosen &= jnp.asarray(layer, jnp.int32) == jnp.asarray(self.layer, jnp.int32)
+            wanted = jnp.asarray(self.layer, jnp.int32)
+            chosen &= (jnp.asarray(layer, jnp.int32) == wanted) | (wanted == EVERY)
         edited = apply_edit(self.edit, site, layer, value)
         return jnp.where(chosen, blend(self.alpha, value, edited), value)
+
+    def shifted(self, offset: Array | int) -> "At":
+        """The same cells, their positions counted from `offset`."""
+        if "frame" in SITES["decoder"].get(self.site, ())[1:2]:
+            return self
+        return replace(
+            self,
+            edit=shifted(self.edit, offset),
+            start=self.start - offset,
+            stop=self.stop - offset,
+        )
+
+    def with_source(self, acts: EncoderActivations | DecoderActivations) -> "At":
+        """The same cells, edited with a reference run's activations."""
+        return replace(self, edit=with_source(self.edit, acts))
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether a reference run is needed."""
+        return needs_source(self.edit)
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """The one site that may change."""
+        return frozenset({self.site})
+
+
+@pytree_dataclass
+class Several:
+    """One edit after another: `a -> edit_n(... edit_1(a))`.
+
+    Args:
+        parts: the edits in order.
+    """
+
+    parts: tuple[Edit, ...]
+
+    def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
+        """Return the value after all edits."""
+        for edit in self.parts:
+            value = apply_edit(edit, site, layer, value)
+        return value
+
+    def shifted(self, offset: Array | int) -> "Several":
+        """All edits from position `offset` on."""
+        return Several(tuple(shifted(edit, offset) for edit in self.parts))
+
+    def with_source(self, acts: EncoderActivations | DecoderActivations) -> "Several":
+        """All edits with a reference run's activations."""
+        return Several(tuple(with_source(edit, acts) for edit in self.parts))
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether one of them needs a reference run."""
+        return any(needs_source(edit) for edit in self.parts)
+
+    @property
+    def sites(self) -> frozenset[str] | None:
+        """The sites that may change, if all edits say."""
+        each = [edited_sites(edit) for edit in self.parts]
+        known = [sites for sites in each if sites is not None]
+        return frozenset().union(*known) if len(known) == len(each) else None
 
 
 def blend(alpha: Array | float, value: Array, edited: Array) -> Array:

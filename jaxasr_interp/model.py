@@ -25,7 +25,6 @@ from jaxasr_interp.layers import (
     LayerNorm,
     accumulation_dtype,
     gelu,
-    write_rows,
 )
 from jaxasr_interp.sites import DecoderActivations, EncoderActivations
 from jaxasr_interp.tokens import Tokenizer
@@ -235,43 +234,32 @@ class Decoder(nnx.Module):
         cross: KeysValues,
         edit: Edit = identity,
         *,
-        cache: KeysValues | None = None,
-        offset: Int[Array, ""] | int = 0,
         patterns: bool = False,
     ) -> tuple[Float[Array, "pos d_model"], DecoderActivations]:
-        """Run the layers over some tokens of one sequence.
+        """Run the layers over the tokens of one sequence.
 
         Args:
-            tokens: consecutive tokens.
+            tokens: the tokens, from the first on.
             cross: from `cross_keys_values`.
             edit: called at every site.
-            cache: self-attention keys and values of every layer; those of positions before
-                `offset` are read. Without it the tokens are the whole sequence.
-            offset: position of the first token.
             patterns: also return attention scores and patterns.
 
         Returns:
             The residual stream after the last layer (see `unembed`), and every activation up to
-            it. Its `k` and `v` are what a cache must hold at these positions.
+            it.
         """
         tap = Tap(edit, None)
-        length = len(tokens)
-        pos_embed = jax.lax.dynamic_slice_in_dim(self.pos_embed[...], offset, length)
+        pos_embed = self.pos_embed[...][: len(tokens)]
         x = tap("embed", self.embed[...][tokens]) + tap("pos_embed", pos_embed)
-        positions = jnp.arange(length, dtype=jnp.int32) + offset
-        n_keys = length if cache is None else cache.k.shape[-2]
-        mask = jnp.arange(n_keys, dtype=jnp.int32)[None, :] <= positions[:, None]
+        positions = jnp.arange(len(tokens), dtype=jnp.int32)
+        mask = positions[None, :] <= positions[:, None]
 
         def layer(resid, inputs):
-            block, index, cross, past = inputs
+            block, index, cross = inputs
             layer_tap = Tap(edit, index, patterns)
+            return block(layer_tap, resid, cross, mask), layer_tap.acts
 
-            def extend(new: KeysValues) -> KeysValues:
-                return new if past is None else write_rows(past, new, offset)
-
-            return block(layer_tap, resid, cross, mask, extend), layer_tap.acts
-
-        inputs = (self.blocks, jnp.arange(self.n_layers), cross, cache)
+        inputs = (self.blocks, jnp.arange(self.n_layers), cross)
         resid, layers = jax.lax.scan(layer, x, inputs)
         return resid, DecoderActivations(**tap.acts, **layers)
 

@@ -12,11 +12,11 @@ from jaxtyping import Array, Float
 from jaxasr_interp.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
 from jaxasr_interp.decoding import (
     Generated,
-    detect_language_batch,
     generate_batch,
     require_tokenizer,
 )
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.language import detect_language_batch
 from jaxasr_interp.model import Encoder, Whisper
 from jaxasr_interp.windows import Segment, transcribe_windows
 

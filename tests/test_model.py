@@ -113,11 +113,14 @@ def test_replacing_all_positions_of_layer_0_gives_the_other_run(tiny, golden):
 @pytest.mark.parametrize("pos", [0, 3, 6])
 def test_an_edit_leaves_earlier_positions_untouched(tiny, golden, layer, pos):
     states = ji.encode(tiny, jnp.asarray(golden["mel_a"])).states
-    plain = ji.decode(tiny, golden["tokens_a"], states)
-    edit = ji.At(ji.Scale(0.5), layer, pos, pos + 1)
-    edited = ji.decode(tiny, golden["tokens_a"], states, edit=edit)
-    np.testing.assert_array_equal(edited.logits[:pos], plain.logits[:pos])
-    assert np.abs(np.asarray(edited.logits[pos]) - np.asarray(plain.logits[pos])).max() > 1e-6
+
+    def logits(factor):  # one compiled program for both: two may round differently
+        edit = ji.At(ji.Scale(factor), layer, pos, pos + 1)
+        return np.asarray(ji.decode(tiny, golden["tokens_a"], states, edit=edit).logits)
+
+    plain, edited = logits(1.0), logits(0.5)
+    np.testing.assert_array_equal(edited[:pos], plain[:pos])
+    assert np.abs(edited[pos] - plain[pos]).max() > 1e-6
 
 
 def test_jitted_equals_unjitted(tiny, golden, runs):
@@ -215,8 +218,8 @@ def test_bfloat16_keeps_its_dtype_and_accumulates_in_float32(golden):
     from conftest import GOLDEN
 
     model = ji.load_model(GOLDEN / "tiny_random", dtype="bfloat16")
-    enc = ji.encode(model, jnp.asarray(golden["mel_a"], jnp.float32))
-    dec = ji.decode(model, golden["tokens_a"], enc.states)
+    enc = ji.encode(model, jnp.asarray(golden["mel_a"], jnp.float32), sites="all")
+    dec = ji.decode(model, golden["tokens_a"], enc.states, sites="all")
     assert model.dtype == enc.states.dtype == dec.acts.resid_post.dtype == jnp.bfloat16
     assert dec.logits.dtype == jnp.float32
     assert worst(dec.logits, golden["decoder/logits"]) < 0.1

@@ -9,7 +9,7 @@ from conftest import GOLDEN, real_model, worst
 from transformers import WhisperFeatureExtractor
 
 import jaxasr_interp as ji
-from jaxasr_interp.decoding import detect_language_batch
+from jaxasr_interp.language import detect_language_batch
 from jaxasr_interp.transcription import encode_batch
 from jaxasr_interp.windows import transcribe_windows
 

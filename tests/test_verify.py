@@ -193,6 +193,7 @@ def test_what_cannot_be_measured_is_refused(tiny, utterances, change, message):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_everything_holds_on_real_weights():
     model = real_model("tiny.en")
     clips = [resources.files("jaxasr_interp") / "data" / f"{x}.flac" for x in ("grass", "glass")]

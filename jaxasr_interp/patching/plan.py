@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Sequence
 
 import jax
@@ -13,6 +12,7 @@ from jaxtyping import Array, Int
 from jaxasr_interp.config import WhisperConfig
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import check_tokens
+from jaxasr_interp.memory import default_memory
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching import cost
 from jaxasr_interp.patching.chunks import Chunk, base_bytes, make_chunks
@@ -263,7 +263,7 @@ def plan_sweep(
         ),
         alphas=_alphas(alpha),
         n_tokens=len(ids),
-        memory=_default_memory() if memory is None else memory,
+        memory=default_memory() if memory is None else memory,
         dtype=str(model.dtype),
     )
     plan.chunks()
@@ -317,12 +317,6 @@ def _alphas(alpha: float | int | Sequence[float | int]) -> tuple[float, ...]:
     if not alphas or not np.isfinite(alphas).all() or len(set(alphas)) < len(alphas):
         raise InputError(f"The strengths are {list(alphas)}: expected finite numbers, each once.")
     return alphas
-
-
-def _default_memory() -> int:
-    stats = jax.devices()[0].memory_stats() or {}
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return stats.get("bytes_limit", host) // 4
 
 
 def _indices(what: str, chosen: Sequence[int] | None, size: int) -> tuple[int, ...]:

@@ -53,15 +53,16 @@ def greedy(
     *,
     suppress: Sequence[int] = (),
     suppress_first: Sequence[int] = (),
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Decoded:
-    """Take the largest logit until the end of text or `MAX_NEW_TOKENS` tokens.
+    """Take the largest logit until the end of text or `max_new_tokens` tokens.
 
     Logits of `suppress` are -inf at every step and those of `suppress_first` at the first one;
     log-probabilities and gaps are those after suppression.
     """
     encoded = BaseModelOutput(last_hidden_state=states)
     cache, inputs, decoded = None, list(prompt), None
-    for step in range(MAX_NEW_TOKENS):
+    for step in range(max_new_tokens):
         out = model(
             encoder_outputs=encoded,
             decoder_input_ids=torch.tensor([inputs]),

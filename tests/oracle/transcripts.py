@@ -39,8 +39,8 @@ def make_greedy(checkpoint: Checkpoint, model: Model) -> None:
         decoded = greedy(model, encode(model, log_mel(path)), checkpoint.prompt)
         return {"tokens": decoded.tokens, "close": decoded.close()}
 
-    head = _head(checkpoint) | {"suppress": [], "suppress_first": []}
-    _fill(
+    head = header(checkpoint) | {"suppress": [], "suppress_first": []}
+    fill(
         GOLDEN / f"greedy_{checkpoint.name}.json", head, clip_paths("read_en", "accent"), transcribe
     )
 
@@ -67,8 +67,8 @@ def make_suppressed(checkpoint: Checkpoint, model: Model) -> None:
             "close": decoded.close(),
         }
 
-    head = _head(checkpoint) | {"suppress": suppress, "suppress_first": suppress_first}
-    _fill(GOLDEN / f"suppressed_{checkpoint.name}.json", head, sample_clips(8), transcribe)
+    head = header(checkpoint) | {"suppress": suppress, "suppress_first": suppress_first}
+    fill(GOLDEN / f"suppressed_{checkpoint.name}.json", head, sample_clips(8), transcribe)
 
 
 def make_language(checkpoint: Checkpoint, model: Model) -> None:
@@ -88,19 +88,20 @@ def make_language(checkpoint: Checkpoint, model: Model) -> None:
 
     paths = clip_paths("read_multi") + sample_clips(4)
     head = {"model": checkpoint.name, "prompt": [checkpoint.start]}
-    _fill(GOLDEN / f"language_{checkpoint.name}.json", head, paths, detect)
+    fill(GOLDEN / f"language_{checkpoint.name}.json", head, paths, detect)
 
 
-def _head(checkpoint: Checkpoint) -> dict:
+def header(checkpoint: Checkpoint, max_new_tokens: int = MAX_NEW_TOKENS) -> dict:
+    """The entries every golden of transcripts begins with."""
     return {
         "model": checkpoint.name,
         "prompt": checkpoint.prompt,
         "end_of_text": checkpoint.end_of_text,
-        "max_new_tokens": MAX_NEW_TOKENS,
+        "max_new_tokens": max_new_tokens,
     }
 
 
-def _fill(path: Path, head: dict, clips: list[str], compute: Callable[[str], dict]) -> None:
+def fill(path: Path, head: dict, clips: list[str], compute: Callable[[str], dict]) -> None:
     """Write `head` and a result a clip, keeping the results of a file that has the same head."""
     done = json.loads(path.read_text()) if path.exists() else {}
     results = done.pop("clips", {}) if done | {"clips": 0} == head | {"clips": 0} else {}

@@ -1,0 +1,210 @@
+"""Beam search, as openai/whisper does it, for many rows at once.
+
+Each step extends every sequence by its likeliest tokens and ranks all extensions by their summed
+log-probability. Those that end the text and rank above the last sequence kept are set aside, at
+most `beam_size` of them; the best `beam_size` of the others go on. The search ends when enough are
+set aside; the result is the one with the highest mean log-probability a token.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxasr_interp.edits import Edit
+from jaxasr_interp.generation.cached import (
+    Heard,
+    Memory,
+    next_logits,
+    read_prompt,
+    read_token,
+    unstacked,
+)
+from jaxasr_interp.generation.rollout import Prompt, Written
+from jaxasr_interp.generation.rows import EditRows
+from jaxasr_interp.model import Decoder
+from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.suppression import Rules
+
+
+@pytree_dataclass
+class Sequences:
+    """Some token sequences of one row with the log-probability of each token.
+
+    `score` is their sum; -inf where there is no sequence.
+    """
+
+    tokens: Int[Array, "beam step"]
+    log_probs: Float[Array, "beam step"]
+    score: Float[Array, " beam"]
+    length: Int[Array, " beam"]
+
+
+@pytree_dataclass
+class Beams:
+    """One row's search: sequences that go on, their memories, and those that are finished."""
+
+    going: Sequences
+    finished: Sequences
+    memory: Memory
+    no_speech: Float[Array, ""]
+
+
+def search(
+    decoder: Decoder,
+    heard: Heard,
+    prompt: Prompt,
+    edits: EditRows,
+    rules: Rules,
+    n_rows: int,
+    max_new: int,
+    beam_size: int,
+) -> Written:
+    """Search for every row's likeliest sequence.
+
+    Args:
+        decoder: the decoder.
+        heard: of each clip, `[layer, clip, ...]`.
+        prompt: what the rows begin with.
+        edits: one a row.
+        rules: which tokens may follow.
+        n_rows: rows of each clip.
+        max_new: generate at most so many tokens.
+        beam_size: sequences that are kept.
+    """
+    max_new = min(max_new, len(decoder.pos_embed[...]) - int(prompt.length) + 1)
+    best, finished, no_speech = _search(
+        decoder, heard, prompt, edits, rules, n_rows=n_rows, max_new=max_new, beam_size=beam_size
+    )
+    best = jax.device_get(best)
+    return Written(
+        best.tokens, best.log_probs, best.length, np.asarray(finished), np.asarray(no_speech)
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("n_rows", "max_new", "beam_size"))
+def _search(
+    decoder: Decoder,
+    heard: Heard,
+    prompt: Prompt,
+    edits: EditRows,
+    rules: Rules,
+    *,
+    n_rows: int,
+    max_new: int,
+    beam_size: int,
+) -> tuple[Sequences, Bool[Array, "clip row"], Float[Array, "clip row"]]:
+    blocks = unstacked(decoder.blocks, decoder.n_layers)
+    layers = unstacked(heard, decoder.n_layers)
+    capacity = prompt.tokens.shape[1] + max_new
+
+    def begin(own, tokens, heard) -> Beams:
+        edit = edits.edit(own)
+        resid, beside, memory = read_prompt(decoder, tokens, heard, edit, capacity)
+
+        def logits_at(position: Array) -> Array:
+            row = None if beside is None else beside[position]
+            return next_logits(decoder, resid[position], row, edit, position)
+
+        first = logits_at(prompt.length - 1)
+        none = Sequences(
+            jnp.full((beam_size, max_new), rules.end_of_text, jnp.int32),
+            jnp.zeros((beam_size, max_new), first.dtype),
+            jnp.full(beam_size, -jnp.inf, first.dtype),
+            jnp.zeros(beam_size, jnp.int32),
+        )
+        # All sequences are the same at first, so only one of them may go on.
+        one = Sequences(none.tokens, none.log_probs, none.score.at[0].set(0), none.length)
+        memories = jax.tree.map(lambda x: jnp.broadcast_to(x, (beam_size, *x.shape)), memory)
+        no_speech = jax.nn.softmax(logits_at(prompt.start))[rules.no_speech]
+        same = jnp.broadcast_to(first, (beam_size, len(first)))
+        return _extend(Beams(one, none, memories, no_speech), same, rules, jnp.zeros((), jnp.int32))
+
+    def at_work(state: tuple[Array, Beams]) -> Array:
+        step, beams = state
+        return (step < max_new) & ~jnp.isfinite(beams.finished.score).all(-1).all()
+
+    def advance(state: tuple[Array, Beams]) -> tuple[Array, Beams]:
+        step, beams = state
+        position = prompt.length + step - 1
+
+        def one(beams: Beams, own, heard) -> Beams:
+            edit: Edit = edits.edit(own)
+
+            def read(token: Array, memory: Memory) -> tuple[Array, Memory]:
+                resid, beside, memory = read_token(
+                    decoder, blocks, token, position, heard, memory, edit
+                )
+                beside = None if beside is None else beside[0]
+                return next_logits(decoder, resid[0], beside, edit, position), memory
+
+            logits, memory = jax.vmap(read)(beams.going.tokens[:, step - 1], beams.memory)
+            now = Beams(beams.going, beams.finished, memory, beams.no_speech)
+            done = jnp.isfinite(beams.finished.score).all()
+            later = _extend(now, logits, rules, step)
+            return jax.tree.map(lambda old, new: jnp.where(done, old, new), now, later)
+
+        of_clip = jax.vmap(one, in_axes=(0, 0, None))
+        return step + 1, jax.vmap(of_clip)(beams, edits.own, layers)
+
+    of_clip = jax.vmap(begin, in_axes=(0, None, None), axis_size=n_rows)
+    beams = jax.vmap(of_clip, in_axes=(0, 0, 1))(edits.own, prompt.tokens, heard)
+    _, beams = jax.lax.while_loop(at_work, advance, (jnp.ones((), jnp.int32), beams))
+    best, finished = jax.vmap(jax.vmap(_best))(beams)
+    return best, finished, beams.no_speech
+
+
+def _extend(
+    beams: Beams, logits: Float[Array, "beam d_vocab"], rules: Rules, step: Int[Array, ""]
+) -> Beams:
+    """Rank the extensions of all sequences: set finished ones aside, let the best others go on."""
+    going, size = beams.going, len(logits)
+    allowed = jax.vmap(rules, in_axes=(0, 0, None))(logits, going.tokens, step)
+    log_probs, tokens = jax.lax.top_k(jax.nn.log_softmax(allowed), size + 1)
+    parent = jnp.repeat(jnp.arange(size), size + 1)
+    log_probs, tokens = log_probs.reshape(-1), tokens.reshape(-1).astype(jnp.int32)
+    scores, order = jax.lax.top_k(going.score[parent] + log_probs, len(tokens))
+    parent, log_probs, tokens = parent[order], log_probs[order], tokens[order]
+    ends = tokens == rules.end_of_text
+    # A sequence that ends counts only if it ranks before the last of those that go on.
+    goes_on = ~ends & (jnp.cumsum(~ends) <= size)
+    ends &= jnp.cumsum(~ends) < size
+    candidates = Sequences(
+        going.tokens[parent].at[:, step].set(tokens),
+        going.log_probs[parent].at[:, step].set(log_probs),
+        scores,
+        jnp.where(ends, step, step + 1),
+    )
+    (kept,) = jnp.nonzero(goes_on, size=size)
+    set_aside = jnp.where(ends, scores, -jnp.inf)
+    # Those set aside before keep their places.
+    held = jnp.isfinite(beams.finished.score)
+    rank = jnp.concatenate([jnp.where(held, jnp.inf, -jnp.inf), set_aside])
+    _, places = jax.lax.top_k(rank, size)
+    everything = jax.tree.map(
+        lambda old, new: jnp.concatenate([old, new]),
+        beams.finished,
+        Sequences(candidates.tokens, candidates.log_probs, set_aside, candidates.length),
+    )
+    return Beams(
+        going=jax.tree.map(lambda x: x[kept], candidates),
+        finished=jax.tree.map(lambda x: x[places], everything),
+        memory=jax.tree.map(lambda x: x[parent[kept]], beams.memory),
+        no_speech=beams.no_speech,
+    )
+
+
+def _best(beams: Beams) -> tuple[Sequences, Bool[Array, ""]]:
+    """The sequence of highest mean log-probability; unfinished ones fill up the finished."""
+    size = len(beams.finished.score)
+    held = jnp.isfinite(beams.finished.score)
+    room = size - held.sum()
+    by_score = jnp.argsort(-beams.going.score)
+    place = jnp.zeros(size, jnp.int32).at[by_score].set(jnp.arange(size, dtype=jnp.int32))
+    together = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), beams.finished, beams.going)
+    is_held = jnp.concatenate([held, place < room])
+    mean = together.score / jnp.maximum(together.length, 1)
+    best = jnp.argmax(jnp.where(is_held, mean, -jnp.inf))
+    return jax.tree.map(lambda x: x[best], together), best < size

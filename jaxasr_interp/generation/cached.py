@@ -1,0 +1,156 @@
+"""The decoder one position at a time, and what it remembers between positions.
+
+Written for one row: one intervention on one clip. Where an edit takes values from a reference run,
+a second decoder that hears the reference clip is given the same tokens, unedited, and goes in step.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxasr_interp.edits import Edit, Tap, identity, shifted, with_source
+from jaxasr_interp.layers import KeysValues, write_rows
+from jaxasr_interp.model import Decoder, DecoderBlock
+from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.sites import DecoderActivations
+
+
+@pytree_dataclass
+class Heard:
+    """Cross-attention keys and values of a clip, and of the reference clip if there is one."""
+
+    clip: KeysValues
+    reference: KeysValues | None
+
+
+@pytree_dataclass
+class Memory:
+    """Self-attention keys and values so far, layer by layer, of the run and its reference run."""
+
+    run: list[KeysValues]
+    reference: list[KeysValues] | None
+
+
+def unstacked[Tree](tree: Tree, n: int) -> list[Tree]:
+    """The layers of a stacked tree, each its own arrays: a loop that slices them copies them."""
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(n)]
+
+
+def read_prompt(
+    decoder: Decoder,
+    prompt: Int[Array, " pos"],
+    heard: Heard,
+    edit: Edit,
+    capacity: int,
+) -> tuple[Float[Array, "pos d_model"], Float[Array, "pos d_model"] | None, Memory]:
+    """Run the decoder over the first tokens.
+
+    Args:
+        decoder: the decoder.
+        prompt: the tokens. Behind the real ones there may be padding, whose keys and values are
+            overwritten before any later position may look at them.
+        heard: of all layers, stacked.
+        edit: called at every site.
+        capacity: how many positions the memory has room for.
+
+    Returns:
+        The residual stream after the last layer, that of the reference run, and the memory.
+    """
+    edit = shifted(edit, jnp.zeros((), jnp.int32))
+    beside = None
+    if heard.reference is not None:
+        beside = decoder(prompt, heard.reference, patterns=True)
+        edit = with_source(edit, beside[1])
+    resid, acts = decoder(prompt, heard.clip, edit)
+
+    def remember(acts: DecoderActivations) -> list[KeysValues]:
+        def padded(x: Array | None) -> Array:
+            assert x is not None
+            room = ((0, 0), (0, 0), (0, capacity - len(prompt)), (0, 0))
+            return jnp.pad(x.swapaxes(1, 2), room)
+
+        return unstacked(KeysValues(padded(acts.k), padded(acts.v)), decoder.n_layers)
+
+    if beside is None:
+        return resid, None, Memory(remember(acts), None)
+    return resid, beside[0], Memory(remember(acts), remember(beside[1]))
+
+
+def read_token(
+    decoder: Decoder,
+    blocks: list[DecoderBlock],
+    token: Int[Array, ""],
+    position: Int[Array, ""],
+    heard: list[Heard],
+    memory: Memory,
+    edit: Edit,
+) -> tuple[Float[Array, "1 d_model"], Float[Array, "1 d_model"] | None, Memory]:
+    """Run the decoder over the next token.
+
+    Args:
+        decoder: the decoder.
+        blocks: its layers, unstacked.
+        token: the token.
+        position: its position.
+        heard: layer by layer.
+        memory: of the positions before.
+        edit: called at every site, with values of one position.
+
+    Returns:
+        As `read_prompt`, of this position.
+    """
+
+    def run(edit: Edit, cross: list[KeysValues], past: list[KeysValues], patterns: bool = False):
+        tap = Tap(edit, None)
+        pos_embed = jax.lax.dynamic_slice_in_dim(decoder.pos_embed[...], position, 1)
+        resid = tap("embed", decoder.embed[...][token][None]) + tap("pos_embed", pos_embed)
+        mask = jnp.arange(past[0].k.shape[-2], dtype=jnp.int32)[None, :] <= position
+        now: list[KeysValues] = []
+        layers: list[dict[str, Array]] = []
+        for i, block in enumerate(blocks):
+
+            def extend(new: KeysValues, i: int = i) -> KeysValues:
+                # Without the barrier XLA writes the row into a copy once more for each reader.
+                now.append(jax.lax.optimization_barrier(write_rows(past[i], new, position)))
+                return now[i]
+
+            layer_tap = Tap(edit, i, patterns)
+            resid = block(layer_tap, resid, cross[i], mask, extend)
+            layers.append(layer_tap.acts)
+        acts: dict[str, Any] = tap.acts | {
+            site: jnp.stack([layer[site] for layer in layers]) for site in layers[0]
+        }
+        return resid, now, DecoderActivations(**acts)
+
+    edit = shifted(edit, position)
+    if memory.reference is None:
+        resid, now, _ = run(edit, [one.clip for one in heard], memory.run)
+        return resid, None, Memory(now, None)
+    references = [one.reference for one in heard if one.reference is not None]
+    beside, beside_now, acts = run(identity, references, memory.reference, patterns=True)
+    resid, now, _ = run(with_source(edit, acts), [one.clip for one in heard], memory.run)
+    return resid, beside, Memory(now, beside_now)
+
+
+def next_logits(
+    decoder: Decoder,
+    resid: Float[Array, " d_model"],
+    beside: Float[Array, " d_model"] | None,
+    edit: Edit,
+    position: Int[Array, ""],
+) -> Float[Array, " d_vocab"]:
+    """Logits of the token that follows one position.
+
+    Args:
+        decoder: the decoder.
+        resid: the residual stream after the last layer.
+        beside: that of the reference run.
+        edit: called at `ln_final` and `logits`.
+        position: the position.
+    """
+    edit = shifted(edit, position)
+    if beside is not None:
+        edit = with_source(edit, DecoderActivations(**decoder.unembed(beside[None])[1]))
+    return decoder.unembed(resid[None], edit)[0][0]
