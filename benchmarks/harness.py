@@ -7,7 +7,7 @@ import resource
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ ROOT = Path(__file__).parents[1]
 
 
 class Peer:
-    """The peers' worker: one JSON request a line in, one answer a line out.
+    """A peers' worker: one JSON request a line in, one answer a line out.
 
     Args:
         python: interpreter of the peers' environment.
+        script: the worker, in `peers`.
     """
 
-    def __init__(self, python: str):
-        command = [python, str(ROOT / "benchmarks" / "peers" / "worker.py")]
+    def __init__(self, python: str, script: str = "worker.py"):
+        command = [python, str(ROOT / "benchmarks" / "peers" / script)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -70,8 +71,13 @@ class Pair:
 
 def alternate(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> Pair:
     """Run both sides in turn, A B A B; each returns the seconds of its own clock."""
-    runs = [(ours(), theirs()) for _ in range(rounds)]
-    return Pair(tuple(a for a, _ in runs), tuple(b for _, b in runs))
+    return Pair(*in_turn([ours, theirs], rounds))
+
+
+def in_turn(sides: Sequence[Callable[[], float]], rounds: int) -> list[tuple[float, ...]]:
+    """Run several sides in turn, A B C A B C; return what each returned."""
+    runs = [[side() for side in sides] for _ in range(rounds)]
+    return [tuple(side) for side in zip(*runs, strict=True)]
 
 
 def seconds(run: Callable[[], Any]) -> float:

@@ -4,39 +4,30 @@
 
 Greedy decoding, pure argmax, on every `read_en` clip. torch's tokens are those of
 `tests/golden/greedy_<model>.json`, made by `tests/oracle/transcripts.py`; both sides are decoded to
-text, normalised with Whisper's English rules and scored by jiwer. The speech is looked for in
-`JAXASR_DATA`, then in `../shared/data`.
+text, normalised with Whisper's English rules and scored by jiwer.
 """
 
 import argparse
-import csv
 import json
-import os
 import time
 from pathlib import Path
 
 import jax.numpy as jnp
 import jiwer
+from speech import FOLDER, ROOT, read_clips
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 import jaxasr_interp as ji
 from jaxasr_interp.transcription import encode_batch
 
-ROOT = Path(__file__).parents[1]
 BATCH = 16
 
 
-def read_clips(folder: Path) -> list[dict[str, str]]:
-    with (folder / "manifest.tsv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return sorted((r for r in rows if r["kind"] == "read_en"), key=lambda r: float(r["seconds"]))
-
-
-def transcribe(model: ji.Whisper, folder: Path, paths: list[str], prompt: list[int]) -> list[str]:
+def transcribe(model: ji.Whisper, paths: list[str], prompt: list[int]) -> list[str]:
     texts = []
     for start in range(0, len(paths), BATCH):
         batch = (paths[start : start + BATCH] * BATCH)[:BATCH]
-        audio = [ji.load_audio(folder / path) for path in batch]
+        audio = [ji.load_audio(FOLDER / path) for path in batch]
         mels = jnp.stack([ji.log_mel_spectrogram(a, model.config.n_mels) for a in audio])
         states = encode_batch(model.encoder, mels)
         results = ji.generate_batch(model, states, prompts=[prompt] * BATCH, suppress=False)
@@ -44,14 +35,14 @@ def transcribe(model: ji.Whisper, folder: Path, paths: list[str], prompt: list[i
     return texts
 
 
-def benchmark(name: str, folder: Path) -> dict[str, object]:
+def benchmark(name: str) -> dict[str, object]:
     golden = json.loads((ROOT / "tests" / "golden" / f"greedy_{name}.json").read_text())
     model = ji.load_model(name)
     assert model.tokenizer is not None
-    clips = read_clips(folder)
+    clips = read_clips()
     paths = [clip["path"] for clip in clips]
     started = time.perf_counter()
-    ours = transcribe(model, folder, paths, golden["prompt"])
+    ours = transcribe(model, paths, golden["prompt"])
     seconds = time.perf_counter() - started
     theirs = [model.tokenizer.decode(golden["clips"][path]["tokens"]) for path in paths]
     normalise = EnglishTextNormalizer({})
@@ -72,8 +63,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", choices=("tiny.en", "base"))
     parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args()
-    folder = Path(os.environ.get("JAXASR_DATA", ROOT.parent / "shared" / "data"))
-    results = [benchmark(name, folder) for name in options.model or ("tiny.en", "base")]
+    results = [benchmark(name) for name in options.model or ("tiny.en", "base")]
     for r in results:
         print(
             f"{r['model']}: WER {r['wer']:.2%} on {r['clips']} clips, torch {r['wer_torch']:.2%}; "

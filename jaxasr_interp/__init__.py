@@ -22,10 +22,12 @@ from jaxasr_interp.audio import load_audio, log_mel_spectrogram
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.checkpoint.saved import save_model
 from jaxasr_interp.config import GenerationSettings, WhisperConfig
-from jaxasr_interp.decoding import Generated, generate, generate_batch
+from jaxasr_interp.decoding import Choice, Generated, generate, generate_batch, generate_rows
+from jaxasr_interp.edit_grammar import parse_edit
 from jaxasr_interp.edits import Edit, identity
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import DecoderRun, EncoderRun, decode, encode
+from jaxasr_interp.intervention import Intervention
 from jaxasr_interp.interventions import (
     Add,
     At,
@@ -37,7 +39,7 @@ from jaxasr_interp.interventions import (
     Zero,
 )
 from jaxasr_interp.language import detect_language
-from jaxasr_interp.lens import LogitLens, logit_lens
+from jaxasr_interp.lens import EncoderLens, LogitLens, encoder_lens, logit_lens
 from jaxasr_interp.means import mean_activations
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching import (
@@ -54,6 +56,8 @@ from jaxasr_interp.patching import (
 )
 from jaxasr_interp.programs import keep_compiled_programs
 from jaxasr_interp.sites import SITES, DecoderActivations, EncoderActivations
+from jaxasr_interp.text_result import Clip, TextSweep
+from jaxasr_interp.text_sweep import ablation_sweep, component_edits
 from jaxasr_interp.tokens import Tokenizer
 from jaxasr_interp.transcription import Transcript, transcribe, transcribe_batch
 
@@ -62,15 +66,19 @@ __all__ = [
     "Add",
     "Agreement",
     "At",
+    "Choice",
+    "Clip",
     "DecoderActivations",
     "DecoderRun",
     "Edit",
     "EncoderActivations",
+    "EncoderLens",
     "EncoderRun",
     "Generated",
     "GenerationSettings",
     "InputError",
     "Interchange",
+    "Intervention",
     "Knockout",
     "LogitLens",
     "Noise",
@@ -78,6 +86,7 @@ __all__ = [
     "Several",
     "SweepPlan",
     "SweepResult",
+    "TextSweep",
     "Tokenizer",
     "Transcript",
     "Utterance",
@@ -86,16 +95,20 @@ __all__ = [
     "Word",
     "Zero",
     "__version__",
+    "ablation_sweep",
     "activation_patching",
     "activation_patching_batch",
     "agreement",
     "align_words",
     "attribution_patching",
+    "component_edits",
     "decode",
     "detect_language",
     "encode",
+    "encoder_lens",
     "generate",
     "generate_batch",
+    "generate_rows",
     "identity",
     "keep_compiled_programs",
     "load_audio",
@@ -104,6 +117,7 @@ __all__ = [
     "logit_lens",
     "mean_activations",
     "metrics",
+    "parse_edit",
     "plan_sweep",
     "save_model",
     "transcribe",

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.decoding import require_tokenizer
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.forward import decode, encode
+from jaxasr_interp.forward import DecoderRun, decode, encode
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching.positions import FRAMES_PER_SECOND, words_of
 
@@ -80,7 +80,7 @@ def align_words(
     run = [*tokens, tokenizer.end_of_text][: model.config.max_tokens]
     pattern = decode(model, run, states, sites=["cross_pattern"]).acts.cross_pattern
     assert pattern is not None
-    layers, heads = np.array(_following_heads(model)).T
+    layers, heads = np.array(following_heads(model)).T
     followed = _sharpened(np.asarray(pattern[layers, heads, :, :frames], np.float64))
     # The row of a token attends to what its successor says.
     path = warp(-followed[prompt - 1 : len(tokens)])
@@ -127,11 +127,20 @@ def warp(cost: Float[np.ndarray, "row column"]) -> Int[np.ndarray, "2 step"]:
     return np.array(path[::-1]).T
 
 
-def _following_heads(model: Whisper) -> list[tuple[int, int]]:
-    """The checkpoint's alignment heads, or all of the upper half of the layers."""
+def following_heads(model: Whisper) -> list[tuple[int, int]]:
+    """(layer, head) of the checkpoint's alignment heads, or all of the upper half of the layers."""
     layers, heads = model.config.decoder_layers, model.config.decoder_heads
     upper = [(layer, head) for layer in range(layers // 2, layers) for head in range(heads)]
     return list(model.generation.alignment_heads) or upper
+
+
+def mean_pattern(
+    run: DecoderRun, heads: Sequence[tuple[int, int]]
+) -> Float[np.ndarray, "pos frame"]:
+    """The mean `cross_pattern` of some heads; the run must have kept that site."""
+    if run.acts.cross_pattern is None:
+        raise InputError("The run lacks 'cross_pattern': decode with that site.")
+    return np.stack([np.asarray(run.acts.cross_pattern[i, j]) for i, j in heads]).mean(0)
 
 
 def _sharpened(pattern: Float[np.ndarray, "some pos frame"]) -> Float[np.ndarray, "pos frame"]:

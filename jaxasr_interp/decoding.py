@@ -94,6 +94,9 @@ class Choice:
             raise InputError("Beam search does not draw: give a temperature or a beam size.")
 
 
+GREEDY = Choice()
+
+
 def generate(
     model: Whisper,
     states: Float[Array, "frame d_model"],
@@ -211,7 +214,7 @@ def generate_rows(
     *,
     prompts: Sequence[Sequence[int]] | None = None,
     references: Float[Array, "clip frame d_model"] | None = None,
-    choice: Choice | None = None,
+    choice: Choice = GREEDY,
     memory: int | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[list[Generated]]:
@@ -233,7 +236,7 @@ def generate_rows(
     Raises:
         InputError: see `generate`; or the edits differ in structure.
     """
-    tokenizer, choice = require_tokenizer(model), choice or Choice()
+    tokenizer = require_tokenizer(model)
     check_states(model.config, states[0])
     for edit in {id(edit): edit for of_clip in edits for edit in of_clip}.values():
         check_edit(edit, "decoder")

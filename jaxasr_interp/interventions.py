@@ -5,6 +5,7 @@ of positions, with a strength: `ã = (1 - α) a + α edit(a)`; `Several` applies
 """
 
 import zlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.edits import (
     Edit,
+    Identity,
     LayerIndex,
     apply_edit,
     edited_sites,
+    identity,
     needs_source,
     shifted,
     with_source,
@@ -93,7 +96,7 @@ class Noise:
         key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(site.encode()))
         keys = jax.random.fold_in(key, 0 if layer is None else layer)[None]
         for axis, size in enumerate(value.shape[:-1]):
-            first = self.offset if axis == position_axis(site) else 0
+            first = self.offset if axis == position_axis(site) and not _hears(site) else 0
             indices = jnp.arange(size, dtype=jnp.int32) + jnp.asarray(first, jnp.int32)
             keys = jax.vmap(lambda key, i=indices: jax.vmap(jax.random.fold_in, (None, 0))(key, i))(
                 keys
@@ -232,7 +235,7 @@ class At:
 
     def shifted(self, offset: Array | int) -> "At":
         """The same cells, their positions counted from `offset`."""
-        if "frame" in SITES["decoder"].get(self.site, ())[1:2]:
+        if _hears(self.site):
             return self
         return replace(
             self,
@@ -293,12 +296,28 @@ class Several:
         return frozenset().union(*known) if len(known) == len(each) else None
 
 
+def together(edits: Sequence[Edit]) -> Edit:
+    """One edit that does what all do, in order."""
+    parts = [
+        part
+        for edit in edits
+        if not isinstance(edit, Identity)
+        for part in (edit.parts if isinstance(edit, Several) else (edit,))
+    ]
+    return identity if not parts else parts[0] if len(parts) == 1 else Several(tuple(parts))
+
+
 def blend(alpha: Array | float, value: Array, edited: Array) -> Array:
     """`(1 - α) value + α edited`; bit for bit `edited` itself at α = 1, and `value` at α = 0."""
     alpha = jnp.asarray(alpha, value.dtype)
     alpha = alpha.reshape(alpha.shape + (1,) * (value.ndim - alpha.ndim))
     mixed = (1 - alpha) * value + alpha * edited
     return jnp.where(alpha == 1, edited, jnp.where(alpha == 0, value, mixed))
+
+
+def _hears(site: str) -> bool:
+    """Whether the site's positions are frames at every step of generation: `cross_k`, `cross_v`."""
+    return "frame" in SITES["decoder"].get(site, ())[1:2]
 
 
 def _along(axis: int, value: Array) -> Int[Array, "..."]:

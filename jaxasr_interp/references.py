@@ -3,10 +3,12 @@
 Pure numpy: the samples are the same on every device and with every version of JAX.
 """
 
+from pathlib import Path
+
 import numpy as np
 from jaxtyping import Float
 
-from jaxasr_interp.audio import check_audio
+from jaxasr_interp.audio import check_audio, load_audio
 from jaxasr_interp.errors import InputError
 
 
@@ -49,6 +51,40 @@ def silence_like(audio: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " sa
     if not check_audio(audio).any():
         raise InputError("The clip is silent already: give a clip with speech.")
     return np.zeros(len(audio), np.float32)
+
+
+def reference_audio(
+    name: str, clean: Float[np.ndarray, " _"], seed: int = 0
+) -> Float[np.ndarray, " _"]:
+    """What a reference run hears.
+
+    Args:
+        name: `"noise"`, white noise as loud as the clip; `"silence"`; or an audio file.
+        clean: 16 kHz samples of the clip.
+        seed: of the noise.
+
+    Returns:
+        float32 samples, as many as the clip's but for a file.
+
+    Raises:
+        InputError: see `check_reference`, `noise_like`, `silence_like` and `load_audio`.
+    """
+    match name:
+        case "noise":
+            return noise_like(clean, seed)
+        case "silence":
+            return silence_like(clean)
+        case _:
+            return load_audio(check_reference(name))
+
+
+def check_reference(name: str) -> str:
+    """Return `name`; raise `InputError` if it is neither a known reference nor a file."""
+    if name not in ("noise", "silence") and not Path(name).is_file():
+        raise InputError(
+            f"The reference {name!r} is no file: give 'noise', 'silence' or an audio file."
+        )
+    return name
 
 
 def _rms(samples: Float[np.ndarray, " samples"]) -> float:

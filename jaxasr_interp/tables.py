@@ -1,6 +1,8 @@
 """Results as tables for the terminal."""
 
+import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Group
@@ -11,7 +13,13 @@ from jaxasr_interp.lens import LogitLens
 from jaxasr_interp.patching import SweepPlan
 from jaxasr_interp.patching.positions import FRAMES_PER_SECOND
 from jaxasr_interp.plots import Quantity, axis_labels
+from jaxasr_interp.text_result import TextSweep
 from jaxasr_interp.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    import xarray
+
+_LONGEST_TEXT = 300
 
 
 def lens_table(lens: LogitLens, tokenizer: Tokenizer, tokens: Sequence[int]) -> Table:
@@ -85,6 +93,51 @@ def sweep_table(
         table.add_row(*kept, quantity.text(float(values.flat[cell])))
     # The title of a table is wrapped to its width.
     return Group(_plain(f"{named}: {quantity.label}{baselines}"), table)
+
+
+def encoder_lens_table(dataset: "xarray.Dataset") -> Table:
+    """One row for each depth: how well it hears the reference, and what it writes."""
+    table = Table(title="encoder lens: layers heard", title_justify="left")
+    for name in ("depth", "log p", "WER", "loops", "text"):
+        table.add_column(name, justify="left" if name == "text" else "right", overflow="fold")
+    for depth in range(dataset.sizes["depth"]):
+        row = dataset.isel(depth=depth)
+        table.add_row(
+            str(depth),
+            f"{float(row.reference_log_prob.mean()):.2f}",
+            f"{100 * float(row.wer):.0f}%",
+            "yes" if row.loop else "",
+            _plain(textwrap.shorten(str(row.text.item()), _LONGEST_TEXT, placeholder=" …")),
+        )
+    return table
+
+
+def text_sweep_table(swept: TextSweep, most: int = 12) -> Group:
+    """The edits that do most: that stop loops if there are any, else that change the text most."""
+    looped = swept.loops[0]
+    known = np.isfinite(swept.rate(0))
+    table = Table()
+    columns = ("edit", "changed", "loops", *(("resolved",) if looped.any() else ()))
+    for name in (*columns, *(("WER",) if known else ())):
+        table.add_column(name, justify="left" if name == "edit" else "right", overflow="fold")
+    changed = np.array([swept.rate(i, "unedited") for i in range(len(swept.written))])
+    resolved = (~swept.loops[:, looped]).sum(1)
+    wrong = np.array([swept.rate(i) for i in range(len(swept.written))]) if known else changed
+    order = np.lexsort((wrong, -resolved) if looped.any() else (-changed,))
+    for i in [0, *(int(i) for i in order if i)][: most + 1]:
+        row = [
+            _plain(swept.interventions[i].text),
+            f"{100 * changed[i]:.1f}%",
+            f"{int(swept.loops[i].sum())} of {len(looped)}",
+        ]
+        if looped.any():
+            row.append(f"{int(resolved[i])} of {int(looped.sum())}")
+        if known:
+            interval = swept.interval(i)
+            low, high = 100 * interval.low, 100 * interval.high
+            row.append(f"{100 * interval.estimate:.1f}% ({low:.1f}-{high:.1f})")
+        table.add_row(*row)
+    return Group("texts under each edit (word error rates; against the transcript with 95%)", table)
 
 
 def place(plan: SweepPlan, window: tuple[int, int]) -> str:

@@ -10,12 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxasr_interp.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
-from jaxasr_interp.decoding import (
-    Generated,
-    generate_batch,
-    require_tokenizer,
-)
+from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_batch, require_tokenizer
+from jaxasr_interp.edit_grammar import as_intervention
+from jaxasr_interp.edits import Identity
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.intervention import UNEDITED, Intervention, encode_under
 from jaxasr_interp.language import detect_language_batch
 from jaxasr_interp.model import Encoder, Whisper
 from jaxasr_interp.windows import Segment, transcribe_windows
@@ -52,17 +51,20 @@ def transcribe(
     *,
     language: str | None = None,
     task: str = "transcribe",
-    suppress: bool = True,
+    choice: Choice = GREEDY,
+    edit: Intervention | str = UNEDITED,
     condition_on_previous_text: bool = True,
 ) -> Transcript:
-    """Transcribe one clip of any length, greedily.
+    """Transcribe one clip of any length.
 
     Args:
         model: from `load_model`.
         audio: 16 kHz samples, from `load_audio`.
         language: code or English name; by default detected (English-only models: English).
         task: `"transcribe"`, or `"translate"` into English.
-        suppress: leave out the tokens that the checkpoint's settings forbid.
+        choice: how tokens are chosen.
+        edit: what is done to the model meanwhile, as in `zero:decoder.cross_z@4.7` (see
+            `edit_grammar`). The language is detected without it.
         condition_on_previous_text: beyond 30 s, give each window the text before it.
 
     Returns:
@@ -78,11 +80,14 @@ def transcribe(
             audio,
             language=code,
             task=task,
-            suppress=suppress,
+            choice=choice,
+            edit=edit,
             condition_on_previous_text=condition_on_previous_text,
         )
         return _joined(model, tuple(segments), require_tokenizer(model).language_code(code))
-    return transcribe_batch(model, [audio], language=language, task=task, suppress=suppress)[0]
+    return transcribe_batch(model, [audio], language=language, task=task, choice=choice, edit=edit)[
+        0
+    ]
 
 
 def transcribe_batch(
@@ -91,7 +96,8 @@ def transcribe_batch(
     *,
     language: str | None = None,
     task: str = "transcribe",
-    suppress: bool = True,
+    choice: Choice = GREEDY,
+    edit: Intervention | str = UNEDITED,
 ) -> list[Transcript]:
     """Transcribe clips of up to 30 s together, without timestamps.
 
@@ -100,7 +106,9 @@ def transcribe_batch(
         clips: 16 kHz samples of each.
         language: of all clips; by default detected for each.
         task: `"transcribe"`, or `"translate"` into English.
-        suppress: leave out the tokens that the checkpoint's settings forbid.
+        choice: how tokens are chosen.
+        edit: what is done to the model meanwhile, as in `zero:decoder.cross_z@4.7` (see
+            `edit_grammar`). The language is detected without it.
 
     Returns:
         One transcript a clip.
@@ -114,14 +122,24 @@ def transcribe_batch(
     if max(map(len, clips)) > CHUNK_SAMPLES:
         raise InputError("A clip is longer than 30 s: give it to transcribe.")
     tokenizer = require_tokenizer(model)
+    intervention = as_intervention(edit, model)
     mels = jnp.stack([log_mel_spectrogram(clip, model.config.n_mels) for clip in clips])
-    states = encode_batch(model.encoder, mels)
+    states, references = encode_under(model, clips, intervention, mels)
     if language is not None or not tokenizer.multilingual:
         codes = [tokenizer.language_code(language or "en")] * len(clips)
     else:
-        codes = [next(iter(ranked)) for ranked in detect_language_batch(model, states)]
+        plain = isinstance(intervention.encoder, Identity)
+        heard = states if plain else encode_batch(model.encoder, mels)
+        codes = [next(iter(ranked)) for ranked in detect_language_batch(model, heard)]
     prompts = [tokenizer.prompt(code, task) for code in codes]
-    results = generate_batch(model, states, prompts=prompts, suppress=suppress)
+    results = generate_batch(
+        model,
+        states,
+        prompts=prompts,
+        edit=intervention.decoder_edit(len(prompts[0])),
+        references=references,
+        **dataclasses.asdict(choice),
+    )
     return [_transcript(result, code) for result, code in zip(results, codes, strict=True)]
 
 
@@ -131,7 +149,8 @@ def transcribe_files(
     *,
     language: str | None = None,
     task: str = "transcribe",
-    suppress: bool = True,
+    choice: Choice = GREEDY,
+    edit: Intervention | str = UNEDITED,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[tuple[str, Transcript | InputError]]:
     """Transcribe files in order, short ones in batches.
@@ -141,7 +160,9 @@ def transcribe_files(
         paths: audio files.
         language: of all files; by default detected for each.
         task: `"transcribe"`, or `"translate"` into English.
-        suppress: leave out the tokens that the checkpoint's settings forbid.
+        choice: how tokens are chosen.
+        edit: what is done to the model meanwhile, as in `zero:decoder.cross_z@4.7` (see
+            `edit_grammar`). The language is detected without it.
         batch_size: short clips that share one run of the model.
 
     Yields:
@@ -159,13 +180,18 @@ def transcribe_files(
             # A full batch whatever its number: one shape, one compilation.
             filled = (short * batch_size)[:batch_size] if len(paths) > batch_size else short
             transcripts = transcribe_batch(
-                model, [clips[p] for p in filled], language=language, task=task, suppress=suppress
+                model,
+                [clips[p] for p in filled],
+                language=language,
+                task=task,
+                choice=choice,
+                edit=edit,
             )
             done |= zip(short, transcripts, strict=False)
         for path in batch:
             if path not in done:
                 done[path] = transcribe(
-                    model, clips[path], language=language, task=task, suppress=suppress
+                    model, clips[path], language=language, task=task, choice=choice, edit=edit
                 )
             yield path, done[path]
 

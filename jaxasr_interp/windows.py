@@ -1,6 +1,6 @@
 """Long audio, window by window: each window's timestamps say where the next one starts.
 
-The procedure of openai/whisper's `transcribe` (greedy, without temperature fallback).
+The procedure of openai/whisper's `transcribe` (without temperature fallback).
 """
 
 import dataclasses
@@ -16,8 +16,9 @@ from jaxasr_interp.audio import (
     SAMPLE_RATE,
     log_mel_spectrogram,
 )
-from jaxasr_interp.decoding import MAX_NEW_TOKENS, Generated, generate, require_tokenizer
-from jaxasr_interp.forward import encode
+from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_batch, require_tokenizer
+from jaxasr_interp.edit_grammar import as_intervention
+from jaxasr_interp.intervention import UNEDITED, Intervention, encode_under
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.tokens import SECONDS_PER_TIMESTAMP
 
@@ -47,7 +48,8 @@ def transcribe_windows(
     *,
     language: str = "en",
     task: str = "transcribe",
-    suppress: bool = True,
+    choice: Choice = GREEDY,
+    edit: Intervention | str = UNEDITED,
     condition_on_previous_text: bool = True,
     on_progress: Callable[[float], None] | None = None,
 ) -> Iterator[Segment]:
@@ -62,7 +64,8 @@ def transcribe_windows(
         audio: 16 kHz samples.
         language: code or English name.
         task: `"transcribe"`, or `"translate"` into English.
-        suppress: leave out the tokens that the checkpoint's settings forbid.
+        choice: how tokens are chosen.
+        edit: what is done to the model in every window; see `transcribe`.
         condition_on_previous_text: put the text so far before each window's prompt.
         on_progress: called with the seconds done after each window.
 
@@ -73,7 +76,9 @@ def transcribe_windows(
         InputError: unknown language or task, or a model without a tokenizer.
     """
     tokenizer = require_tokenizer(model)
-    content = len(audio) // (SAMPLE_RATE // MEL_FRAMES_PER_SECOND)
+    intervention = as_intervention(edit, model)
+    samples = SAMPLE_RATE // MEL_FRAMES_PER_SECOND
+    content = len(audio) // samples
     window = model.config.mel_frames
     mel = log_mel_spectrogram(
         audio, model.config.n_mels, content + CHUNK_SECONDS * MEL_FRAMES_PER_SECOND
@@ -82,11 +87,19 @@ def transcribe_windows(
     seek, written = 0, []
     while seek < content:
         size = min(window, content - seek)
-        states = encode(model, _window(mel, seek, size, window), sites=()).states
+        heard = audio[seek * samples : (seek + size) * samples]
+        states, references = encode_under(
+            model, [heard], intervention, [_window(mel, seek, size, window)]
+        )
         previous = written[-longest_context:] if condition_on_previous_text else []
         prompt = tokenizer.prompt(language, task, timestamps=True, previous=previous)
-        result = generate(
-            model, states, prompt=prompt, suppress=suppress, max_new_tokens=MAX_NEW_TOKENS
+        (result,) = generate_batch(
+            model,
+            states,
+            prompts=[prompt],
+            edit=intervention.decoder_edit(len(prompt)),
+            references=references,
+            **dataclasses.asdict(choice),
         )
         if _is_silent(result):
             seek += size

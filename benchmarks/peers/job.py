@@ -1,6 +1,5 @@
 """What every method is given, and how its time and memory are taken."""
 
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from serving import reset_resident_peak, resident_peak
 from torch import Tensor
-
-_STATUS = Path("/proc/self/status")
-_CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def synchronise(device: torch.device) -> None:
 
 @dataclass
 class Stopwatch:
-    """Seconds by named part of a job: `encode`, `clean` (the clean decoder run) and `sweep`."""
+    """Seconds by named part of a job, as `encode`, `clean` (the clean decoder run) and `sweep`."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
@@ -76,21 +73,13 @@ def reset_peak(device: torch.device) -> None:
     """Start measuring peak memory anew."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif _CLEAR_PEAK.exists():
-        _CLEAR_PEAK.write_text("5")
+    else:
+        reset_resident_peak()
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory in use since `reset_peak`: allocated on a GPU, else resident.
-
-    Both hold the weights. Where the system cannot forget an earlier peak, it is the process's.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if _STATUS.exists():
-        lines = _STATUS.read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most bytes in use since `reset_peak`, weights too: allocated on a GPU, else resident."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
 
 
 def matmul_rate(n: int, repeats: int, device: torch.device, dtype: torch.dtype) -> float:

@@ -133,6 +133,23 @@ def patching(place: Place, patches: list[Patch], clean: list[Tensor]) -> Iterato
             handle.remove()
 
 
+@contextmanager
+def zeroing(
+    model: WhisperForConditionalGeneration, site: str, layer: int, head: int
+) -> Iterator[None]:
+    """Zero one head of a decoder layer, at every position that runs inside the context."""
+    place = locate(model, Sweep("decoder", site, [], head))
+
+    def zero(value: Tensor) -> None:
+        value[..., place.columns] = 0
+
+    handle = _hook(place.modules[layer], place.end, zero)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _hook(
     module: nn.Module, end: End, use: Callable[[Tensor], None]
 ) -> torch.utils.hooks.RemovableHandle:

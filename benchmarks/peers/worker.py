@@ -10,20 +10,21 @@ Runs in the peers' environment (`environment.sh`) and imports nothing of ours. R
     {"op": "run", "method": "batched", "site": "resid_pre", "cells": [[layer, pos], ...]}
     {"op": "run", "method": "encoder_hooks_batched", "site": "resid_pre",
      "windows": [[layer, start, stop], ...]}
+    {"op": "speech", "file": NPZ}
+    {"op": "generate", "clips": [0, 1], "batch": 1, "max_new_tokens": 60, "share_states": false,
+     "heads": [["cross_z", layer, head], ...]}
 
 `run` also takes `head` (sites `z` and `cross_z`), `batch`, and `warm_up: false`. Cells patch the
 decoder, windows the encoder, whose sites are `resid_pre` and `ln_final` (its output: layer 0). Its
 answer holds the metric's `values` and `seconds`, the sum of `encode_seconds`, `clean_seconds` (the
 clean run that the patches are taken from) and `sweep_seconds` (all that grows with the patches).
+`generate` transcribes the clips of `speech`, once with each head zeroed (`null` zeroes none), and
+answers with the `tokens` of every head and clip.
 Every answer holds `"ok"`; a failed request is answered by `{"ok": false, "error": ...,
 "message": ...}` and the worker lives on. Whatever libraries print goes to stderr.
 """
 
-import json
-import os
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import distributions
@@ -33,14 +34,15 @@ from typing import Any
 import torch
 from batched import batched, batched_onednn
 from encoder import encoder_hooks_batched, encoder_output_windows
+from generated import Generation, generate, read_mels
 from hooked import hooks_decoder, hooks_model
 from job import Inputs, Stopwatch, matmul_rate, peak_bytes, read_inputs, reset_peak
+from serving import Answer, serve
 from sites import Patch, Sweep
-from transformers import WhisperForConditionalGeneration
+from torch import Tensor
+from transformers import WhisperForConditionalGeneration, logging
 
 Method = Callable[[WhisperForConditionalGeneration, Inputs, Sweep, Stopwatch], list[float]]
-Answer = dict[str, Any]
-
 PACKAGES = ("torch", "transformers", "nnsight")
 
 
@@ -77,25 +79,12 @@ class Worker:
 
     model: WhisperForConditionalGeneration
     inputs: Inputs
+    mels: Tensor
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         self.warm: set[tuple] = set()
-
-    def answer(self, request: dict[str, Any]) -> Answer:
-        """Serve one request."""
-        arguments = dict(request)
-        operation = arguments.pop("op")
-        operations = {
-            "load": self.load,
-            "inputs": self.read,
-            "matmul": self.matmul,
-            "run": self.run,
-        }
-        if operation not in operations:
-            raise ValueError(f"no operation {operation!r}: choose one of {', '.join(operations)}")
-        return operations[operation](**arguments)
 
     def load(
         self, folder: str, device: str = "cpu", dtype: str = "float32", tf32: bool = False
@@ -154,6 +143,25 @@ class Worker:
             "peak_bytes": peak_bytes(self.device),
         }
 
+    def hear(self, file: str) -> Answer:
+        """Take the clips that are transcribed from now on."""
+        self.mels = read_mels(Path(file), self.device, self.dtype)
+        return {"clips": len(self.mels)}
+
+    def generate(self, **wanted: Any) -> Answer:
+        """Transcribe clips."""
+        if not hasattr(self, "model") or not hasattr(self, "mels"):
+            raise ValueError("load a model and speech first")
+        reset_peak(self.device)
+        clock = Stopwatch(self.device)
+        tokens = generate(self.model, self.mels, Generation(**wanted), clock)
+        return {
+            "seconds": sum(clock.seconds.values()),
+            **{f"{part}_seconds": seconds for part, seconds in clock.seconds.items()},
+            "tokens": tokens,
+            "peak_bytes": peak_bytes(self.device),
+        }
+
 
 def make_sweep(
     site: str,
@@ -174,17 +182,19 @@ def make_sweep(
 @torch.inference_mode()
 def main() -> None:
     """Answer until stdin ends."""
-    # Libraries print to stdout at will: the answers keep it to themselves.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    # `generate` warns of settings that it makes itself, at every call.
+    logging.set_verbosity_error()
     worker = Worker()
-    for line in sys.stdin:
-        try:
-            answer = {"ok": True, **worker.answer(json.loads(line))}
-        except Exception as error:
-            traceback.print_exc()
-            answer = {"ok": False, "error": type(error).__name__, "message": str(error)}
-        print(json.dumps(answer), file=answers, flush=True)
+    serve(
+        {
+            "load": worker.load,
+            "inputs": worker.read,
+            "matmul": worker.matmul,
+            "run": worker.run,
+            "speech": worker.hear,
+            "generate": worker.generate,
+        }
+    )
 
 
 if __name__ == "__main__":

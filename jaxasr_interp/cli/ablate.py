@@ -9,10 +9,12 @@ import typer
 
 from jaxasr_interp.audio import load_audio
 from jaxasr_interp.checkpoint.load import load_model
+from jaxasr_interp.cli.generating import ablate_texts
 from jaxasr_interp.cli.kinds import KINDS, Kind
 from jaxasr_interp.cli.options import (
     AlphaOption,
     DtypeOption,
+    EditsOption,
     HeadsOption,
     JsonOption,
     LanguageOption,
@@ -30,6 +32,7 @@ from jaxasr_interp.cli.options import (
     StackOption,
     StrideOption,
     WindowOption,
+    parse_memory,
 )
 from jaxasr_interp.cli.output import console, print_json
 from jaxasr_interp.cli.results import draw, partial_file, run_sweep
@@ -37,7 +40,6 @@ from jaxasr_interp.cli.sweeping import (
     Selection,
     check_method,
     find_words,
-    reference_audio,
 )
 from jaxasr_interp.contrast import Contrast, ask_transcript, ask_word, check_metric_name
 from jaxasr_interp.decoding import require_tokenizer
@@ -48,6 +50,7 @@ from jaxasr_interp.means import mean_activations
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching.positions import resolve_windows
 from jaxasr_interp.plots import axis_labels, change, plot_ablation
+from jaxasr_interp.references import reference_audio
 from jaxasr_interp.sites import (
     PATTERN_SITES,
     DecoderActivations,
@@ -67,7 +70,13 @@ _PATTERNS = {"decoder": ("cross_pattern",), "encoder": ("pattern",)}
 
 
 def ablate(
-    file: Annotated[str, typer.Argument(help="An audio file of up to 30 s.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            help="An audio file of up to 30 s; with --generate several, or a .tsv with columns "
+            "path and text."
+        ),
+    ],
     model: ModelOption = "tiny.en",
     dtype: DtypeOption = None,
     language: LanguageOption = None,
@@ -97,6 +106,12 @@ def ablate(
     alpha: AlphaOption = "1",
     metric: MetricOption = None,
     method: MethodOption = "minimal",
+    generate: Annotated[
+        bool,
+        typer.Option("--generate", help="Write transcripts without each component instead."),
+    ] = False,
+    edit: EditsOption = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest text, with --generate.")] = 100,
     memory: MemoryOption = None,
     resume: ResumeOption = False,
     plan_only: PlanOption = False,
@@ -113,8 +128,36 @@ def ablate(
     from the intact run. In place of zero: mean (over positions, and over --reference clips), mix
     (the value of a run that hears the --reference), noise, scale, or knockout (attention does not
     see some positions: tokens for pattern, frames or times for cross_pattern and the encoder's).
+
+    With --generate the model writes a transcript without each component, or under each --edit, and
+    the texts are compared: word errors, loops, words where nothing is said.
     """
     what = Kind.read(kind)
+    if generate:
+        ablate_texts(
+            files,
+            model=model,
+            dtype=dtype,
+            language=language,
+            edits=edit or (),
+            kind=what,
+            references=what.check_references(reference),
+            stack=stack,
+            sites=site,
+            layers=layers,
+            heads=heads,
+            alpha=alpha,
+            max_new_tokens=max_new_tokens,
+            memory=parse_memory(memory),
+            resume=resume,
+            out=out,
+            as_json=as_json,
+            overwrite=overwrite,
+        )
+        return
+    if len(files) > 1 or edit:
+        raise InputError("Several files, or an --edit, go with --generate.")
+    (file,) = files
     known = check_stack(stack)
     for one in site or ():
         check_site(known, one)

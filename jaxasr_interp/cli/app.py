@@ -10,6 +10,7 @@ import typer
 
 from jaxasr_interp._version import __version__
 from jaxasr_interp.cli.ablate import ablate
+from jaxasr_interp.cli.encoder_lens import encoder_lens
 from jaxasr_interp.cli.options import JsonOption
 from jaxasr_interp.cli.output import console, errors, print_json
 from jaxasr_interp.cli.patch import patch
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for command in (transcribe, lens, patch, ablate, verify):
     app.command()(command)
+app.command("encoder-lens")(encoder_lens)
 
 
 @app.command()

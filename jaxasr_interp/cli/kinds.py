@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxasr_interp.cli.sweeping import check_reference
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.references import check_reference
 
 _PHRASES = {
     "zero": "Each component set to zero",
@@ -58,6 +58,26 @@ class Kind:
     def phrase(self) -> str:
         """What it does, for a title."""
         return _PHRASES[self.name]
+
+    def as_edit(self, references: Sequence[str]) -> str:
+        """The kind and its keys in the grammar of edits.
+
+        Raises:
+            InputError: a mean, which is then of given clips, lacks them.
+        """
+        match self.name:
+            case "noise":
+                return f"noise:std={self.number:g}"
+            case "scale":
+                return f"scale:factor={self.number:g}"
+            case "knockout":
+                return f"knockout:keys={self.keys}"
+            case "mix" | "mean":
+                if not references:
+                    raise InputError("A mean with --generate is of clips: give --reference.")
+                return f"{self.name}:ref={','.join(references)}"
+            case _:
+                return self.name
 
     def check_references(self, references: Sequence[str] | None) -> list[str]:
         """The references that this kind needs.

@@ -7,6 +7,7 @@ import typer
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.patching.positions import FRAMES_PER_SECOND
+from jaxasr_interp.ranges import parse_indices
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="Bundled name, local folder or hub id (see `models`).")
@@ -61,25 +62,18 @@ ResumeOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(help="Of the noise.")]
 
+EditsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--edit",
+        help="KIND:STACK.SITE@LAYERS.HEADS:KEY=VALUE, such as zero:decoder.cross_z@4.7 or "
+        "mix:encoder.resid_post@*:alpha=0.5:ref=noise; repeatable, all are applied. Kinds: zero, "
+        "scale, noise, add, mix, mean, knockout.",
+    ),
+]
+
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-def parse_indices(what: str, text: str | None) -> list[int] | None:
-    """Read `0,3-5,-1` as `[0, 3, 4, 5, -1]`.
-
-    Raises:
-        InputError: the text is something else.
-    """
-    if text is None:
-        return None
-    indices: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(?:(-?\d+)|(\d+)-(\d+))\s*", part)
-        if match is None or (match[2] and int(match[2]) > int(match[3])):
-            raise InputError(f"The {what} {text!r} cannot be read: write them as 0,3-5,-1.")
-        indices += [int(match[1])] if match[1] else range(int(match[2]), int(match[3]) + 1)
-    return indices
 
 
 def parse_heads(text: str | None) -> list[int] | str | None:

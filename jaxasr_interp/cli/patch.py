@@ -33,15 +33,14 @@ from jaxasr_interp.cli.results import Attribution, draw, partial_file, run_sweep
 from jaxasr_interp.cli.sweeping import (
     Selection,
     check_method,
-    check_reference,
     find_words,
-    reference_audio,
 )
 from jaxasr_interp.contrast import ask_word, check_metric_name, find_contrast
 from jaxasr_interp.decoding import require_tokenizer
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.patching.prepare import DIRECTIONS
 from jaxasr_interp.plots import axis_labels, share
+from jaxasr_interp.references import check_reference, reference_audio
 from jaxasr_interp.store import reserve, save_dataset
 from jaxasr_interp.tables import window_labels
 
@@ -116,7 +115,8 @@ def patch(
     time.
     """
     _check_clips(corrupted, reference, text, word)
-    check_reference(reference)
+    if reference is not None:
+        check_reference(reference)
     wanted = Selection.read(
         stack,
         site or ["resid_pre"],

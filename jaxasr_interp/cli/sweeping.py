@@ -2,16 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
-
-import numpy as np
 
 from jaxasr_interp.alignment import Word, align_words
-from jaxasr_interp.audio import load_audio
 from jaxasr_interp.cli.options import (
     parse_alphas,
     parse_heads,
-    parse_indices,
     parse_memory,
     parse_width,
 )
@@ -20,6 +15,7 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching import SweepPlan, plan_sweep
 from jaxasr_interp.patching.sweep import METHODS
+from jaxasr_interp.ranges import parse_indices
 from jaxasr_interp.sites import SITES, Stack, check_site, check_stack
 
 _TIMED_WINDOW = 10
@@ -108,27 +104,6 @@ class Selection:
 def find_words(model: Whisper, contrast: Contrast) -> tuple[Word, ...]:
     """When the words of the clean clip are said."""
     return align_words(model, contrast.clean_mel, contrast.heard, contrast.prompt, contrast.frames)
-
-
-def reference_audio(name: str, clean: np.ndarray, seed: int) -> np.ndarray:
-    """White noise as loud as the clip, silence, or another audio file."""
-    from jaxasr_interp.references import noise_like, silence_like
-
-    match name:
-        case "noise":
-            return noise_like(clean, seed)
-        case "silence":
-            return silence_like(clean)
-        case _:
-            return load_audio(name)
-
-
-def check_reference(name: str | None) -> None:
-    """Raise `InputError` if the reference is neither a known one nor a file."""
-    if name not in (None, "noise", "silence") and not Path(name).is_file():
-        raise InputError(
-            f"The reference {name!r} is no file: give 'noise', 'silence' or an audio file."
-        )
 
 
 def check_method(method: str) -> None:

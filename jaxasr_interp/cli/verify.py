@@ -20,7 +20,6 @@ from jaxasr_interp.cli.options import (
     parse_memory,
 )
 from jaxasr_interp.cli.output import console, print_json, steps_done
-from jaxasr_interp.cli.sweeping import reference_audio
 from jaxasr_interp.contrast import ask_word
 from jaxasr_interp.store import provenance, reserve, write_json
 
@@ -45,6 +44,7 @@ def verify(
 
     The clip is compared with noise as loud. The exit code is 1 if a check fails.
     """
+    from jaxasr_interp.references import reference_audio
     from jaxasr_interp.verify import verify as measure
     from jaxasr_interp.verify import verify_table
 

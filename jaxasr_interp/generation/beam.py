@@ -200,11 +200,11 @@ def _best(beams: Beams) -> tuple[Sequences, Bool[Array, ""]]:
     """The sequence of highest mean log-probability; unfinished ones fill up the finished."""
     size = len(beams.finished.score)
     held = jnp.isfinite(beams.finished.score)
-    room = size - held.sum()
+    room = size - held.sum(dtype=jnp.int32)
     by_score = jnp.argsort(-beams.going.score)
     place = jnp.zeros(size, jnp.int32).at[by_score].set(jnp.arange(size, dtype=jnp.int32))
     together = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), beams.finished, beams.going)
     is_held = jnp.concatenate([held, place < room])
-    mean = together.score / jnp.maximum(together.length, 1)
+    mean = together.score / jnp.maximum(together.length, 1).astype(together.score.dtype)
     best = jnp.argmax(jnp.where(is_held, mean, -jnp.inf))
     return jax.tree.map(lambda x: x[best], together), best < size

@@ -288,7 +288,7 @@ def first_largest(x: Float[Array, " d_vocab"]) -> Int[Array, ""]:
     return jnp.where(x == x.max(), ids, len(x)).min().astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames="capacity", donate_argnames="rows")
+@functools.partial(jax.jit, static_argnames="capacity")
 def _grow(rows: Row, capacity: int) -> Row:
     def pad(x: Array) -> Array:
         return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, capacity - x.shape[-2]), (0, 0)])

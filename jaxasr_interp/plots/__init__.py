@@ -1,10 +1,13 @@
 """Pictures: layers upwards, tokens or time to the right."""
 
 from jaxasr_interp.plots.ablation import plot_ablation
+from jaxasr_interp.plots.attention import plot_attention
 from jaxasr_interp.plots.canvas import axis_labels
+from jaxasr_interp.plots.encoder_lens import plot_encoder_lens
 from jaxasr_interp.plots.lens import plot_lens
 from jaxasr_interp.plots.quantity import Quantity, change, share
 from jaxasr_interp.plots.sweep import plot_sweep
+from jaxasr_interp.plots.text_sweep import plot_text_sweep
 from jaxasr_interp.plots.timeline import plot_timeline
 
 __all__ = [
@@ -12,8 +15,11 @@ __all__ = [
     "axis_labels",
     "change",
     "plot_ablation",
+    "plot_attention",
+    "plot_encoder_lens",
     "plot_lens",
     "plot_sweep",
+    "plot_text_sweep",
     "plot_timeline",
     "share",
 ]

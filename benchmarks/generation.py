@@ -1,0 +1,399 @@
+"""Generation against PyTorch and CTranslate2: plain transcripts, and one for each head zeroed.
+
+    benchmarks/peers/environment.sh [FOLDER]
+    python benchmarks/generation.py --peers FOLDER/bin/python [--case heads] [--json FILE]
+
+All sides start from the same spectrograms and take the most probable token, without timestamps and
+without the tokens that the checkpoint suppresses. They run in turns (A B A B …), warm, each with
+its own encodes; ratios are medians of the rounds' ratios; compile time is apart. In the same line:
+how many of the peer's transcripts differ from ours, token by token.
+
+- `plain`: clips one by one and in batches. Peers: `transformers`' `generate`, with its cache, and
+  CTranslate2, faster-whisper's engine, in float32. Peak memory is of the process, which holds the
+  model; ours includes compilation.
+- `heads`: every head of the decoder zeroed by itself. Peers: `generate` for each head and clip,
+  with a hook, from the spectrogram or given the encoder's output. They are timed on one head of
+  every layer and kind of attention, another one in each round, and scaled to all heads.
+
+`share of floor` is the job's FLOPs (encoder, cross keys and values, every token of every
+transcript) at the rate of a 2048³ matrix product measured in turns with it.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+import speech
+from harness import Pair, Peer, in_turn, seconds
+from jaxtyping import Array, Float
+
+import jaxasr_interp as ji
+from jaxasr_interp.decoding import MAX_NEW_TOKENS, Choice, generate_rows
+from jaxasr_interp.interventions import At, Several, Zero
+from jaxasr_interp.patching import cost
+from jaxasr_interp.transcription import encode_batch
+
+BATCHES = (1, 8)
+MAX_WITHOUT_A_HEAD = 60
+HEAD_SITES = ("z", "cross_z")
+# `At` takes -1 for every layer.
+NO_LAYER = -2
+
+type Row = dict[str, Any]
+type Head = tuple[str, int, int]
+type Tokens = list[list[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Heard:
+    """What both sides transcribe.
+
+    Attributes:
+        model: with its tokenizer.
+        mels: of each clip.
+        lengths: seconds of each clip.
+    """
+
+    model: ji.Whisper
+    mels: Float[Array, "clip n_mels mel_frame"]
+    lengths: tuple[float, ...]
+
+    @property
+    def prompt(self) -> list[int]:
+        """What every transcript begins with."""
+        assert self.model.tokenizer is not None
+        return self.model.tokenizer.prompt()
+
+
+@dataclasses.dataclass(frozen=True)
+class Peers:
+    """The peers' processes: `torch` has the model, `ctranslate2` the same as it was published."""
+
+    torch: Peer
+    ctranslate2: Peer
+    versions: Row
+
+    def hear(self, heard: Heard) -> None:
+        """Give both the clips."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "speech.npz"
+            np.savez(file, mels=np.asarray(heard.mels))
+            for peer in (self.torch, self.ctranslate2):
+                peer("speech", file=str(file))
+
+
+class Side:
+    """A peer's runs: what each took and what the last one wrote."""
+
+    def __init__(self, peer: Peer, **request: Any):
+        self.peer, self.request = peer, request
+        self.peak = 0
+        self.tokens: Tokens = []
+
+    def __call__(self) -> float:
+        """Run once; return its seconds."""
+        answer = self.peer("generate", **self.request)
+        (self.tokens,) = answer["tokens"]
+        self.peak = max(self.peak, answer["peak_bytes"])
+        return answer["seconds"]
+
+
+class Ours:
+    """Our transcripts of all clips, some at a time; encoding and decoding apart."""
+
+    def __init__(self, heard: Heard, batch: int):
+        self.heard, self.batch = heard, batch
+        self.encoding: list[float] = []
+        self.decoding: list[float] = []
+        self.written: list[ji.Generated] = []
+
+    def __call__(self) -> float:
+        """Run once; return its seconds."""
+        model, batch = self.heard.model, self.batch
+        encoding, decoding, self.written = 0.0, 0.0, []
+        for start in range(0, len(self.heard.lengths), batch):
+            started = time.perf_counter()
+            states = encode_batch(model.encoder, self.heard.mels[start : start + batch])
+            states.block_until_ready()
+            encoded = time.perf_counter()
+            self.written += ji.generate_batch(model, states)
+            decoding += time.perf_counter() - encoded
+            encoding += encoded - started
+        self.encoding.append(encoding)
+        self.decoding.append(decoding)
+        return encoding + decoding
+
+    @property
+    def tokens(self) -> Tokens:
+        """What the last run wrote."""
+        return [list(one.tokens) for one in self.written]
+
+
+class OurHeads:
+    """Our transcripts of all clips with each head of the decoder zeroed by itself."""
+
+    def __init__(self, heard: Heard):
+        config = heard.model.config
+        self.heard = heard
+        self.heads: list[Head] = [
+            (site, layer, head)
+            for site in HEAD_SITES
+            for layer in range(config.decoder_layers)
+            for head in range(config.decoder_heads)
+        ]
+        self.edits = [zeroed(*head) for head in self.heads]
+        self.written: list[list[ji.Generated]] = []
+
+    def __call__(self) -> float:
+        """Run once; return its seconds."""
+        return seconds(self._run)
+
+    def _run(self) -> None:
+        model, mels = self.heard.model, self.heard.mels
+        choice = Choice(max_new_tokens=MAX_WITHOUT_A_HEAD)
+        states = encode_batch(model.encoder, mels)
+        self.written = generate_rows(model, states, [self.edits] * len(mels), choice=choice)
+
+    def tokens(self, head: Head) -> Tokens:
+        """What was written without a head, for each clip."""
+        place = self.heads.index(head)
+        return [list(of_clip[place].tokens) for of_clip in self.written]
+
+
+class TheirHeads:
+    """A peer's transcripts without some heads, other ones in every run, scaled to all heads."""
+
+    def __init__(self, peer: Peer, ours: OurHeads, share_states: bool):
+        self.peer, self.ours, self.share_states = peer, ours, share_states
+        self.runs = self.peak = self.compared = self.differ = 0
+
+    def __call__(self) -> float:
+        """Run once; return the seconds that all heads would take."""
+        some = sample(self.ours.heard.model.config, self.runs)
+        answer = self.peer(
+            "generate",
+            clips=list(range(len(self.ours.heard.lengths))),
+            heads=some,
+            max_new_tokens=MAX_WITHOUT_A_HEAD,
+            share_states=self.share_states,
+        )
+        for head, tokens in zip(some, answer["tokens"], strict=True):
+            self.differ += differing(self.ours.tokens(head), tokens)[0]
+            self.compared += len(tokens)
+        self.runs += 1
+        self.peak = max(self.peak, answer["peak_bytes"])
+        scale = len(self.ours.heads) / len(some)
+        return answer.get("encode_seconds", 0.0) + answer["generate_seconds"] * scale
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Generation against PyTorch and CTranslate2.")
+    parser.add_argument("--peers", required=True, help="python of the peers' environment")
+    parser.add_argument("--case", action="append", choices=CASES)
+    parser.add_argument("--model", default="base", help="bundled name")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--plain-clips", type=int, default=16)
+    parser.add_argument("--heads-clips", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    options = parser.parse_args()
+    model = ji.load_model(options.model)
+    peers = start_peers(options.peers, options.model, model)
+    rows: list[Row] = []
+    for name in options.case or CASES:
+        heard = hear(model, getattr(options, f"{name}_clips"))
+        peers.hear(heard)
+        for row in CASES[name](heard, peers, options.rounds):
+            rows.append({"case": name, "model": options.model, **row})
+            print(line(rows[-1]), flush=True)
+    for peer in (peers.torch, peers.ctranslate2):
+        peer.close()
+    if options.json is not None:
+        content = harness.provenance() | {"peers": peers.versions, "rounds": options.rounds}
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({**content, "rows": rows}, indent=2) + "\n")
+
+
+def start_peers(python: str, name: str, model: ji.Whisper) -> Peers:
+    """Workers that have loaded the same weights."""
+    from peers.export import export_ctranslate2, export_model
+
+    torch, ctranslate2 = Peer(python), Peer(python, "ctranslate2_worker.py")
+    device = "cuda" if jax.devices()[0].platform == "gpu" else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        export_model(model, Path(folder))
+        loaded = torch("load", folder=folder, device=device)
+    with tempfile.TemporaryDirectory() as folder:
+        export_ctranslate2(name, Path(folder))
+        published = ctranslate2("load", folder=folder, device=device, threads=loaded["threads"])
+    versions = loaded["versions"] | published["versions"]
+    return Peers(torch, ctranslate2, {"threads": loaded["threads"], "versions": versions})
+
+
+def hear(model: ji.Whisper, count: int) -> Heard:
+    """Clips, evenly spread from the shortest to the longest."""
+    clips = speech.spread(count)
+    audio = [ji.load_audio(speech.FOLDER / clip["path"]) for clip in clips]
+    mels = jnp.stack([ji.log_mel_spectrogram(clip, model.config.n_mels) for clip in audio])
+    return Heard(model, mels, tuple(float(clip["seconds"]) for clip in clips))
+
+
+def plain(heard: Heard, peers: Peers, rounds: int) -> list[Row]:
+    """Greedy transcripts of clips, one by one and in batches."""
+    clips, rows = list(range(len(heard.lengths))), []
+    for batch in BATCHES:
+        ours = Ours(heard, batch)
+        wanted = {"clips": clips, "batch": batch}
+        sides = {
+            "transformers": Side(peers.torch, **wanted, max_new_tokens=MAX_NEW_TOKENS),
+            "CTranslate2": Side(peers.ctranslate2, **wanted, prompt=heard.prompt),
+        }
+        first, *_ = (run() for run in (ours, *sides.values()))
+        rates, own, *others = in_turn([matmul_rate, ours, *sides.values()], rounds)
+        common = {
+            "clips": len(clips),
+            "audio_seconds": sum(heard.lengths),
+            "tokens": sum(map(len, ours.tokens)),
+            "batch": batch,
+            "ours_encode_seconds": statistics.median(ours.encoding[1:]),
+            "ours_decode_seconds": statistics.median(ours.decoding[1:]),
+            "first_call_seconds": first,
+            "peak_bytes": harness.peak_bytes(),
+            **floor(heard, ours.written, rates, own),
+        }
+        for (name, side), theirs in zip(sides.items(), others, strict=True):
+            texts, tokens = differing(ours.tokens, side.tokens)
+            row = {"peer": name, "texts_that_differ": texts, "tokens_that_differ": tokens}
+            pair = summary(Pair(own, theirs))
+            rows.append({**common, **row, **pair, "theirs_peak_bytes": side.peak})
+    return rows
+
+
+def heads(heard: Heard, peers: Peers, rounds: int) -> list[Row]:
+    """A transcript of every clip with each head of the decoder zeroed."""
+    ours = OurHeads(heard)
+    first = ours()
+    sides = {
+        "generate": TheirHeads(peers.torch, ours, share_states=False),
+        "generate, encoded once": TheirHeads(peers.torch, ours, share_states=True),
+    }
+    peers.torch("generate", clips=[0], max_new_tokens=MAX_WITHOUT_A_HEAD)
+    rates, own, *others = in_turn([matmul_rate, ours, *sides.values()], rounds)
+    written = [one for of_clip in ours.written for one in of_clip]
+    common = {
+        "clips": len(heard.lengths),
+        "audio_seconds": sum(heard.lengths),
+        "interventions": len(ours.heads),
+        "tokens": sum(len(one.tokens) for one in written),
+        "first_call_seconds": first,
+        "peak_bytes": harness.peak_bytes(),
+        **floor(heard, written, rates, own),
+    }
+    return [
+        {
+            **common,
+            "peer": name,
+            "timed_transcripts": side.compared,
+            "texts_that_differ": side.differ,
+            **summary(Pair(own, theirs)),
+            "theirs_peak_bytes": side.peak,
+        }
+        for (name, side), theirs in zip(sides.items(), others, strict=True)
+    ]
+
+
+def zeroed(site: str, layer: int, head: int) -> Several:
+    """An edit that zeroes one head; of one structure for all heads."""
+    return Several(
+        tuple(At(Zero(), layer if s == site else NO_LAYER, head=head, site=s) for s in HEAD_SITES)
+    )
+
+
+def sample(config: ji.WhisperConfig, run: int) -> list[Head]:
+    """A head of every layer and site, each run others."""
+    layers = range(config.decoder_layers)
+    cells = [(site, layer) for site in HEAD_SITES for layer in layers]
+    return [(*cell, (run + i) % config.decoder_heads) for i, cell in enumerate(cells)]
+
+
+def differing(ours: Tokens, theirs: Tokens) -> tuple[int, int]:
+    """How many of the transcripts differ, and how many of their tokens."""
+    tokens = [
+        sum(a != b for a, b in zip(mine, other, strict=False)) + abs(len(mine) - len(other))
+        for mine, other in zip(ours, theirs, strict=True)
+    ]
+    return sum(map(bool, tokens)), sum(tokens)
+
+
+def matmul_rate() -> float:
+    """FLOP/s of a matrix product in the dtype that all sides compute in."""
+    return harness.matmul_rate("float32", 3)
+
+
+def floor(
+    heard: Heard, written: Sequence[ji.Generated], rates: Sequence[float], own: Sequence[float]
+) -> Row:
+    """The FLOPs that our job needs, and how near its time is to theirs."""
+    config, clips = heard.model.config, len(heard.lengths)
+    flops = clips * (cost.encoder_flops(config) + cost.cross_flops(config))
+    for one in written:
+        chosen = len(one.tokens) + one.finished
+        flops += cost.decoder_flops(config, len(one.prompt) + chosen - 1)
+        flops += cost.unembed_flops(config, chosen)
+    shares = [flops / rate / taken for rate, taken in zip(rates, own, strict=True)]
+    return {
+        "gflop": flops / 1e9,
+        "matmul_gflops": statistics.median(rates) / 1e9,
+        "share_of_floor": statistics.median(shares),
+    }
+
+
+def summary(pair: Pair) -> Row:
+    """Both sides' seconds and their ratio."""
+    return {
+        "ratio": pair.ratio,
+        "ours_seconds": statistics.median(pair.ours),
+        "theirs_seconds": statistics.median(pair.theirs),
+    }
+
+
+def line(row: Row) -> str:
+    """One row as a line of the tables in README.md."""
+    sides = [row["ours_seconds"], row["theirs_seconds"]]
+    if row["case"] == "plain":
+        ours, theirs = (each / row["clips"] for each in sides)
+        encode, decode = (
+            row[f"ours_{part}_seconds"] / row["clips"] for part in ("encode", "decode")
+        )
+        rtf = " | ".join(f"{each / row['audio_seconds']:.3f}" for each in sides)
+        rate = " | ".join(f"{row['tokens'] / each:.0f}/s" for each in sides)
+        what = f"plain, {row['batch']} at once | {row['clips']}"
+        times = f"{ours:.3f} s ({encode:.3f} + {decode:.3f}) | {theirs:.3f} s | {rtf} | {rate}"
+        differ = f"{row['texts_that_differ']} texts, {row['tokens_that_differ']} tokens"
+    else:
+        runs = row["interventions"] * row["clips"]
+        what = f"heads | {row['interventions']} × {row['clips']}"
+        rate = " | ".join(f"{runs / each:.1f}/s" for each in sides)
+        times = f"{sides[0]:.1f} s | {sides[1]:.0f} s | {rate}"
+        differ = f"{row['texts_that_differ']} of {row['timed_transcripts']}"
+    return (
+        f"| {row['model']} {what} | {row['peer']} | {row['ratio']:.2f}× | {times} | {differ} | "
+        f"{row['share_of_floor']:.0%} of {row['matmul_gflops']:.0f} GFLOP/s | "
+        f"{row['first_call_seconds']:.1f} s | "
+        f"{row['peak_bytes'] / 1e9:.2f} | {row['theirs_peak_bytes'] / 1e9:.2f} GB |"
+    )
+
+
+CASES: dict[str, Callable[[Heard, Peers, int], list[Row]]] = {"plain": plain, "heads": heads}
+
+if __name__ == "__main__":
+    main()

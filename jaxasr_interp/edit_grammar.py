@@ -1,0 +1,320 @@
+"""Edits as text, the same in Python and on the command line.
+
+::
+
+    KIND:STACK.SITE[@LAYERS[.HEADS]][:KEY=VALUE ...] [+ ...]
+
+    zero:decoder.cross_attn_out@3
+    zero:decoder.cross_z@4.7
+    mix:encoder.resid_post@*:alpha=0.5:ref=noise
+    scale:decoder.z@0-3.2,5:factor=0.5 + zero:decoder.mlp_out@5:step=0..3
+
+Layers and heads are numbers, ranges (`0-3`), lists (`0,3-5,-1`) or `*`; sites outside the layers
+have none. The kinds, and the keys that they take:
+
+==========  ====================================================================================
+`zero`      `a -> 0`
+`scale`     `a -> factor · a`; `factor`
+`noise`     `a -> a + std · ε`; `std`, `seed` (0)
+`add`       `a -> a + vector`; `vector`, a `.npy` file
+`mix`       `a -> a_ref`, of a run that hears `ref`: `noise` (as loud as the clip), `silence` or an
+            audio file, and writes the same tokens; `seed` (0) of the noise
+`mean`      `a -> mean of a`, over positions of the clips `ref`, audio files with commas between
+`knockout`  attention does not see `keys`: `4..12`, or times (`0.4s..0.9s`) where keys are frames;
+            at `pattern` and `cross_pattern`
+==========  ====================================================================================
+
+All take `alpha`, the strength (1): `ã = (1 - α) a + α edit(a)`; `pos`, positions as a sweep names
+them (tokens of the decoder, prompt included, or frames and times of the encoder); and decoder edits
+`step`, counted from the first token that is generated: `step=0` edits what token 0 is chosen from.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxasr_interp.audio import load_audio
+from jaxasr_interp.decoding import require_tokenizer
+from jaxasr_interp.edits import Edit
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.intervention import Intervention
+from jaxasr_interp.interventions import (
+    END,
+    EVERY,
+    Add,
+    At,
+    Interchange,
+    Knockout,
+    Noise,
+    Scale,
+    Zero,
+    together,
+)
+from jaxasr_interp.means import mean_activations
+from jaxasr_interp.model import Whisper
+from jaxasr_interp.patching import Utterance
+from jaxasr_interp.patching.positions import resolve_windows
+from jaxasr_interp.ranges import parse_indices
+from jaxasr_interp.references import check_reference
+from jaxasr_interp.sites import SITES, Stack, check_site, check_stack, head_axis
+
+_KEYS = {
+    "zero": set[str](),
+    "scale": {"factor"},
+    "noise": {"std", "seed"},
+    "add": {"vector"},
+    "mix": {"ref", "seed"},
+    "mean": {"ref"},
+    "knockout": {"keys"},
+}
+_OPTIONAL = {"seed"}
+_COMMON = {"alpha", "pos", "step"}
+
+
+def parse_edit(text: str | Sequence[str], model: Whisper) -> Intervention:
+    """Read an edit from its text.
+
+    Args:
+        text: as above; several texts are applied one after another.
+        model: for its layers, heads and sizes.
+
+    Returns:
+        The intervention.
+
+    Raises:
+        InputError: a part cannot be read, names what the model lacks, or needs another reference
+            than a part before it.
+    """
+    texts = [text] if isinstance(text, str) else list(text)
+    parts = [_Part.read(part, model) for one in texts for part in one.split(" + ")]
+    references = {(part.values["ref"], part.seed) for part in parts if part.kind == "mix"}
+    if len(references) > 1:
+        raise InputError(
+            f"The edit {' + '.join(texts)!r} has two references: one run has one `ref` and `seed`."
+        )
+    reference, seed = next(iter(references), (None, 0))
+
+    def those(stack: Stack, steps: bool) -> Edit:
+        return together(
+            [p.edit(model) for p in parts if p.stack == stack and ("step" in p.values) == steps]
+        )
+
+    return Intervention(
+        text=" + ".join(texts),
+        encoder=those("encoder", False),
+        decoder=those("decoder", False),
+        steps=those("decoder", True),
+        reference=reference,
+        seed=seed,
+    )
+
+
+def as_intervention(edit: Intervention | str, model: Whisper) -> Intervention:
+    """The intervention, read if it is text."""
+    return parse_edit(edit, model) if isinstance(edit, str) else edit
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """`KIND:STACK.SITE@LAYERS.HEADS:KEY=VALUE...`, read but not yet an edit."""
+
+    text: str
+    kind: str
+    stack: Stack
+    site: str
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    values: dict[str, str]
+
+    @classmethod
+    def read(cls, text: str, model: Whisper) -> "_Part":
+        text = text.strip()
+        kind, *rest = text.split(":")
+        if kind not in _KEYS:
+            raise _wrong(text, f"the kind {kind!r} is none of {', '.join(_KEYS)}")
+        if not rest or "." not in rest[0]:
+            raise _wrong(text, "after the kind comes STACK.SITE, such as decoder.mlp_out@3")
+        place, *options = rest
+        where, _, cells = place.partition("@")
+        stack, _, site = where.partition(".")
+        try:
+            check_site(check_stack(stack), site)
+        except InputError as error:
+            raise _wrong(text, str(error).rstrip(".")) from None
+        known = check_stack(stack)
+        layers, heads = _cells(text, known, site, cells, model)
+        values = _values(text, kind, known, options)
+        part = cls(text, kind, known, site, layers, heads, values)
+        if kind == "mix":
+            check_reference(values["ref"])
+        return part
+
+    @property
+    def seed(self) -> int:
+        return int(self.number("seed")) if "seed" in self.values else 0
+
+    def number(self, key: str) -> float:
+        try:
+            number = float(self.values[key])
+        except ValueError:
+            number = float("nan")
+        whole = key != "seed" or number == int(number if np.isfinite(number) else 0)
+        if not np.isfinite(number) or not whole or (key == "std" and number < 0):
+            raise _wrong(self.text, f"{key}={self.values[key]} is not a fitting number")
+        return number
+
+    def edit(self, model: Whisper) -> Edit:
+        """The edit of all the part's cells."""
+        what, alpha = self._what(model), self.number("alpha") if "alpha" in self.values else 1.0
+        return together(
+            [
+                At(what, layer, start, stop, head, alpha, self.site)
+                for layer in self.layers
+                for head in self.heads
+                for start, stop in self._windows(model)
+            ]
+        )
+
+    def _windows(self, model: Whisper) -> tuple[tuple[int, int], ...]:
+        text = self.values.get("pos", self.values.get("step"))
+        if text is None:
+            return ((0, END),)
+        timed = _counts_frames(self.stack, self.site)
+        size = model.config.max_frames if timed else model.config.max_tokens
+        try:
+            return resolve_windows(text, size, timed=timed)
+        except InputError as error:
+            raise _wrong(self.text, str(error).rstrip(".")) from None
+
+    def _what(self, model: Whisper) -> Edit:
+        match self.kind:
+            case "zero":
+                return Zero()
+            case "scale":
+                return Scale(self.number("factor"))
+            case "noise":
+                return Noise(self.number("std"), self.seed)
+            case "add":
+                return Add(_load_vector(self.text, self.values["vector"]))
+            case "mix":
+                return Interchange()
+            case "mean":
+                return Interchange(self._mean(model))
+            case _:
+                return self._knockout(model)
+
+    def _knockout(self, model: Whisper) -> Knockout:
+        if self.site not in ("pattern", "cross_pattern"):
+            raise _wrong(self.text, "attention is knocked out at pattern or cross_pattern")
+        timed = self.stack == "encoder" or self.site == "cross_pattern"
+        size = model.config.max_frames if timed else model.config.max_tokens
+        try:
+            windows = resolve_windows(self.values["keys"], size, timed=timed)
+        except InputError as error:
+            raise _wrong(self.text, str(error).rstrip(".")) from None
+        if len(windows) != 1:
+            raise _wrong(self.text, f"keys={self.values['keys']} are several windows: give one")
+        start, stop = windows[0]
+        return Knockout(start, stop)
+
+    def _mean(self, model: Whisper):
+        from jaxasr_interp.contrast import ask_transcript
+
+        clips = [load_audio(path) for path in self.values["ref"].split(",")]
+        runs = [ask_transcript(model, clip, clip) for clip in clips]
+        return mean_activations(
+            model,
+            [Utterance(run.clean_mel, jnp.asarray(run.tokens, jnp.int32)) for run in runs],
+            stack=self.stack,
+            sites=[self.site],
+            n_tokens=model.config.max_tokens,
+            prompt=len(require_tokenizer(model).prompt()),
+            frames=[run.frames for run in runs],
+        )
+
+
+def _wrong(text: str, why: str) -> InputError:
+    return InputError(f"The edit {text!r} cannot be read: {why}.")
+
+
+def _counts_frames(stack: Stack, site: str) -> bool:
+    return stack == "encoder" or "frame" in SITES[stack][site][:2]
+
+
+def _cells(
+    text: str, stack: Stack, site: str, cells: str, model: Whisper
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Layers and heads, `(EVERY,)` for all of them."""
+    if SITES[stack][site][0] != "layer":
+        if cells:
+            raise _wrong(text, f"{site} lies outside the layers: leave out @{cells}")
+        return (EVERY,), (EVERY,)
+    if not cells:
+        raise _wrong(text, f"say in which layers: {stack}.{site}@3, @0-3 or @*")
+    layers, _, heads = cells.partition(".")
+    if heads and head_axis(site) is None:
+        raise _wrong(text, f"{site} has no heads: leave out .{heads}")
+    config = model.config
+    n_layers, n_heads = (
+        (config.encoder_layers, config.encoder_heads)
+        if stack == "encoder"
+        else (config.decoder_layers, config.decoder_heads)
+    )
+    return _numbers(text, "layers", layers, n_layers), _numbers(text, "heads", heads, n_heads)
+
+
+def _numbers(text: str, what: str, numbers: str, size: int) -> tuple[int, ...]:
+    if numbers == "*" or (what == "heads" and not numbers):
+        return (EVERY,)
+    try:
+        indices = parse_indices(what, numbers) or []
+    except InputError as error:
+        raise _wrong(text, str(error).rstrip(".")) from None
+    outside = [index for index in indices if not -size <= index < size]
+    if outside:
+        raise _wrong(text, f"there is no {what[:-1]} {outside[0]} among {size}")
+    return tuple(index % size for index in indices)
+
+
+def _values(text: str, kind: str, stack: Stack, options: Sequence[str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for key, _, value in (option.partition("=") for option in _rejoined(options)):
+        if key not in _KEYS[kind] | _COMMON:
+            known = ", ".join(sorted(_KEYS[kind] | _COMMON))
+            raise _wrong(text, f"{kind} takes no {key!r} but {known}")
+        if not value or key in values:
+            raise _wrong(text, f"{key} needs one value, as in {key}=...")
+        values[key] = value
+    missing = _KEYS[kind] - _OPTIONAL - set(values)
+    if missing:
+        raise _wrong(text, f"{kind} needs {min(missing)}=...")
+    if "step" in values and (stack == "encoder" or "pos" in values):
+        raise _wrong(text, "step goes with the decoder, and without pos")
+    return values
+
+
+def _rejoined(options: Sequence[str]) -> list[str]:
+    """Options whose values hold colons, as `pos=4:12` does, in one piece."""
+    joined: list[str] = []
+    for option in options:
+        if joined and "=" not in option:
+            joined[-1] += f":{option}"
+        else:
+            joined.append(option)
+    return joined
+
+
+def _load_vector(text: str, path: str) -> Float[Array, " d"]:
+    try:
+        vector = np.load(Path(path), allow_pickle=False)
+    except (OSError, ValueError):
+        raise _wrong(text, f"vector={path} is no .npy file") from None
+    if vector.ndim != 1 or not np.issubdtype(vector.dtype, np.floating):
+        raise _wrong(
+            text, f"vector={path} holds {vector.dtype}{list(vector.shape)}, not one float vector"
+        )
+    return jnp.asarray(vector)

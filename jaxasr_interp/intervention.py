@@ -1,0 +1,92 @@
+"""An intervention on a whole run: what is done to the encoder, to the decoder, and beside what."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxasr_interp.audio import log_mel_spectrogram
+from jaxasr_interp.edits import (
+    Edit,
+    edited_sites,
+    identity,
+    needs_source,
+    shifted,
+    with_source,
+)
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.forward import encode
+from jaxasr_interp.interventions import together
+from jaxasr_interp.model import Whisper
+from jaxasr_interp.references import reference_audio
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervention:
+    """What is done to a run.
+
+    Attributes:
+        text: how it is written; see `edit_grammar`.
+        encoder: edit of the encoder.
+        decoder: edit of the decoder; positions are those of the run.
+        steps: edit of the decoder; positions count from the one that predicts the first token.
+        reference: what the reference run hears, if an edit takes values from one: `"noise"`,
+            `"silence"` or an audio file.
+        seed: of its noise.
+    """
+
+    text: str
+    encoder: Edit = identity
+    decoder: Edit = identity
+    steps: Edit = identity
+    reference: str | None = None
+    seed: int = 0
+
+    def decoder_edit(self, prompt: int) -> Edit:
+        """The decoder's edit in a run whose prompt has so many tokens."""
+        return together([self.decoder, shifted(self.steps, 1 - prompt)])
+
+
+UNEDITED = Intervention("unedited")
+
+
+def encode_under(
+    model: Whisper,
+    clips: Sequence[Float[np.ndarray, " _"]],
+    intervention: Intervention,
+    mels: Sequence[Float[Array, "n_mels mel_frame"]]
+    | Float[Array, "clip n_mels mel_frame"]
+    | None = None,
+) -> tuple[Float[Array, "clip frame d_model"], Float[Array, "clip frame d_model"] | None]:
+    """Encode clips under an intervention, one at a time.
+
+    Args:
+        model: the model.
+        clips: 16 kHz samples, which a reference's noise or silence matches in length and loudness.
+        intervention: its encoder edit is applied.
+        mels: the clips' spectrograms where they are known.
+
+    Returns:
+        The encoder states, and those of the reference run where the decoder's edits need it.
+
+    Raises:
+        InputError: a part takes values from a reference run and there is none.
+    """
+    encoder, decoder = intervention.encoder, together([intervention.decoder, intervention.steps])
+    needed = needs_source(encoder) or needs_source(decoder)
+    if needed and intervention.reference is None:
+        raise InputError(f"The edit {intervention.text!r} takes values from a reference: name one.")
+    states, references = [], []
+    for i, clip in enumerate(clips):
+        mel = log_mel_spectrogram(clip, model.config.n_mels) if mels is None else mels[i]
+        edit = encoder
+        if needed and intervention.reference is not None:
+            heard = reference_audio(intervention.reference, clip, intervention.seed)
+            sites = (edited_sites(encoder) or "all") if needs_source(encoder) else ()
+            other = encode(model, log_mel_spectrogram(heard, model.config.n_mels), sites=sites)
+            edit = with_source(encoder, other.acts)
+            references.append(other.states)
+        states.append(encode(model, mel, edit=edit, sites=()).states)
+    return jnp.stack(states), jnp.stack(references) if needs_source(decoder) else None

@@ -1,0 +1,164 @@
+"""The encoder lens: what the decoder writes when it hears the encoder stopped at some depth.
+
+`text_k = decode(LayerNorm_final(resid after k layers))`: the DecoderLens of Langedijk et al. 2023
+(arXiv 2310.03686), on Whisper in Glazer et al. 2025 (arXiv 2508.15882).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxasr_interp.decoding import (
+    GREEDY,
+    Choice,
+    Generated,
+    generate_rows,
+    require_tokenizer,
+)
+from jaxasr_interp.edits import identity
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.forward import decode, encode
+from jaxasr_interp.layers import LayerNorm
+from jaxasr_interp.model import Whisper
+
+if TYPE_CHECKING:
+    import xarray
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderLens:
+    """What is heard at every encoder depth; depth k is after k layers.
+
+    Attributes:
+        written: the transcript from each depth.
+        reference: tokens of the transcript that is asked for at every depth.
+        log_probs: natural log-probability of each of its tokens, given those before it.
+        top_tokens: the most probable tokens in its place.
+        top_log_probs: their log-probabilities.
+        normed: whether the encoder's final LayerNorm was applied.
+    """
+
+    written: tuple[Generated, ...]
+    reference: tuple[int, ...]
+    log_probs: Float[np.ndarray, "depth pos"]
+    top_tokens: Int[np.ndarray, "depth pos rank"]
+    top_log_probs: Float[np.ndarray, "depth pos rank"]
+    normed: bool
+
+    @property
+    def texts(self) -> list[str]:
+        """The text from each depth."""
+        return [one.text.strip() for one in self.written]
+
+    def to_dataset(self, right: str | None = None, language: str = "en") -> "xarray.Dataset":
+        """Everything in arrays with named axes.
+
+        Args:
+            right: what is said, for the word error rate; by default the text of full depth.
+            language: its code.
+        """
+        import xarray
+
+        from jaxasr_interp.text_metrics import is_loop, word_errors
+
+        texts = self.texts
+        against = texts[-1] if right is None else right
+        rates = [word_errors(against, text, language).rate for text in texts]
+        data = {
+            "text": ("depth", texts),
+            "wer": ("depth", rates),
+            "loop": ("depth", [is_loop(text) for text in texts]),
+            "tokens": ("depth", [len(one.tokens) for one in self.written]),
+            "mean_log_prob": ("depth", [one.mean_log_prob for one in self.written]),
+            "reference_log_prob": (("depth", "pos"), self.log_probs),
+            "top_tokens": (("depth", "pos", "rank"), self.top_tokens),
+            "top_log_probs": (("depth", "pos", "rank"), self.top_log_probs),
+        }
+        coordinates = {"depth": np.arange(len(texts)), "reference": ("pos", list(self.reference))}
+        return xarray.Dataset(data, coordinates, {"normed": int(self.normed)})
+
+
+def encoder_lens(
+    model: Whisper,
+    mel: Float[Array, "n_mels mel_frame"],
+    *,
+    prompt: Sequence[int] | None = None,
+    reference: Sequence[int] | None = None,
+    norm: bool = True,
+    top_k: int = 5,
+    choice: Choice = GREEDY,
+    memory: int | None = None,
+) -> EncoderLens:
+    """Transcribe one clip from every depth of the encoder, all depths in one batch.
+
+    Args:
+        model: a model with a tokenizer.
+        mel: spectrogram of the clip.
+        prompt: tokens to start from, by default `model.tokenizer.prompt()`.
+        reference: tokens of the transcript whose probability is read at every depth, without
+            prompt; by default the transcript from full depth.
+        norm: apply the encoder's final LayerNorm, as the decoder is used to.
+        top_k: most probable tokens to keep.
+        choice: how tokens are chosen.
+        memory: bytes that may be taken beside the model; by default a quarter of the device's.
+
+    Returns:
+        Texts and probabilities of depths 0 (what enters the first layer) to the last layer.
+
+    Raises:
+        InputError: a wrong spectrogram or prompt, a reference without tokens, or fewer than one of
+            the most probable tokens.
+    """
+    if not 1 <= top_k <= model.config.d_vocab:
+        raise InputError(f"top_k is {top_k}: expected 1 to {model.config.d_vocab}.")
+    given = require_tokenizer(model).prompt() if prompt is None else list(prompt)
+    run = encode(model, mel, sites=("resid_pre", "resid_post"))
+    assert run.acts.resid_pre is not None
+    assert run.acts.resid_post is not None
+    depths = jnp.concatenate([run.acts.resid_pre[:1], run.acts.resid_post])
+    if norm:
+        # The last depth bit for bit as the decoder hears it.
+        depths = _norm(model.encoder.final_norm, depths).at[-1].set(run.states)
+    written = generate_rows(
+        model,
+        depths,
+        [[identity]] * len(depths),
+        prompts=[given] * len(depths),
+        choice=choice,
+        memory=memory,
+    )
+    texts = tuple(row for (row,) in written)
+    asked = tuple(texts[-1].tokens if reference is None else reference)
+    if not asked:
+        raise InputError("There is no transcript to ask for: give the reference's tokens.")
+    tokens, asked_for = [*given, *asked[:-1]], jnp.asarray(asked, jnp.int32)
+    first = len(given) - 1
+    read = [
+        _read(decode(model, tokens, states, sites=()).logits[first:], asked_for, top_k)
+        for states in depths
+    ]
+    log_probs, top_log_probs, top_tokens = (np.stack(x) for x in zip(*read, strict=True))
+    return EncoderLens(texts, asked, log_probs, top_tokens, top_log_probs, norm)
+
+
+@jax.jit
+def _norm(
+    final_norm: LayerNorm, depths: Float[Array, "depth frame d_model"]
+) -> Float[Array, "depth frame d_model"]:
+    return jax.vmap(final_norm)(depths)
+
+
+@functools.partial(jax.jit, static_argnames="top_k")
+def _read(
+    logits: Float[Array, "pos d_vocab"], asked: Int[Array, " pos"], top_k: int
+) -> tuple[Array, Array, Array]:
+    log_probs = jax.nn.log_softmax(logits)
+    own = jnp.take_along_axis(log_probs, asked[:, None], axis=1)[:, 0]
+    top_log_probs, top_tokens = jax.lax.top_k(log_probs, top_k)
+    return own, top_log_probs, top_tokens.astype(jnp.int32)

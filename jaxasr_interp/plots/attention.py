@@ -1,0 +1,57 @@
+"""Where in the audio each token looks: cross-attention over time, the words above it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxasr_interp.alignment import Word
+from jaxasr_interp.patching.positions import FRAMES_PER_SECOND
+from jaxasr_interp.plots.canvas import INK, bare, new_figure, plain, save, shorten, write_title
+
+
+def plot_attention(
+    pattern: Float[np.ndarray, "pos frame"],
+    labels: Sequence[str],
+    words: Sequence[Word],
+    title: str,
+    path: Path,
+) -> Path:
+    """Draw attention from tokens to frames.
+
+    Args:
+        pattern: one head's `cross_pattern`, or the mean of several, over the clip's frames.
+        labels: text of every token.
+        words: when they are said, from `align_words`.
+        title: written above.
+        path: PNG to write.
+
+    Returns:
+        The path.
+    """
+    rows, frames = pattern.shape
+    seconds = frames / FRAMES_PER_SECOND
+    figure = new_figure(max(6.0, min(16.0, 2.0 + 1.6 * seconds)), 1.9 + 0.22 * rows)
+    axes = figure.subplots()
+    # Each token's own scale: the first ones look at one frame and would hide all others.
+    shown = pattern / np.maximum(pattern.max(1, keepdims=True), 1e-30)
+    image = axes.imshow(
+        shown, cmap="Blues", aspect="auto", extent=(0, seconds, rows - 0.5, -0.5), vmin=0, vmax=1
+    )
+    axes.set_yticks(range(rows), [plain(shorten(label, 18)) for label in labels], fontsize=8)
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("token read")
+    bare(axes)
+    top = axes.secondary_xaxis("top")
+    starts = [word.seconds[0] for word in words]
+    top.set_xticks(
+        starts, [plain(word.text) for word in words], rotation=45, ha="left", fontsize=8, color=INK
+    )
+    top.spines[:].set_visible(False)
+    for start in starts:
+        axes.axvline(start, color="#888888", linewidth=0.5)
+    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
+    bar.set_label("attention (1: the token's largest)")
+    write_title(figure, title)
+    return save(figure, path)

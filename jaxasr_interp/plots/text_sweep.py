@@ -1,0 +1,133 @@
+"""A sweep on text: what taking away each component does to the transcripts."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxasr_interp.intervention import Intervention
+from jaxasr_interp.plots.canvas import (
+    INK,
+    LEAST_WIDTH,
+    NOTHING,
+    bare,
+    new_figure,
+    save,
+    write_title,
+)
+from jaxasr_interp.text_result import Cell, cell_of
+
+_CELL = (0.5, 0.36)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Panel:
+    """A site's layers upwards and its heads, or sublayers, to the right."""
+
+    title: str
+    columns: tuple[tuple[str, int], ...]
+    names: tuple[str, ...]
+
+
+def plot_text_sweep(
+    values: Float[np.ndarray, " intervention"],
+    interventions: Sequence[Intervention],
+    label: str,
+    title: str,
+    path: Path,
+) -> Path | None:
+    """Draw one number of every component; one line of panels for each strength.
+
+    Args:
+        values: of each intervention, shares or rates.
+        interventions: those of one component are drawn.
+        label: what the numbers are.
+        title: written above.
+        path: PNG to write.
+
+    Returns:
+        The path, or `None` where no intervention is of one component.
+    """
+    cells = {
+        cell: value
+        for cell, value in zip(map(cell_of, interventions), values, strict=True)
+        if cell is not None
+    }
+    if not cells:
+        return None
+    alphas = sorted({cell.alpha for cell in cells})
+    layers = range(min(c.layer for c in cells), max(c.layer for c in cells) + 1)
+    panels = _panels(list(cells))
+    widths = [len(panel.columns) for panel in panels]
+    figure = new_figure(
+        max(1.8 + _CELL[0] * sum(widths) + 0.4 * len(panels), LEAST_WIDTH),
+        1.7 + len(alphas) * (_CELL[1] * len(layers) + 0.5),
+    )
+    grid = figure.subplots(len(alphas), len(panels), squeeze=False, width_ratios=widths)
+    limit = float(np.nanmax([1e-3, *(min(v, 1.0) for v in cells.values())]))
+    by_place = {(c.site, c.layer, c.head, c.alpha): value for c, value in cells.items()}
+    image = None
+    for row, alpha in enumerate(alphas):
+        for column, panel in enumerate(panels):
+            axes = grid[row, column]
+            shown = np.array(
+                [
+                    [
+                        by_place.get((site, layer, head, alpha), np.nan)
+                        for site, head in panel.columns
+                    ]
+                    for layer in layers
+                ]
+            )
+            image = _draw(axes, shown, limit)
+            axes.set_xticks(range(len(panel.names)), panel.names, fontsize=8)
+            if panel.title == "":
+                axes.tick_params(axis="x", rotation=30)
+            axes.set_yticks(range(len(layers)), list(layers) if column == 0 else [], fontsize=8)
+            name = f"α = {alpha:g}" if len(alphas) > 1 and column == 0 else ""
+            axes.set_title(f"{panel.title}  {name}".strip(), loc="left", fontsize=9, color=INK)
+            if column == 0:
+                axes.set_ylabel("layer")
+            bare(axes)
+    bar = figure.colorbar(image, ax=grid, fraction=0.03, pad=0.02)
+    bar.set_label(label, fontsize=9)
+    write_title(figure, title)
+    return save(figure, path)
+
+
+def _panels(cells: Sequence[Cell]) -> list[_Panel]:
+    sites = list(dict.fromkeys(cell.site for cell in cells))
+    heads = {s: sorted({c.head for c in cells if c.site == s}) for s in sites}
+    whole = tuple((s, -1) for s in sites if heads[s] == [-1])
+    panels = [_Panel("", whole, tuple(site for site, _ in whole))] if whole else []
+    return panels + [
+        _Panel(
+            f"{site}, head",
+            tuple((site, head) for head in heads[site]),
+            tuple("all" if head < 0 else str(head) for head in heads[site]),
+        )
+        for site in sites
+        if heads[site] != [-1]
+    ]
+
+
+def _draw(axes, values: Float[np.ndarray, "layer column"], limit: float):
+    import matplotlib
+
+    image = axes.imshow(
+        np.ma.masked_invalid(values),
+        cmap=matplotlib.colormaps["Oranges"].with_extremes(bad=NOTHING),
+        vmin=0,
+        vmax=limit,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+    )
+    for (row, column), value in np.ndenumerate(values):
+        if value >= 0.005:
+            text = f"{100 * value:.0f}" if value < 10 else f"{value:.0f}×"
+            colour = "white" if value > 0.6 * limit else INK
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    return image

@@ -1,0 +1,164 @@
+"""What a sweep on text gives: the transcripts, and how they differ from what they should be."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxasr_interp.bootstrap import Interval, bootstrap_interval
+from jaxasr_interp.decoding import Generated
+from jaxasr_interp.intervention import Intervention
+from jaxasr_interp.interventions import At
+from jaxasr_interp.text_metrics import (
+    Errors,
+    character_errors,
+    compression_ratio,
+    is_loop,
+    normalize,
+    word_errors,
+    words_on_silence,
+)
+
+if TYPE_CHECKING:
+    import xarray
+
+AGAINST = ("transcript", "unedited")
+UNITS = ("word", "character")
+OPERATIONS = ("hit", "substitution", "deletion", "insertion")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A clip of a sweep on text.
+
+    Attributes:
+        name: of the clip, in results.
+        audio: 16 kHz samples, at most 30 s.
+        text: what is said, `""` where nothing is, or `None` where that is not known.
+        language: its code; by default detected.
+    """
+
+    name: str
+    audio: Float[np.ndarray, " samples"]
+    text: str | None = None
+    language: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSweep:
+    """The transcripts of clips under interventions.
+
+    Attributes:
+        interventions: the first is none.
+        clips: what was heard.
+        languages: code of each clip's language.
+        written: of each intervention, one transcript a clip.
+    """
+
+    interventions: tuple[Intervention, ...]
+    clips: tuple[Clip, ...]
+    languages: tuple[str, ...]
+    written: tuple[tuple[Generated, ...], ...]
+
+    @functools.cached_property
+    def errors(self) -> Int[np.ndarray, "intervention clip against unit operation"]:
+        """Counts of each operation, in the order of `AGAINST`, `UNITS` and `OPERATIONS`.
+
+        Against what is said, -1 where it is not known, and against the unedited transcript.
+        """
+        counts = np.full((len(self.written), len(self.clips), 2, 2, 4), -1)
+        for i, texts in enumerate(self.written):
+            for j, (clip, one) in enumerate(zip(self.clips, texts, strict=True)):
+                for k, right in enumerate((clip.text, self.written[0][j].text)):
+                    if right is not None:
+                        words = word_errors(right, one.text, self.languages[j])
+                        letters = character_errors(right, one.text, self.languages[j])
+                        counts[i, j, k] = _counts(words), _counts(letters)
+        return counts
+
+    @functools.cached_property
+    def loops(self) -> np.ndarray:
+        """Whether each transcript loops, `[intervention, clip]`; see `text_metrics.is_loop`."""
+        return self._each(lambda one: is_loop(one.text))
+
+    def rate(self, i: int, against: str = "transcript", unit: str = "word") -> float:
+        """Error rate of one intervention over all clips whose right text is known and not empty."""
+        wrong, length = self._wrong(i, against, unit)
+        return float(wrong.sum() / length.sum()) if length.sum() else float("nan")
+
+    def interval(self, i: int, against: str = "transcript", unit: str = "word") -> Interval:
+        """`rate` with its 95% bootstrap interval over clips."""
+        return bootstrap_interval(
+            self._wrong(i, against, unit), lambda wrong, length: wrong.sum() / length.sum()
+        )
+
+    def to_dataset(self) -> "xarray.Dataset":
+        """Everything in arrays with named axes, texts included."""
+        import xarray
+
+        both = ("intervention", "clip")
+        errors = (*both, "against", "unit", "operation")
+        cells = [cell_of(one) for one in self.interventions]
+        length = self._each(lambda one: len(normalize(one.text).split()))
+        data = {
+            "text": (both, self._each(lambda one: one.text.strip()).astype(str)),
+            "errors": (errors, self.errors),
+            "loop": (both, self.loops),
+            "compression_ratio": (both, self._each(lambda one: compression_ratio(one.text))),
+            "words": (both, length),
+            "length_ratio": (both, length / np.where(length[0] > 0, length[0], np.nan)),
+            "any_words": (both, self._each(lambda one: words_on_silence(one.text))),
+            "mean_log_prob": (both, self._each(lambda one: one.mean_log_prob)),
+            "no_speech_prob": (both, self._each(lambda one: one.no_speech_prob)),
+            "finished": (both, self._each(lambda one: one.finished)),
+        }
+        coordinates = {
+            "intervention": [one.text for one in self.interventions],
+            "clip": [clip.name for clip in self.clips],
+            "against": list(AGAINST),
+            "unit": list(UNITS),
+            "operation": list(OPERATIONS),
+            "site": ("intervention", ["" if c is None else c.site for c in cells]),
+            "layer": ("intervention", [-1 if c is None else c.layer for c in cells]),
+            "head": ("intervention", [-1 if c is None else c.head for c in cells]),
+            "alpha": ("intervention", [np.nan if c is None else c.alpha for c in cells]),
+            "transcript": ("clip", ["" if c.text is None else c.text for c in self.clips]),
+        }
+        return xarray.Dataset(data, coordinates)
+
+    def _each(self, measure) -> np.ndarray:
+        return np.array([[measure(one) for one in texts] for texts in self.written])
+
+    def _wrong(self, i: int, against: str, unit: str) -> tuple[np.ndarray, np.ndarray]:
+        """Wrong words or characters and the right text's length, of clips that have one."""
+        counts = self.errors[i, :, AGAINST.index(against), UNITS.index(unit)]
+        length = counts[:, :3].sum(-1)
+        known = (counts[:, 0] >= 0) & (length > 0)
+        return counts[known, 1:].sum(-1), length[known]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The one component that an intervention edits; head -1 is all of the site."""
+
+    stack: str
+    site: str
+    layer: int
+    head: int
+    alpha: float
+
+
+def cell_of(intervention: Intervention) -> Cell | None:
+    """Which component an intervention edits, if it is one."""
+    for stack, edit in (("encoder", intervention.encoder), ("decoder", intervention.decoder)):
+        if isinstance(edit, At):
+            numbers = int(edit.layer), int(edit.head), float(edit.alpha)
+            return Cell(stack, edit.site, *numbers)
+    return None
+
+
+def _counts(errors: Errors) -> Sequence[int]:
+    return errors.hits, errors.substitutions, errors.deletions, errors.insertions
