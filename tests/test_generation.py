@@ -46,7 +46,11 @@ def states(model, golden):
 
 
 def stacked(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *trees)
+    def stack(*leaves):
+        values = np.stack(leaves)
+        return jnp.asarray(values, jnp.int32 if values.dtype.kind == "i" else values.dtype)
+
+    return jax.tree.map(stack, *trees)
 
 
 @jax.jit
@@ -135,44 +139,53 @@ def some_cells():
         yield {"start": start, "stop": stop, "layer": layer, "head": head, "alpha": alpha}
 
 
-def rows_of(parts, cells_each):
-    """Labels and cells: of each part one of all positions, and some that are confined."""
-    turn = some_cells()
-    for i in range(len(parts)):
-        for cell in [WHOLE, *itertools.islice(turn, cells_each - 1)]:
-            yield i, cell
+def one_by_one(parts, whole=WHOLE, confined=1):
+    """Rows that do one edit each and nothing elsewhere, of all `parts`: `(site, edits)`.
+
+    Each edit has one row for the `whole` run and some that are `confined`; `labels` say which.
+    """
+    rows, labels, turn = [], [], some_cells()
+    for on, (site, edits) in enumerate(parts):
+        for edit in edits:
+            for cell in [whole, *itertools.islice(turn, confined)]:
+                row = [
+                    ji.At(
+                        edit if i == on else others[0], site=where, **(cell if i == on else NOWHERE)
+                    )
+                    for i, (where, others) in enumerate(parts)
+                ]
+                rows.append(ji.Several(tuple(row)))
+                labels.append((site, edit, cell))
+    return rows, labels
 
 
-def only(parts, on, cell):
-    """The edit that does part `on` in a cell, and nothing elsewhere."""
-    return ji.Several(
-        tuple(
-            ji.At(edit, site=site, **(cell if i == on else NOWHERE))
-            for i, (site, edit) in enumerate(parts)
-        )
-    )
-
-
-def edits_of(site):
-    """The edits that make sense at a site, whatever the length of the run."""
+def scaled_and_shifted(site):
     random = np.random.default_rng(len(site))
-    yield ji.Scale(0.4)
-    if site != "attn_scores":  # Zero would let positions look ahead.
-        yield ji.Zero()
-    if SITES[site][-1] != "key":
-        yield ji.Add(jnp.asarray(random.normal(0, 1, SIZES[SITES[site][-1]])))
-    if site in ("pattern", "cross_pattern"):
-        yield from (ji.Knockout(0, 2), ji.Knockout(5, 7), ji.Knockout(0, ALWAYS))
-    if site in ("resid_pre", "z", "cross_v", "logits"):
-        yield ji.Noise(0.5, 3)
+    if SITES[site][-1] == "key":
+        # No vector fits keys of any number, and zero scores would let positions look ahead.
+        return [ji.Scale(0.4)]
+    vector = jnp.asarray(random.normal(0, 1, SIZES[SITES[site][-1]]))
+    return [
+        ji.Several((ji.Scale(0.4), ji.Add(jnp.zeros_like(vector)))),
+        ji.Several((ji.Scale(1.0), ji.Add(vector))),
+    ]
 
 
-def test_every_edit_at_every_site_equals_the_full_recompute(model, states):
+ANY_SITE = [(site, scaled_and_shifted(site)) for site in SITES]
+ZEROS = [(site, [ji.Zero()]) for site in ("z", "resid_mid", "cross_k", "cross_pattern", "mlp_post")]
+KNOCKOUTS = [
+    ("pattern", [ji.Knockout(0, 2), ji.Knockout(5, 7), ji.Knockout(0, ALWAYS)]),
+    ("cross_pattern", [ji.Knockout(0, 5), ji.Knockout(0, ALWAYS)]),
+]
+NOISE = [(site, [ji.Noise(0.5, 3), ji.Noise(0.5, 4)]) for site in ("resid_pre", "z", "cross_v")]
+
+
+@pytest.mark.parametrize("parts", [ANY_SITE + ZEROS + KNOCKOUTS, NOISE], ids=["exact", "noise"])
+def test_edits_at_every_site_equal_the_full_recompute(model, states, parts):
     allowed = never_end(model)
-    parts = [(site, edit) for site in SITES for edit in edits_of(site)]
-    cells = list(rows_of(parts, 3))
-    rows = [only(parts, i, cell) for i, cell in cells]
-    rows += [only(parts, i, WHOLE | {"alpha": 0.0}) for i in range(len(parts))]
+    rows, labels = one_by_one(parts)
+    off, off_labels = one_by_one(parts, WHOLE | {"alpha": 0.0}, confined=0)
+    rows, labels = rows + off, labels + off_labels
     batch = stacked(rows)
     heard = jnp.broadcast_to(states[0], (len(rows), *states[0].shape))
     expected = recompute(
@@ -180,22 +193,24 @@ def test_every_edit_at_every_site_equals_the_full_recompute(model, states):
     )
     choice = Choice(max_new_tokens=8)
     (results,) = generate_rows(model, states[:1], [rows], prompts=[PROMPT], choice=choice)
-    labels = [(*parts[i], cell) for i, cell in cells] + [(*part, "alpha 0") for part in parts]
     expect(results, expected, labels)
-    # Each part does something somewhere, and nothing at strength 0.
+    # Each edit does something somewhere, and nothing at strength 0.
     plain = ji.generate(model, states[0], prompt=PROMPT, max_new_tokens=8)
-    still = results[len(cells) :]
-    expect(still, [(list(plain.tokens), plain.log_probs)] * len(parts), labels[len(cells) :])
-    for i, part in enumerate(parts):
-        own = [one for one, (j, _) in zip(results, cells, strict=False) if j == i]
-        moved = [np.abs(np.subtract(one.log_probs, plain.log_probs)).max() for one in own]
-        assert max(moved) > 1e-6, part
-    assert len({one.tokens for one in results}) > 50
+    expect_same(results[-len(off) :], [plain] * len(off))
+    for i in range(0, len(rows) - len(off), 2):
+        moved = [np.abs(np.subtract(one.log_probs, plain.log_probs)) for one in results[i : i + 2]]
+        assert np.max(moved) > 1e-6, labels[i]
 
 
 @pytree_dataclass
 class Swap:
-    """`Interchange` in cells, written anew: takes activations of a run of the whole length."""
+    """`Interchange` in cells of one site after another, written anew for runs of the whole length.
+
+    Attributes:
+        acts: of a run of the whole length.
+        limit: positions from here on keep their value.
+        cells: of each site, as `At` has them.
+    """
 
     acts: ji.DecoderActivations
     limit: jax.Array
@@ -207,51 +222,95 @@ class Swap:
         cell, axes = self.cells[site], SITES[site]
         source = getattr(self.acts, site)
         source = source if layer is None else source[layer]
-        where = jnp.indices(value.shape, jnp.int32)
-        counts_frames = axes[0] == "frame"
-        position = where[next(i for i, axis in enumerate(axes) if axis in ("pos", "query", "frame"))]
+        index = dict(zip(axes, jnp.indices(value.shape, jnp.int32), strict=True))
+        position = index.get("pos", index.get("query", index.get("frame")))
         chosen = (position >= cell["start"]) & (position < cell["stop"])
-        chosen &= counts_frames | (position < self.limit)
+        if axes[0] != "frame":
+            chosen &= position < self.limit
         if "head" in axes:
-            chosen &= (cell["head"] < 0) | (where[axes.index("head")] == cell["head"])
+            chosen &= (cell["head"] < 0) | (index["head"] == cell["head"])
         if layer is not None:
-            chosen &= (cell["layer"] < 0) | (cell["layer"] == layer)
-        mixed = jnp.where(
-            cell["alpha"] == 1, source, cell["alpha"] * source + (1 - cell["alpha"]) * value
-        )
+            chosen &= (cell["layer"] < 0) | (cell["layer"] == jnp.asarray(layer, jnp.int32))
+        alpha = cell["alpha"]
+        mixed = jnp.where(alpha == 1, source, alpha * source + (1 - alpha) * value)
         return jnp.where(chosen, mixed, value)
 
 
-def swap(sites, on, cell, acts, limit):
-    cells = {site: cell if i == on else NOWHERE for i, site in enumerate(sites)}
-    cells = jax.tree.map(lambda x: jnp.asarray(x, "float64" if isinstance(x, float) else "int32"), cells)
-    return Swap(acts, jnp.asarray(limit, jnp.int32), cells)
+def swaps(labels, acts, limit):
+    """One of each row, for activations `[row, ...]`."""
+    cells = {
+        site: {
+            name: jnp.asarray(
+                [(cell if site == on else NOWHERE)[name] for on, _, cell in labels],
+                jnp.float64 if name == "alpha" else jnp.int32,
+            )
+            for name in WHOLE
+        }
+        for site in SITES
+    }
+    return Swap(acts, jnp.full(len(labels), limit, jnp.int32), cells)
 
 
 def test_a_reference_run_goes_in_step(model, states):
     allowed = never_end(model)
-    parts = [(site, ji.Interchange()) for site in SITES]
-    cells = list(rows_of(parts, 3))
-    rows = [only(parts, i, cell) for i, cell in cells]
+    rows, labels = one_by_one([(site, [ji.Interchange()]) for site in SITES])
     heard, references = (
         jnp.broadcast_to(one, (len(rows), *one.shape)) for one in (states[0], states[1])
     )
 
     def logits_of(tokens):
         acts = whole_acts(model, references, tokens)
-        swaps = [
-            swap(list(SITES), i, cell, jax.tree.map(lambda x, j=j: x[j], acts), ALWAYS)
-            for j, (i, cell) in enumerate(cells)
-        ]
-        return whole_runs(model, heard, tokens, stacked(swaps))
+        return whole_runs(model, heard, tokens, swaps(labels, acts, ALWAYS))
 
     expected = recompute(logits_of, [PROMPT] * len(rows), 8, allowed)
+    choice = Choice(max_new_tokens=8)
     (results,) = generate_rows(
-        model,
-        states[:1],
-        [rows],
-        prompts=[PROMPT],
-        references=states[1:],
-        choice=Choice(max_new_tokens=8),
+        model, states[:1], [rows], prompts=[PROMPT], references=states[1:], choice=choice
     )
-    expect(results, expected, [(parts[i][0], cell) for i, cell in cells])
+    expect(results, expected, labels)
+
+
+def test_positions_behind_the_source_keep_their_value(model, states):
+    allowed, length = never_end(model), 7
+    tokens = [*GERMAN, 3, 17, 44]
+    source = ji.decode(model, tokens, states[1], sites="all").acts
+    sites = ["embed", "resid_mid", "k", "z", "cross_v", "cross_pattern", "logits"]
+    rows, labels = one_by_one([(site, [ji.Interchange(source)]) for site in sites], confined=3)
+    padded = jnp.asarray([tokens + [0] * (CONTEXT - length)] * len(rows), jnp.int32)
+    heard, other = (
+        jnp.broadcast_to(one, (len(rows), *one.shape)) for one in (states[0], states[1])
+    )
+    edits = swaps(labels, whole_acts(model, other, padded), length)
+    expected = recompute(
+        lambda tokens: whole_runs(model, heard, tokens, edits), [PROMPT] * len(rows), 8, allowed
+    )
+    choice = Choice(max_new_tokens=8)
+    (results,) = generate_rows(model, states[:1], [rows], prompts=[PROMPT], choice=choice)
+    expect(results, expected, labels)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_a_run_that_takes_everything_from_its_reference_is_the_reference(model, states, beam_size):
+    options = {"prompt": PROMPT, "max_new_tokens": 8, "beam_size": beam_size}
+    swapped = ji.generate(
+        model, states[0], edit=ji.Interchange(), reference=states[1], **options
+    )
+    other = ji.generate(model, states[1], **options)
+    expect_same([swapped], [other])
+    assert swapped.no_speech_prob == pytest.approx(other.no_speech_prob)
+
+
+# Batches.
+
+
+def ending(position, shift):
+    """Ends the text after so many tokens of prompt and text, and moves what it says before."""
+    vector = np.zeros(VOCABULARY)
+    vector[END] = 1e4
+    return ji.Several(
+        (
+            ji.At(ji.Add(jnp.asarray(-vector)), stop=position, site="logits"),
+            ji.At(ji.Add(jnp.asarray(vector)), start=position, site="logits"),
+            ji.At(ji.Scale(jnp.asarray(shift)), layer=1, start=2, site="mlp_out"),
+        )
+    )

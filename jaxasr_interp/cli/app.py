@@ -15,6 +15,7 @@ from jaxasr_interp.cli.options import JsonOption
 from jaxasr_interp.cli.output import console, errors, print_json
 from jaxasr_interp.cli.patch import patch
 from jaxasr_interp.cli.reading import lens, transcribe
+from jaxasr_interp.cli.study import study
 from jaxasr_interp.cli.verify import verify
 from jaxasr_interp.demo import run_demo
 from jaxasr_interp.errors import InputError
@@ -30,6 +31,7 @@ app = typer.Typer(
 for command in (transcribe, lens, patch, ablate, verify):
     app.command()(command)
 app.command("encoder-lens")(encoder_lens)
+app.add_typer(study, name="study")
 
 
 @app.command()

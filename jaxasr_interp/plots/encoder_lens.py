@@ -9,7 +9,7 @@ from jaxasr_interp.lens import EncoderLens
 from jaxasr_interp.plots.canvas import INK, bare, new_figure, plain, save, write_title
 from jaxasr_interp.text_metrics import is_loop
 
-_LETTERS, _LINES = 88, 3
+_LETTERS, _LINES = 118, 3
 _LOOP = "#b3541e"
 
 
@@ -31,7 +31,7 @@ def plot_encoder_lens(lens: EncoderLens, title: str, path: Path) -> Path:
     edges = np.concatenate([[0], np.cumsum([height + 0.6 for height in heights])])
     middles = (edges[:-1] + edges[1:]) / 2
     mean = lens.log_probs.mean(1)
-    left.barh(middles, mean, height=0.8 * np.diff(edges), color="#4a78a8")
+    left.barh(middles, mean, height=0.8, color="#4a78a8")
     left.set_yticks(middles, [str(depth) for depth in range(len(texts))], fontsize=9)
     left.set_ylabel("encoder layers heard")
     left.set_xlabel("mean log-prob of the\nreference, a token", fontsize=9)
@@ -48,7 +48,7 @@ def plot_encoder_lens(lens: EncoderLens, title: str, path: Path) -> Path:
     right.set_xlim(0, 1)
     right.set_xticks([])
     right.tick_params(labelleft=False)
-    right.set_xlabel("text written (orange: it loops)", fontsize=9)
+    right.set_xlabel("text written (orange: it loops)", fontsize=9, loc="left")
     for axes in (left, right):
         axes.set_ylim(0, edges[-1])
         bare(axes)

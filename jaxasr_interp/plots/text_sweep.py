@@ -91,10 +91,14 @@ def plot_text_sweep(
             if column == 0:
                 axes.set_ylabel("layer")
             bare(axes)
-    bar = figure.colorbar(image, ax=grid, fraction=0.03, pad=0.02)
+    bar = figure.colorbar(image, ax=grid, fraction=0.03, pad=0.02, format=_percent)
     bar.set_label(label, fontsize=9)
     write_title(figure, title)
     return save(figure, path)
+
+
+def _percent(share: float, _: object) -> str:
+    return f"{100 * share:.3g}%"
 
 
 def _panels(cells: Sequence[Cell]) -> list[_Panel]:

@@ -1,0 +1,50 @@
+"""Which clips a command hears: audio files, and tables that name them."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxasr_interp.audio import CHUNK_SAMPLES, load_audio
+from jaxasr_interp.cli.output import errors
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.text_result import Clip
+
+
+def read_clips(files: Sequence[str], language: str | None) -> list[Clip]:
+    """The clips of audio files, and of tables with columns `path`, `text` and perhaps `lang`."""
+    rows: list[tuple[Path, str | None, str | None]] = []
+    for file in files:
+        if file.endswith(".tsv"):
+            rows += read_table(Path(file))
+        else:
+            rows.append((Path(file), None, None))
+    clips = []
+    for path, text, own in rows:
+        audio = load_audio(path)
+        if len(audio) > CHUNK_SAMPLES:
+            errors.print(f"left out: {path} is longer than 30 s", markup=False, soft_wrap=True)
+            continue
+        clips.append(Clip(str(path), audio, text, language or own))
+    if not clips:
+        raise InputError("There are no clips of up to 30 s to transcribe.")
+    return clips
+
+
+def read_table(path: Path) -> list[tuple[Path, str | None, str | None]]:
+    """Path, text and language of each row of a .tsv; paths are relative to its folder.
+
+    Raises:
+        InputError: the table cannot be read or has no column `path`.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a table: {error}.") from None
+    if not rows or "path" not in rows[0]:
+        raise InputError(f"{path} has no column 'path': give tab-separated columns path and text.")
+    # Silence has no text; where the text is merely unknown the column says nothing either.
+    return [
+        (path.parent / row["path"], row.get("text") or None, row.get("lang") or None)
+        for row in rows
+    ]

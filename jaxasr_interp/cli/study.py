@@ -1,0 +1,135 @@
+"""`study`: whole experiments on many clips."""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from jaxasr_interp.audio import load_audio
+from jaxasr_interp.checkpoint.load import load_model
+from jaxasr_interp.cli.clips import read_table
+from jaxasr_interp.cli.options import (
+    DtypeOption,
+    JsonOption,
+    LanguageOption,
+    ModelOption,
+    OverwriteOption,
+    ResumeOption,
+    SeedOption,
+)
+from jaxasr_interp.cli.output import console, print_json, progress_of_total
+from jaxasr_interp.decoding import Choice
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.store import reserve, save_dataset, write_json
+from jaxasr_interp.studies.repetition import Remedy, cut_windows, find_loops
+from jaxasr_interp.studies.repetition import repetition as run_repetition
+from jaxasr_interp.text_result import Clip
+from jaxasr_interp.text_sweep import component_edits
+
+study = typer.Typer(no_args_is_help=True, help="Whole experiments on many clips.")
+
+
+@study.callback()
+def _studies() -> None:
+    """Whole experiments on many clips."""
+
+
+@study.command()
+def repetition(
+    candidates: Annotated[
+        Path, typer.Argument(help="A .tsv with column path: clips that may make the model loop.")
+    ],
+    speech: Annotated[Path, typer.Argument(help="A .tsv with columns path and text.")],
+    model: ModelOption = "base",
+    dtype: DtypeOption = None,
+    language: LanguageOption = "en",
+    n_speech: Annotated[int, typer.Option(help="Speech clips to take, chosen by --seed.")] = 24,
+    seed: SeedOption = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest text.")] = 100,
+    resume: ResumeOption = False,
+    out: Annotated[Path, typer.Option(help="Folder for stores and table.")] = Path(
+        "runs/repetition"
+    ),
+    as_json: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Which components repetition loops depend on, and what speech loses without them."""
+    choice = Choice(max_new_tokens=max_new_tokens)
+    reserve(out / "loops.zarr", overwrite)
+    maybe = [
+        window for clip in _clips(candidates, language, None, seed) for window in cut_windows(clip)
+    ]
+    talk = _clips(speech, language, n_speech, seed)
+    whisper = load_model(model, dtype)
+    with progress_of_total(len(maybe), "candidate") as on_progress:
+        looping = find_loops(whisper, maybe, choice=choice, on_progress=on_progress)
+    if not as_json:
+        print(f"{len(looping)} of {len(maybe)} candidates loop; {len(talk)} clips of speech")
+    partials = [out / f"{name}.partial.jsonl" for name in ("loops", "speech")]
+    if not resume:
+        for path in partials:
+            path.unlink(missing_ok=True)
+    edits = component_edits(whisper)
+    total = (len(edits) + 1) * (len(looping) + len(talk))
+    with progress_of_total(total, "text") as on_progress:
+        result = run_repetition(
+            whisper,
+            looping,
+            talk,
+            interventions=edits,
+            choice=choice,
+            resume=out,
+            on_progress=on_progress,
+        )
+    for name, swept in (("loops", result.loops), ("speech", result.speech)):
+        save_dataset(swept.to_dataset(), out / f"{name}.zarr", whisper, overwrite=overwrite)
+    rows = [_row(one) for one in result.remedies]
+    write_json(out / "remedies.json", rows)
+    for path in partials:
+        path.unlink(missing_ok=True)
+    if as_json:
+        print_json(rows)
+        return
+    console.print(_table(result.remedies))
+    print(f"wrote {out / 'loops.zarr'}, {out / 'speech.zarr'} and {out / 'remedies.json'}")
+
+
+def _clips(path: Path, language: str | None, count: int | None, seed: int) -> list[Clip]:
+    rows = read_table(path)
+    if count is not None and count < len(rows):
+        chosen = np.random.default_rng(seed).choice(len(rows), count, replace=False)
+        rows = [rows[i] for i in sorted(chosen)]
+    if not rows:
+        raise InputError(f"{path} names no clips.")
+    return [Clip(str(file), load_audio(file), text, language or own) for file, text, own in rows]
+
+
+def _row(one: Remedy) -> dict[str, object]:
+    return {
+        "edit": one.edit,
+        "resolved": [one.resolved.estimate, one.resolved.low, one.resolved.high],
+        "silent": one.silent,
+        "wer": [one.wer.estimate, one.wer.low, one.wer.high],
+        "begun": one.begun,
+    }
+
+
+def _table(remedies: tuple[Remedy, ...], most: int = 24) -> Table:
+    table = Table(title="loops resolved, and what speech loses (95%)", title_justify="left")
+    for name in ("edit", "resolved", "silent", "WER", "loops begun"):
+        table.add_column(name, justify="left" if name == "edit" else "right")
+    shown = [one for one in remedies if one.edit == "unedited"] + [
+        one for one in remedies if one.edit != "unedited"
+    ][:most]
+    for one in shown:
+        resolved, wer = one.resolved, one.wer
+        table.add_row(
+            one.edit,
+            f"{resolved.estimate:.0%} ({resolved.low:.0%}-{resolved.high:.0%})",
+            f"{one.silent:.0%}",
+            f"{wer.estimate:.1%} ({wer.low:.1%}-{wer.high:.1%})",
+            f"{one.begun:.0%}",
+        )
+    return table

@@ -1,0 +1,1 @@
+"""Experiments on many clips, one file each."""

@@ -1,0 +1,155 @@
+"""Which components a repetition loop depends on, and what it costs speech to do without them.
+
+Clips on which the model loops are transcribed again without each sublayer and each head in turn;
+so is transcribed speech. A loop is resolved where the new text does not loop (`text_metrics`). The
+experiment of Glazer et al. 2025 (arXiv 2508.15882), who found one cross-attention head of
+large-v3 to carry most loops.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxasr_interp.audio import CHUNK_SAMPLES
+from jaxasr_interp.bootstrap import Interval, bootstrap_interval
+from jaxasr_interp.decoding import Choice
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.intervention import Intervention
+from jaxasr_interp.model import Whisper
+from jaxasr_interp.text_metrics import words_on_silence
+from jaxasr_interp.text_result import Clip, TextSweep
+from jaxasr_interp.text_sweep import ablation_sweep, component_edits
+from jaxasr_interp.transcription import transcribe_batch
+
+_AT_ONCE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Remedy:
+    """What one intervention does.
+
+    Attributes:
+        edit: how it is written; `"unedited"` for none.
+        resolved: share of the loops that end, with its 95% bootstrap interval.
+        silent: share of the looping clips on which nothing is written any more.
+        wer: word error rate on speech, with its interval.
+        begun: share of the speech clips on which a loop begins.
+    """
+
+    edit: str
+    resolved: Interval
+    silent: float
+    wer: Interval
+    begun: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Repetition:
+    """The study's result: the sweeps, and one remedy for each intervention, the best first."""
+
+    loops: TextSweep
+    speech: TextSweep
+    remedies: tuple[Remedy, ...]
+
+
+def find_loops(
+    model: Whisper,
+    clips: Sequence[Clip],
+    *,
+    choice: Choice,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Clip]:
+    """The clips that the unedited model loops on.
+
+    Args:
+        model: a model with a tokenizer.
+        clips: candidates of one language.
+        choice: how tokens are chosen.
+        on_progress: called with the clips done after each batch.
+    """
+    from jaxasr_interp.text_metrics import is_loop
+
+    found: list[Clip] = []
+    for start in range(0, len(clips), _AT_ONCE):
+        batch = clips[start : start + _AT_ONCE]
+        filled = [clip.audio for clip in (list(batch) * _AT_ONCE)[:_AT_ONCE]]
+        heard = transcribe_batch(model, filled, language=batch[0].language, choice=choice)
+        found += [clip for clip, one in zip(batch, heard, strict=False) if is_loop(one.text)]
+        if on_progress is not None:
+            on_progress(start + len(batch))
+    return found
+
+
+def repetition(
+    model: Whisper,
+    looping: Sequence[Clip],
+    speech: Sequence[Clip],
+    *,
+    interventions: Sequence[Intervention] | None = None,
+    choice: Choice,
+    resume: Path | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Repetition:
+    """Take away each component while the model writes.
+
+    Args:
+        model: a model with a tokenizer.
+        looping: clips that it loops on, from `find_loops`.
+        speech: transcribed clips.
+        interventions: by default every sublayer and head of the decoder set to zero.
+        choice: how tokens are chosen.
+        resume: a folder for what is done.
+        on_progress: called with the transcripts done.
+
+    Raises:
+        InputError: no loops, or no transcribed speech.
+    """
+    if not looping or not any(clip.text for clip in speech):
+        raise InputError("The study takes clips that loop, and speech with its text.")
+    edits = component_edits(model) if interventions is None else interventions
+    swept: list[TextSweep] = []
+    for name, clips in (("loops", looping), ("speech", speech)):
+        before = sum(len(one.clips) for one in swept) * (len(edits) + 1)
+        swept.append(
+            ablation_sweep(
+                model,
+                clips,
+                edits,
+                choice=choice,
+                resume=None if resume is None else resume / f"{name}.partial.jsonl",
+                on_progress=None
+                if on_progress is None
+                else lambda done, before=before: on_progress(before + done),
+            )
+        )
+    loops, talk = swept
+    remedies = [
+        Remedy(
+            edit.text,
+            bootstrap_interval((~loops.loops[i]).astype(float)),
+            float(np.mean([not words_on_silence(one.text) for one in loops.written[i]])),
+            talk.interval(i),
+            float(talk.loops[i].mean()),
+        )
+        for i, edit in enumerate(loops.interventions)
+    ]
+    best = sorted(remedies, key=lambda r: (-r.resolved.estimate, r.wer.estimate))
+    return Repetition(loops, talk, tuple(best))
+
+
+def cut_windows(clip: Clip) -> list[Clip]:
+    """A clip in windows of 30 s, named by their first second."""
+    starts = range(0, len(clip.audio), CHUNK_SAMPLES)
+    if len(starts) < 2:
+        return [clip]
+    return [
+        dataclasses.replace(
+            clip,
+            name=f"{clip.name}@{30 * i}s",
+            audio=clip.audio[start : start + CHUNK_SAMPLES],
+            text=None,
+        )
+        for i, start in enumerate(starts)
+    ]
