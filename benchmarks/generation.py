@@ -99,11 +99,14 @@ class Side:
         self.peer, self.request = peer, request
         self.peak = 0
         self.tokens: Tokens = []
+        self.encoding: list[float] = []
 
     def __call__(self) -> float:
         """Run once; return its seconds."""
         answer = self.peer("generate", **self.request)
         (self.tokens,) = answer["tokens"]
+        if "encode_seconds" in answer:
+            self.encoding.append(answer["encode_seconds"])
         self.peak = max(self.peak, answer["peak_bytes"])
         return answer["seconds"]
 
@@ -273,6 +276,8 @@ def plain(heard: Heard, peers: Peers, rounds: int) -> list[Row]:
         for (name, side), theirs in zip(sides.items(), others, strict=True):
             texts, tokens = differing(ours.tokens, side.tokens)
             row = {"peer": name, "texts_that_differ": texts, "tokens_that_differ": tokens}
+            if side.encoding:
+                row["theirs_encode_seconds"] = statistics.median(side.encoding[1:])
             pair = summary(Pair(own, theirs))
             rows.append({**common, **row, **pair, "theirs_peak_bytes": side.peak})
     return rows
@@ -374,10 +379,14 @@ def line(row: Row) -> str:
         encode, decode = (
             row[f"ours_{part}_seconds"] / row["clips"] for part in ("encode", "decode")
         )
+        heard = row.get("theirs_encode_seconds", 0) / row["clips"]
         rtf = " | ".join(f"{each / row['audio_seconds']:.3f}" for each in sides)
         rate = " | ".join(f"{row['tokens'] / each:.0f}/s" for each in sides)
         what = f"plain, {row['batch']} at once | {row['clips']}"
-        times = f"{ours:.3f} s ({encode:.3f} + {decode:.3f}) | {theirs:.3f} s | {rtf} | {rate}"
+        apart = f" ({heard:.3f} + {theirs - heard:.3f})" if heard else ""
+        times = (
+            f"{ours:.3f} s ({encode:.3f} + {decode:.3f}) | {theirs:.3f} s{apart} | {rtf} | {rate}"
+        )
         differ = f"{row['texts_that_differ']} texts, {row['tokens_that_differ']} tokens"
     else:
         runs = row["interventions"] * row["clips"]

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.decoding import require_tokenizer
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import DecoderRun, decode, encode
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching.positions import FRAMES_PER_SECOND, words_of
+from jaxasr_interp.tokens import require_tokenizer
 
 _FILTER_WIDTH = 7
 

@@ -13,13 +13,12 @@ from jaxtyping import Array, Float
 
 from jaxasr_interp import metrics
 from jaxasr_interp.audio import CHUNK_SAMPLES, SAMPLE_RATE, log_mel_spectrogram
-from jaxasr_interp.decoding import require_tokenizer
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import decode, encode
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching import Utterance
 from jaxasr_interp.patching.positions import FRAMES_PER_SECOND, words_of
-from jaxasr_interp.tokens import Tokenizer
+from jaxasr_interp.tokens import Tokenizer, require_tokenizer
 from jaxasr_interp.transcription import transcribe_batch
 
 METRICS = ("log_prob", "logit_diff", "rank", "entropy", "kl", "kl_all", "cross_entropy")

@@ -12,7 +12,6 @@ from jaxasr_interp.alignment import align_words
 from jaxasr_interp.audio import load_audio
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.contrast import Contrast, find_contrast
-from jaxasr_interp.decoding import require_tokenizer
 from jaxasr_interp.forward import decode, encode
 from jaxasr_interp.lens import LogitLens, logit_lens
 from jaxasr_interp.model import Whisper
@@ -21,6 +20,7 @@ from jaxasr_interp.patching.positions import FRAMES_PER_SECOND
 from jaxasr_interp.plots import axis_labels, plot_lens, plot_sweep, plot_timeline, share
 from jaxasr_interp.store import save_dataset
 from jaxasr_interp.tables import lens_table, place, sweep_table
+from jaxasr_interp.tokens import require_tokenizer
 
 MODEL = "tiny.en"
 SITES = ("resid_pre", "cross_attn_out")

@@ -33,12 +33,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxasr_interp.audio import load_audio
-from jaxasr_interp.decoding import require_tokenizer
 from jaxasr_interp.edits import Edit
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.intervention import Intervention
@@ -60,7 +60,16 @@ from jaxasr_interp.patching import Utterance
 from jaxasr_interp.patching.positions import resolve_windows
 from jaxasr_interp.ranges import parse_indices
 from jaxasr_interp.references import check_reference
-from jaxasr_interp.sites import SITES, Stack, check_site, check_stack, head_axis
+from jaxasr_interp.sites import (
+    SITES,
+    DecoderActivations,
+    EncoderActivations,
+    Stack,
+    check_site,
+    check_stack,
+    head_axis,
+)
+from jaxasr_interp.tokens import require_tokenizer
 
 _KEYS = {
     "zero": set[str](),
@@ -73,6 +82,7 @@ _KEYS = {
 }
 _OPTIONAL = {"seed"}
 _COMMON = {"alpha", "pos", "step"}
+_LARGEST_SEED = 2**31 - 1
 
 
 def parse_edit(text: str | Sequence[str], model: Whisper) -> Intervention:
@@ -162,8 +172,8 @@ class _Part:
             number = float(self.values[key])
         except ValueError:
             number = float("nan")
-        whole = key != "seed" or number == int(number if np.isfinite(number) else 0)
-        if not np.isfinite(number) or not whole or (key == "std" and number < 0):
+        fits = np.isfinite(number) and (key not in ("std", "seed") or number >= 0)
+        if not fits or (key == "seed" and (number != int(number) or number > _LARGEST_SEED)):
             raise _wrong(self.text, f"{key}={self.values[key]} is not a fitting number")
         return number
 
@@ -180,10 +190,18 @@ class _Part:
         )
 
     def _windows(self, model: Whisper) -> tuple[tuple[int, int], ...]:
-        text = self.values.get("pos", self.values.get("step"))
-        if text is None:
-            return ((0, END),)
         timed = _counts_frames(self.stack, self.site)
+        if "step" in self.values:
+            if timed:
+                raise _wrong(self.text, f"step counts tokens and {self.site} counts frames")
+            return self._resolve("step", model, timed)
+        return self._resolve("pos", model, timed) if "pos" in self.values else ((0, END),)
+
+    def _resolve(self, key: str, model: Whisper, timed: bool) -> tuple[tuple[int, int], ...]:
+        """The windows of frames, or of tokens, that a key names."""
+        text = self.values[key]
+        if "-" in text and not timed:
+            raise _wrong(self.text, f"{key}={text} counts from the end of a text that has none yet")
         size = model.config.max_frames if timed else model.config.max_tokens
         try:
             return resolve_windows(text, size, timed=timed)
@@ -211,30 +229,33 @@ class _Part:
         if self.site not in ("pattern", "cross_pattern"):
             raise _wrong(self.text, "attention is knocked out at pattern or cross_pattern")
         timed = self.stack == "encoder" or self.site == "cross_pattern"
-        size = model.config.max_frames if timed else model.config.max_tokens
-        try:
-            windows = resolve_windows(self.values["keys"], size, timed=timed)
-        except InputError as error:
-            raise _wrong(self.text, str(error).rstrip(".")) from None
+        windows = self._resolve("keys", model, timed)
         if len(windows) != 1:
             raise _wrong(self.text, f"keys={self.values['keys']} are several windows: give one")
         start, stop = windows[0]
         return Knockout(start, stop)
 
-    def _mean(self, model: Whisper):
+    def _mean(self, model: Whisper) -> EncoderActivations | DecoderActivations:
         from jaxasr_interp.contrast import ask_transcript
 
         clips = [load_audio(path) for path in self.values["ref"].split(",")]
         runs = [ask_transcript(model, clip, clip) for clip in clips]
-        return mean_activations(
+        prompt = len(require_tokenizer(model).prompt())
+        means = mean_activations(
             model,
             [Utterance(run.clean_mel, jnp.asarray(run.tokens, jnp.int32)) for run in runs],
             stack=self.stack,
             sites=[self.site],
             n_tokens=model.config.max_tokens,
-            prompt=len(require_tokenizer(model).prompt()),
+            prompt=prompt,
             frames=[run.frames for run in runs],
         )
+        if "step" not in self.values:
+            return means
+        # Step 0 is at the prompt's last token.
+        axis = SITES["decoder"][self.site].index("pos")
+        steps = jax.lax.slice_in_dim(getattr(means, self.site), prompt - 1, None, axis=axis)
+        return DecoderActivations(**{self.site: steps})
 
 
 def _wrong(text: str, why: str) -> InputError:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.decoding import require_tokenizer
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model import Decoder, Whisper
+from jaxasr_interp.tokens import require_tokenizer
 
 
 def detect_language(model: Whisper, states: Float[Array, "frame d_model"]) -> dict[str, float]:

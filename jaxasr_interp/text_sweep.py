@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxasr_interp.audio import CHUNK_SAMPLES, log_mel_spectrogram
-from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_rows, require_tokenizer
+from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_rows
 from jaxasr_interp.edit_grammar import as_intervention
 from jaxasr_interp.edits import Edit, Identity, needs_source
 from jaxasr_interp.errors import InputError
@@ -27,7 +27,7 @@ from jaxasr_interp.pytree import replace
 from jaxasr_interp.sites import SITES, Stack, head_axis
 from jaxasr_interp.text_partial import PartialTexts
 from jaxasr_interp.text_result import Clip, TextSweep
-from jaxasr_interp.tokens import Tokenizer
+from jaxasr_interp.tokens import Tokenizer, require_tokenizer
 
 _ENCODED_AT_ONCE = 8
 _CLIPS_AT_ONCE = 16

@@ -5,11 +5,14 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxasr_interp.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxasr_interp.model import Whisper
 
 _ENGLISH_ONLY_END_OF_TEXT = 50256
 SECONDS_PER_TIMESTAMP = 0.02
@@ -134,6 +137,15 @@ class Tokenizer:
         if token >= self.timestamp_begin:
             return f"<|{(token - self.timestamp_begin) * SECONDS_PER_TIMESTAMP:.2f}|>"
         return self._backend.decode([token])
+
+
+def require_tokenizer(model: "Whisper") -> Tokenizer:
+    """The model's tokenizer; raise `InputError` if it came without one."""
+    if model.tokenizer is None:
+        raise InputError(
+            f"The model {model.source} came without a tokenizer.json: put it beside the weights."
+        )
+    return model.tokenizer
 
 
 @functools.cache

@@ -16,11 +16,11 @@ from jaxasr_interp.audio import (
     SAMPLE_RATE,
     log_mel_spectrogram,
 )
-from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_batch, require_tokenizer
+from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_batch
 from jaxasr_interp.edit_grammar import as_intervention
 from jaxasr_interp.intervention import UNEDITED, Intervention, encode_under
 from jaxasr_interp.model import Whisper
-from jaxasr_interp.tokens import SECONDS_PER_TIMESTAMP
+from jaxasr_interp.tokens import SECONDS_PER_TIMESTAMP, require_tokenizer
 
 NO_SPEECH_THRESHOLD = 0.6
 LOG_PROB_THRESHOLD = -1.0

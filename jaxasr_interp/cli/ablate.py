@@ -42,7 +42,6 @@ from jaxasr_interp.cli.sweeping import (
     find_words,
 )
 from jaxasr_interp.contrast import Contrast, ask_transcript, ask_word, check_metric_name
-from jaxasr_interp.decoding import require_tokenizer
 from jaxasr_interp.edits import Edit
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.interventions import Interchange, Knockout, Noise, Scale, Zero
@@ -61,6 +60,7 @@ from jaxasr_interp.sites import (
 )
 from jaxasr_interp.store import reserve, save_dataset
 from jaxasr_interp.tables import sweep_table, window_labels
+from jaxasr_interp.tokens import require_tokenizer
 
 _SITES = {
     "decoder": ("attn_out", "cross_attn_out", "mlp_out", "z", "cross_z"),

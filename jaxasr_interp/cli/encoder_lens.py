@@ -17,7 +17,7 @@ from jaxasr_interp.cli.options import (
     parse_memory,
 )
 from jaxasr_interp.cli.output import console, print_json
-from jaxasr_interp.decoding import Choice, require_tokenizer
+from jaxasr_interp.decoding import Choice
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import encode
 from jaxasr_interp.language import detect_language
@@ -25,6 +25,7 @@ from jaxasr_interp.lens import encoder_lens as read_depths
 from jaxasr_interp.plots import plot_encoder_lens
 from jaxasr_interp.store import reserve, save_dataset
 from jaxasr_interp.tables import encoder_lens_table
+from jaxasr_interp.tokens import require_tokenizer
 
 
 def encoder_lens(

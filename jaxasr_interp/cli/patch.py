@@ -36,13 +36,13 @@ from jaxasr_interp.cli.sweeping import (
     find_words,
 )
 from jaxasr_interp.contrast import ask_word, check_metric_name, find_contrast
-from jaxasr_interp.decoding import require_tokenizer
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.patching.prepare import DIRECTIONS
 from jaxasr_interp.plots import axis_labels, share
 from jaxasr_interp.references import check_reference, reference_audio
 from jaxasr_interp.store import reserve, save_dataset
 from jaxasr_interp.tables import window_labels
+from jaxasr_interp.tokens import require_tokenizer
 
 _OF_TWO_CLIPS = ("logit_diff", "log_prob", "kl")
 _OF_ONE_CLIP = ("log_prob", "kl", "cross_entropy")

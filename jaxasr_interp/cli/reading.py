@@ -19,7 +19,7 @@ from jaxasr_interp.cli.options import (
 )
 from jaxasr_interp.cli.output import console, errors, print_json, progress
 from jaxasr_interp.contrast import count_frames
-from jaxasr_interp.decoding import Choice, require_tokenizer
+from jaxasr_interp.decoding import Choice
 from jaxasr_interp.edit_grammar import parse_edit
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import decode, encode
@@ -28,6 +28,7 @@ from jaxasr_interp.lens import logit_lens
 from jaxasr_interp.plots import axis_labels, plot_attention, plot_lens
 from jaxasr_interp.store import reserve, save_dataset, write_json
 from jaxasr_interp.tables import lens_table
+from jaxasr_interp.tokens import require_tokenizer
 from jaxasr_interp.transcription import Transcript, transcribe_batch, transcribe_files
 
 

@@ -14,18 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.decoding import (
-    GREEDY,
-    Choice,
-    Generated,
-    generate_rows,
-    require_tokenizer,
-)
+from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_rows
 from jaxasr_interp.edits import identity
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import decode, encode
 from jaxasr_interp.layers import LayerNorm
 from jaxasr_interp.model import Whisper
+from jaxasr_interp.tokens import require_tokenizer
 
 if TYPE_CHECKING:
     import xarray

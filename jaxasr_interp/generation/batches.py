@@ -1,0 +1,206 @@
+"""Rows of many clips and edits, in batches of one shape that fit the memory."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxasr_interp.config import WhisperConfig
+from jaxasr_interp.edits import Edit, check_edit, needs_source
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.forward import check_states, check_tokens
+from jaxasr_interp.generation.beam import search
+from jaxasr_interp.generation.cached import Heard
+from jaxasr_interp.generation.result import GREEDY, Choice, Generated
+from jaxasr_interp.generation.rollout import Prompt, Sampling, Written, roll_out
+from jaxasr_interp.generation.rows import stack_edits
+from jaxasr_interp.memory import default_memory
+from jaxasr_interp.model import Decoder, Whisper
+from jaxasr_interp.suppression import make_rules
+from jaxasr_interp.tokens import Tokenizer, require_tokenizer
+
+_SMALLEST_PROMPT = 8
+_ROWS_ON_CPU = 128
+
+
+def generate_rows(
+    model: Whisper,
+    states: Float[Array, "clip frame d_model"],
+    edits: Sequence[Sequence[Edit]],
+    *,
+    prompts: Sequence[Sequence[int]] | None = None,
+    references: Float[Array, "clip frame d_model"] | None = None,
+    choice: Choice = GREEDY,
+    memory: int | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[list[Generated]]:
+    """Write the transcripts of several clips, each under several edits.
+
+    Args:
+        model: a model with a tokenizer.
+        states: encoder states of each clip.
+        edits: of each clip equally many, all of the same structure (see `jax.tree.structure`).
+        prompts: one for each clip, all of the same length; see `generate`.
+        references: of each clip; see `generate`.
+        choice: how tokens are chosen.
+        memory: bytes that may be taken beside the model; by default a quarter of the device's.
+        on_progress: called with the transcripts done after each batch.
+
+    Returns:
+        Of each clip, one result for each edit.
+
+    Raises:
+        InputError: see `generate`; or the edits differ in structure.
+    """
+    tokenizer = require_tokenizer(model)
+    check_states(model.config, states[0])
+    for edit in {id(edit): edit for of_clip in edits for edit in of_clip}.values():
+        check_edit(edit, "decoder")
+        if needs_source(edit) and references is None:
+            raise InputError("The edit takes values from a reference run: give its clip.")
+    rows = [tokenizer.prompt()] * len(states) if prompts is None else prompts
+    given = _stack_prompts(model.config, rows, len(states))
+    length = given.shape[1]
+    padded = np.zeros((len(given), padded_length(length, model.config.max_tokens)), np.int32)
+    padded[:, :length] = given
+    starts = np.flatnonzero(given[0] == tokenizer.start_of_transcript)
+    rules = make_rules(model.config, model.generation, tokenizer, given[0], choice.suppress)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(choice.seed), jnp.arange(len(states))
+    )
+    n_clips, n_rows = len(states), len(edits[0])
+    n_streams = 1 if references is None else 2
+    clips_at_once, rows_at_once = _batch_sizes(
+        model, n_clips, n_rows, padded.shape[1] + choice.max_new_tokens, n_streams, choice, memory
+    )
+    results: list[list[Generated]] = [[] for _ in range(n_clips)]
+    for first in range(0, n_clips, clips_at_once):
+        clips = _filled(range(first, n_clips), clips_at_once)
+        heard = _hear(
+            model.decoder, states[clips], None if references is None else references[clips]
+        )
+        prompt = Prompt(
+            jnp.asarray(padded[clips]),
+            jnp.asarray(length, jnp.int32),
+            jnp.asarray(starts[-1] if len(starts) else 0, jnp.int32),
+        )
+        for begin in range(0, n_rows, rows_at_once):
+            rows = _filled(range(begin, n_rows), rows_at_once)
+            some = stack_edits([[edits[clip][row] for row in rows] for clip in clips])
+            written = (
+                search(
+                    model.decoder,
+                    heard,
+                    prompt,
+                    some,
+                    rules,
+                    len(rows),
+                    choice.max_new_tokens,
+                    choice.beam_size,
+                )
+                if choice.beam_size > 1
+                else roll_out(
+                    model.decoder,
+                    heard,
+                    prompt,
+                    some,
+                    rules,
+                    Sampling(
+                        jnp.asarray(choice.temperature, jnp.float32),
+                        keys[clips],
+                        choice.temperature == 0,
+                    ),
+                    len(rows),
+                    choice.max_new_tokens,
+                )
+            )
+            for i, clip in enumerate(clips[: n_clips - first]):
+                results[clip] += [
+                    _unpack(tokenizer, given[clip], written, i, j)
+                    for j in range(min(len(rows), n_rows - begin))
+                ]
+            if on_progress is not None:
+                on_progress(sum(map(len, results)))
+    return results
+
+
+@jax.jit
+def _hear(
+    decoder: Decoder,
+    states: Float[Array, "clip frame d_model"],
+    references: Float[Array, "clip frame d_model"] | None,
+) -> Heard:
+    # The clip comes after the layers, which are scanned over: otherwise each step would transpose.
+    hear = jax.vmap(decoder.cross_keys_values, out_axes=1)
+    return Heard(hear(states), None if references is None else hear(references))
+
+
+def _filled(numbers: range, size: int) -> Int[np.ndarray, " some"]:
+    """The first `size` numbers, the last repeated: every batch has the same shape."""
+    return np.minimum(np.arange(size) + numbers.start, numbers.stop - 1)
+
+
+def _batch_sizes(
+    model: Whisper,
+    n_clips: int,
+    n_rows: int,
+    n_tokens: int,
+    n_streams: int,
+    choice: Choice,
+    memory: int | None,
+) -> tuple[int, int]:
+    """How many clips, and how many rows of each, fit the memory at once."""
+    config = model.config
+    position = 2 * config.decoder_layers * config.d_model * model.dtype.itemsize
+    scores = 4 * (8 * config.d_vocab + 4 * config.decoder_heads * config.max_frames)
+    row = choice.beam_size * (n_streams * 2 * position * n_tokens + scores)
+    clip = 2 * n_streams * position * config.max_frames
+    budget = default_memory() if memory is None else memory
+    if clip + row > budget:
+        raise InputError(
+            f"A memory budget of {budget} bytes is too small: one transcript takes {clip + row}."
+        )
+    most = _ROWS_ON_CPU if jax.default_backend() == "cpu" else n_clips * n_rows
+    rows = _evenly(n_rows, min(most, (budget - clip) // row))
+    return _evenly(n_clips, min(max(1, most // rows), budget // (clip + rows * row))), rows
+
+
+def _evenly(count: int, most: int) -> int:
+    """The size of equal batches of at most `most`."""
+    return math.ceil(count / math.ceil(count / most))
+
+
+def _stack_prompts(
+    config: WhisperConfig, prompts: Sequence[Sequence[int]], batch: int
+) -> Int[np.ndarray, "batch pos"]:
+    if len(prompts) != batch or len({len(prompt) for prompt in prompts}) != 1:
+        raise InputError(
+            f"There are {len(prompts)} prompts for {batch} clips: give each one, of equal length."
+        )
+    return np.stack([np.asarray(check_tokens(config, prompt)) for prompt in prompts])
+
+
+def padded_length(length: int, max_tokens: int) -> int:
+    """A few sizes rather than one for every prompt: each is a compilation."""
+    return min(max_tokens, max(_SMALLEST_PROMPT, 1 << (length - 1).bit_length()))
+
+
+def _unpack(
+    tokenizer: Tokenizer, prompt: Int[np.ndarray, " pos"], written: Written, clip: int, row: int
+) -> Generated:
+    finished, length = bool(written.finished[clip, row]), int(written.lengths[clip, row])
+    log_probs = written.log_probs[clip, row, : length + finished]
+    if np.isnan(log_probs).any():
+        raise InputError("The logits are no numbers: the edit, or the model, makes them infinite.")
+    tokens = tuple(int(token) for token in written.tokens[clip, row, :length])
+    return Generated(
+        prompt=tuple(int(token) for token in prompt),
+        tokens=tokens,
+        log_probs=tuple(float(p) for p in log_probs),
+        finished=finished,
+        no_speech_prob=float(written.no_speech[clip, row]),
+        text=tokenizer.decode(tokens),
+    )

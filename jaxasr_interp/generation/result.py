@@ -1,0 +1,69 @@
+"""What is asked of generation, and what it gives."""
+
+import dataclasses
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.sites import DecoderActivations
+
+MAX_NEW_TOKENS = 224
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """One generated token sequence.
+
+    Attributes:
+        prompt: the tokens that were given.
+        tokens: the tokens that were generated, without end-of-text.
+        log_probs: natural log-probability of each generated token, and of end-of-text if it came,
+            among the tokens that were allowed.
+        finished: whether end-of-text came before the limit.
+        no_speech_prob: probability of the no-speech token at the start of the transcript.
+        text: the tokens as text, without special tokens and timestamps.
+        acts: the requested activations, at every position of prompt and tokens.
+    """
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    finished: bool
+    no_speech_prob: float
+    text: str
+    acts: DecoderActivations | None = None
+
+    @property
+    def mean_log_prob(self) -> float:
+        """Sum of `log_probs` over `len(tokens) + 1`, as openai/whisper defines it."""
+        return sum(self.log_probs) / (len(self.tokens) + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How the next token is chosen.
+
+    Attributes:
+        suppress: leave out the tokens that the checkpoint's generation settings forbid.
+        max_new_tokens: generate at most so many; the decoder's context is a further limit.
+        temperature: 0 takes the most probable token; above, tokens are drawn with
+            `p ∝ exp(logits / temperature)`.
+        seed: of the draws.
+        beam_size: above 1, so many sequences are kept at each step, as openai/whisper does.
+    """
+
+    suppress: bool = True
+    max_new_tokens: int = MAX_NEW_TOKENS
+    temperature: float = 0.0
+    seed: int = 0
+    beam_size: int = 1
+
+    def __post_init__(self):
+        for name in ("max_new_tokens", "beam_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: expected at least 1.")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"The temperature is {self.temperature}: expected 0 or more.")
+        if self.beam_size > 1 and self.temperature > 0:
+            raise InputError("Beam search does not draw: give a temperature or a beam size.")
+
+
+GREEDY = Choice()
