@@ -73,7 +73,10 @@ def align_words(
         raise InputError(
             f"The clip fills {frames} frames: expected 1 to {model.config.max_frames}."
         )
-    words = words_of(tokenizer, tokens)
+    words = [
+        (name, (start + prompt, stop + prompt))
+        for name, (start, stop) in words_of(tokenizer, tokens[prompt:])
+    ]
     if not words:
         return ()
     states = encode(model, mel, sites=()).states

@@ -144,7 +144,8 @@ def _reread(
     sites: str | Iterable[str] | None,
 ) -> DecoderActivations:
     """The activations of a whole transcript, which are those of its steps."""
-    tokens = [*one.prompt, *one.tokens]
+    # The last of a text that fills the context is never read.
+    tokens = [*one.prompt, *one.tokens][: model.config.max_tokens]
     size = padded_length(len(tokens), model.config.max_tokens)
     padded = np.asarray(tokens + [0] * (size - len(tokens)), np.int32)
     edit = shifted(edit, jnp.zeros((), jnp.int32))

@@ -25,8 +25,9 @@ have none. The kinds, and the keys that they take:
 ==========  ====================================================================================
 
 All take `alpha`, the strength (1): `ã = (1 - α) a + α edit(a)`; `pos`, positions as a sweep names
-them (tokens of the decoder, prompt included, or frames and times of the encoder); and decoder edits
-`step`, counted from the first token that is generated: `step=0` edits what token 0 is chosen from.
+them, though not by words (tokens of the decoder, prompt included, or frames and times of the
+encoder); and decoder edits `step`, counted from the first token that is generated: `step=0` edits
+what token 0 is chosen from.
 """
 
 import dataclasses
@@ -123,9 +124,22 @@ def parse_edit(text: str | Sequence[str], model: Whisper) -> Intervention:
     )
 
 
-def as_intervention(edit: Intervention | str, model: Whisper) -> Intervention:
-    """The intervention, read if it is text."""
-    return parse_edit(edit, model) if isinstance(edit, str) else edit
+def as_intervention(edit: Intervention | str | Sequence[str], model: Whisper) -> Intervention:
+    """The intervention, read if it is text.
+
+    Raises:
+        InputError: it is neither, or the text cannot be read.
+    """
+    if isinstance(edit, Intervention):
+        return edit
+    if isinstance(edit, str) or (
+        isinstance(edit, Sequence) and all(isinstance(part, str) for part in edit)
+    ):
+        return parse_edit(edit, model)
+    raise InputError(
+        f"The edit {edit!r} is neither text nor an Intervention: wrap it in one that says of which "
+        "stack it is, as in ji.Intervention('mine', decoder=...)."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +218,7 @@ class _Part:
             raise _wrong(self.text, f"{key}={text} counts from the end of a text that has none yet")
         size = model.config.max_frames if timed else model.config.max_tokens
         try:
-            return resolve_windows(text, size, timed=timed)
+            return _merged(resolve_windows(text, size, timed=timed))
         except InputError as error:
             raise _wrong(self.text, str(error).rstrip(".")) from None
 
@@ -262,6 +276,17 @@ def _wrong(text: str, why: str) -> InputError:
     return InputError(f"The edit {text!r} cannot be read: {why}.")
 
 
+def _merged(windows: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """The same positions in as few windows as there can be, each edited once."""
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(windows):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(stop, merged[-1][1])
+        else:
+            merged.append((start, stop))
+    return tuple(merged)
+
+
 def _counts_frames(stack: Stack, site: str) -> bool:
     return stack == "encoder" or "frame" in SITES[stack][site][:2]
 
@@ -277,6 +302,8 @@ def _cells(
     if not cells:
         raise _wrong(text, f"say in which layers: {stack}.{site}@3, @0-3 or @*")
     layers, _, heads = cells.partition(".")
+    if cells.endswith("."):
+        raise _wrong(text, "the heads are missing after the dot")
     if heads and head_axis(site) is None:
         raise _wrong(text, f"{site} has no heads: leave out .{heads}")
     config = model.config
@@ -298,7 +325,10 @@ def _numbers(text: str, what: str, numbers: str, size: int) -> tuple[int, ...]:
     outside = [index for index in indices if not -size <= index < size]
     if outside:
         raise _wrong(text, f"there is no {what[:-1]} {outside[0]} among {size}")
-    return tuple(index % size for index in indices)
+    chosen = tuple(index % size for index in indices)
+    if len(set(chosen)) < len(chosen):
+        raise _wrong(text, f"{what} {numbers} name one of them twice")
+    return chosen
 
 
 def _values(text: str, kind: str, stack: Stack, options: Sequence[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxasr_interp.audio import log_mel_spectrogram
+from jaxasr_interp.audio import CHUNK_SAMPLES, log_mel_spectrogram
 from jaxasr_interp.edits import (
     Edit,
     edited_sites,
@@ -83,7 +83,14 @@ def encode_under(
         mel = log_mel_spectrogram(clip, model.config.n_mels) if mels is None else mels[i]
         edit = encoder
         if needed and intervention.reference is not None:
-            heard = reference_audio(intervention.reference, clip, intervention.seed)
+            # Noise as loud as a silent clip is silence.
+            heard = (
+                reference_audio(intervention.reference, clip, intervention.seed)
+                if np.any(clip) or intervention.reference not in ("noise", "silence")
+                else clip
+            )
+            if len(heard) > CHUNK_SAMPLES:
+                raise InputError(f"The reference {intervention.reference} is longer than 30 s.")
             sites = (edited_sites(encoder) or "all") if needs_source(encoder) else ()
             other = encode(model, log_mel_spectrogram(heard, model.config.n_mels), sites=sites)
             edit = with_source(encoder, other.acts)

@@ -118,10 +118,13 @@ class Interchange:
             `None` where `generate` and `transcribe` supply them, from a reference run that writes
             the same tokens. In generation, positions behind the last of the source keep their
             value.
+        offset: position of the value's first cell in the source; of a patch that was `shifted`.
+        moved: whether it was.
     """
 
     source: EncoderActivations | DecoderActivations | None = None
     offset: Int[Array, ""] | int = 0
+    moved: bool = static(default=False)
 
     def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
         """Return the source's value; raise `InputError` if it has none or another shape."""
@@ -132,11 +135,11 @@ class Interchange:
             raise InputError(f"The source of the patch lacks {site!r}: run it with that site.")
         source = source if layer is None else source[layer]
         axis = position_axis(site)
-        if source.shape == value.shape:
+        if source.shape == value.shape and (not self.moved or _hears(site)):
             return source.astype(value.dtype)
-        if source.shape[:axis] + source.shape[axis + 1 :] != (
+        if not self.moved or source.shape[:axis] + source.shape[axis + 1 :] != (
             value.shape[:axis] + value.shape[axis + 1 :]
-        ) or (isinstance(self.offset, int) and self.offset == 0):
+        ):
             raise InputError(
                 f"The source of the patch at {site!r} has shape {source.shape} and the run "
                 f"{value.shape}: align runs of different length."
@@ -147,7 +150,7 @@ class Interchange:
 
     def shifted(self, offset: Array | int) -> "Interchange":
         """The patch from position `offset` on."""
-        return replace(self, offset=self.offset + offset)
+        return replace(self, offset=self.offset + offset, moved=True)
 
     def with_source(self, acts: EncoderActivations | DecoderActivations) -> "Interchange":
         """The patch from a reference run's activations, where it has no source of its own."""
@@ -216,6 +219,8 @@ class At:
             raise InputError(f"There is no site {self.site!r} in the encoder or the decoder.")
         if not {"pos", "frame", "query"}.intersection(layer_axes(self.site)):
             raise InputError(f"Site {self.site!r} counts neither tokens nor frames.")
+        if isinstance(self.head, int) and self.head != EVERY and head_axis(self.site) is None:
+            raise InputError(f"Site {self.site!r} has no heads: leave out head {self.head}.")
 
     def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
         """Return `value` with the chosen cells edited."""

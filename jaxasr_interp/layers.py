@@ -159,7 +159,12 @@ class Attention(nnx.Module):
             scores = jnp.where(mask[None], scores, -jnp.inf)
         scores = tap(self.prefix + "attn_scores", scores)
         if tap.wants_patterns:
+            # Again after each edit: what a query may not look at stays hidden, whatever is written.
+            if mask is not None:
+                scores = jnp.where(mask[None], scores, -jnp.inf)
             pattern = tap(self.prefix + "pattern", jax.nn.softmax(scores, axis=-1).astype(q.dtype))
+            if mask is not None:
+                pattern = jnp.where(mask[None], pattern, jnp.zeros_like(pattern))
             z = jnp.einsum("hqk,hkd->hqd", pattern, kv.v, preferred_element_type=wide)
         else:
             # Dividing the result rather than the pattern is one pass less over the scores.

@@ -47,12 +47,12 @@ def mean_activations(
 
     Raises:
         InputError: there are no utterances, one is nothing but its prompt, or the site is the
-            decoder's self-attention pattern, whose keys differ between positions.
+            decoder's self-attention, whose keys differ between positions.
     """
     if not utterances:
         raise InputError("There are no runs to take the mean of: give at least one.")
-    if stack == "decoder" and "pattern" in sites:
-        raise InputError("The mean of the decoder's 'pattern' is none: each position has own keys.")
+    for site in {"attn_scores", "pattern"}.intersection(sites if stack == "decoder" else ()):
+        raise InputError(f"The mean of the decoder's {site!r} is none: each position has own keys.")
     if any(len(one.tokens) <= prompt for one in utterances):
         raise InputError("A run to take the mean of has no text: choose clips with speech.")
     kind = EncoderActivations if stack == "encoder" else DecoderActivations

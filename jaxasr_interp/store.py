@@ -47,6 +47,22 @@ def reserve(path: Path, overwrite: bool) -> None:
         raise InputError(f"Nothing can be written to {path.parent}: {error.strerror}.") from None
 
 
+def start_partial(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make way for a new partial result, unless there is one to go on from.
+
+    Raises:
+        InputError: one is there, and nothing says whether to go on from it or to replace it.
+    """
+    if resume or not path.exists():
+        return
+    if not overwrite:
+        raise InputError(
+            f"{path} holds what was computed before: go on with --resume, or drop it with "
+            "--overwrite."
+        )
+    path.unlink()
+
+
 def save_dataset(
     dataset: "xarray.Dataset", path: Path, model: "Whisper", *, overwrite: bool = False
 ) -> Path:

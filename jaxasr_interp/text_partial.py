@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
+import numpy as np
+
 from jaxasr_interp.decoding import Choice, Generated
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.intervention import Intervention
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class PartialTexts:
-    """Finished clips of one sweep, in memory and, if there is a path, in a file.
+    """Finished clips of one sweep: those that are in a file, if there is a path.
 
     Args:
         path: of the file, or `None`.
@@ -45,7 +48,7 @@ class PartialTexts:
         header = {
             "model": model.source,
             "dtype": str(model.dtype),
-            "edits": [edit.text for edit in edits],
+            "edits": [[edit.text, _fingerprint(edit)] for edit in edits],
             "choice": dataclasses.asdict(choice),
         }
         if path is None:
@@ -53,7 +56,7 @@ class PartialTexts:
         if path.is_file():
             # A line that was being written when the work was cut off lacks its end.
             lines = [line for line in path.read_text("utf-8").splitlines(True) if line[-1] == "\n"]
-            if not lines or json.loads(lines[0]) != header:
+            if not lines or _read(lines[0]) != header:
                 raise InputError(f"{path} is of another sweep: remove it, or choose another --out.")
             self.done = {one["clip"]: one["rows"] for one in map(json.loads, lines[1:])}
             path.write_text("".join(lines), "utf-8")
@@ -88,6 +91,23 @@ class PartialTexts:
             file.write(json.dumps({"clip": _key(clip), "rows": kept}) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _fingerprint(edit: Intervention) -> str:
+    """Hash of all that an intervention writes: its text may name a file that has changed."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves((edit.encoder, edit.decoder, edit.steps)):
+        digest.update(np.asarray(leaf).tobytes() if not callable(leaf) else repr(leaf).encode())
+    if edit.reference is not None and Path(edit.reference).is_file():
+        digest.update(Path(edit.reference).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _key(clip: "Clip") -> str:

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 
 from jaxasr_interp.bootstrap import Interval, bootstrap_interval
 from jaxasr_interp.decoding import Generated
+from jaxasr_interp.edits import Identity
 from jaxasr_interp.intervention import Intervention
-from jaxasr_interp.interventions import At
+from jaxasr_interp.interventions import END, At, together
 from jaxasr_interp.text_metrics import (
     Errors,
     character_errors,
@@ -82,7 +83,7 @@ class TextSweep:
     @functools.cached_property
     def loops(self) -> np.ndarray:
         """Whether each transcript loops, `[intervention, clip]`; see `text_metrics.is_loop`."""
-        return self._each(lambda one: is_loop(one.text))
+        return self._each(lambda one, _: is_loop(one.text))
 
     def rate(self, i: int, against: str = "transcript", unit: str = "word") -> float:
         """Error rate of one intervention over all clips whose right text is known and not empty."""
@@ -102,18 +103,21 @@ class TextSweep:
         both = ("intervention", "clip")
         errors = (*both, "against", "unit", "operation")
         cells = [cell_of(one) for one in self.interventions]
-        length = self._each(lambda one: len(normalize(one.text).split()))
+        length = self._each(lambda one, language: len(normalize(one.text, language).split()))
         data = {
-            "text": (both, self._each(lambda one: one.text.strip()).astype(str)),
+            "text": (both, self._each(lambda one, _: one.text.strip()).astype(str)),
             "errors": (errors, self.errors),
             "loop": (both, self.loops),
-            "compression_ratio": (both, self._each(lambda one: compression_ratio(one.text))),
+            "compression_ratio": (both, self._each(lambda one, _: compression_ratio(one.text))),
             "words": (both, length),
             "length_ratio": (both, length / np.where(length[0] > 0, length[0], np.nan)),
-            "any_words": (both, self._each(lambda one: words_on_silence(one.text))),
-            "mean_log_prob": (both, self._each(lambda one: one.mean_log_prob)),
-            "no_speech_prob": (both, self._each(lambda one: one.no_speech_prob)),
-            "finished": (both, self._each(lambda one: one.finished)),
+            "any_words": (
+                both,
+                self._each(lambda one, language: words_on_silence(one.text, language)),
+            ),
+            "mean_log_prob": (both, self._each(lambda one, _: one.mean_log_prob)),
+            "no_speech_prob": (both, self._each(lambda one, _: one.no_speech_prob)),
+            "finished": (both, self._each(lambda one, _: one.finished)),
         }
         coordinates = {
             "intervention": [one.text for one in self.interventions],
@@ -121,6 +125,7 @@ class TextSweep:
             "against": list(AGAINST),
             "unit": list(UNITS),
             "operation": list(OPERATIONS),
+            "stack": ("intervention", ["" if c is None else c.stack for c in cells]),
             "site": ("intervention", ["" if c is None else c.site for c in cells]),
             "layer": ("intervention", [-1 if c is None else c.layer for c in cells]),
             "head": ("intervention", [-1 if c is None else c.head for c in cells]),
@@ -130,7 +135,7 @@ class TextSweep:
         return xarray.Dataset(data, coordinates)
 
     def _each(self, measure) -> np.ndarray:
-        return np.array([[measure(one) for one in texts] for texts in self.written])
+        return np.array([list(map(measure, texts, self.languages)) for texts in self.written])
 
     def _wrong(self, i: int, against: str, unit: str) -> tuple[np.ndarray, np.ndarray]:
         """Wrong words or characters and the right text's length, of clips that have one."""
@@ -152,12 +157,18 @@ class Cell:
 
 
 def cell_of(intervention: Intervention) -> Cell | None:
-    """Which component an intervention edits, if it is one."""
-    for stack, edit in (("encoder", intervention.encoder), ("decoder", intervention.decoder)):
-        if isinstance(edit, At):
-            numbers = int(edit.layer), int(edit.head), float(edit.alpha)
-            return Cell(stack, edit.site, *numbers)
-    return None
+    """Which component an intervention edits, if it is one, at all positions."""
+    edits = {
+        "encoder": intervention.encoder,
+        "decoder": together([intervention.decoder, intervention.steps]),
+    }
+    edited = [(stack, edit) for stack, edit in edits.items() if not isinstance(edit, Identity)]
+    if len(edited) != 1:
+        return None
+    ((stack, edit),) = edited
+    if not isinstance(edit, At) or (edit.start, edit.stop) != (0, END):
+        return None
+    return Cell(stack, edit.site, int(edit.layer), int(edit.head), float(edit.alpha))
 
 
 def _counts(errors: Errors) -> Sequence[int]:

@@ -6,8 +6,10 @@ Each clip is encoded once; all interventions on the decoder then write side by s
 """
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from jaxasr_interp.interventions import At, Several
 from jaxasr_interp.language import detect_language
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.pytree import replace
-from jaxasr_interp.sites import SITES, Stack, head_axis
+from jaxasr_interp.sites import SITES, Stack, check_site, head_axis
 from jaxasr_interp.text_partial import PartialTexts
 from jaxasr_interp.text_result import Clip, TextSweep
 from jaxasr_interp.tokens import Tokenizer, require_tokenizer
@@ -40,7 +42,7 @@ def component_edits(
     stack: Stack = "decoder",
     sites: Sequence[str] = ("attn_out", "cross_attn_out", "mlp_out", "z", "cross_z"),
     layers: Iterable[int] | None = None,
-    heads: Iterable[int] | None = None,
+    heads: Iterable[int] | Literal["all"] | None = None,
     alphas: Sequence[float] = (1.0,),
 ) -> list[Intervention]:
     """One intervention for each component: a site of a layer, or a head of it.
@@ -52,7 +54,7 @@ def component_edits(
         stack: encoder or decoder.
         sites: which; those with heads are taken head by head.
         layers: which, all by default.
-        heads: which, all by default.
+        heads: which, each on its own by default; `"all"` together.
         alphas: strengths.
 
     Returns:
@@ -70,7 +72,11 @@ def component_edits(
         for site in sites
         for layer in (range(n_layers) if layers is None else layers)
         for head in (
-            [None] if head_axis(site) is None else range(n_heads) if heads is None else heads
+            [None]
+            if head_axis(check_site(stack, site)) is None or heads == "all"
+            else range(n_heads)
+            if heads is None
+            else heads
         )
     ]
     return [
@@ -101,7 +107,7 @@ def ablation_sweep(
         model: a model with a tokenizer.
         clips: of up to 30 s, with what is said in them where it is known.
         interventions: by default every decoder component set to zero; see `component_edits`.
-        choice: how tokens are chosen; without beam search.
+        choice: how tokens are chosen.
         memory: bytes that may be taken beside the model; by default a quarter of the device's.
         resume: a file that finished clips are added to, and taken from if it is there.
         on_progress: called with the transcripts done after each batch.
@@ -153,6 +159,8 @@ def _under_all(
     mels = [log_mel_spectrogram(clip, model.config.n_mels) for clip in audio]
     states, _ = encode_under(model, audio, UNEDITED, mels)
     prompts = [_prompt(model, clip, own) for clip, own in zip(clips, states, strict=True)]
+    # A clip's draws are its own, whichever clips are beside it.
+    draws = [zlib.crc32(clip.name.encode()) >> 1 for clip in clips]
     results: list[dict[int, Generated]] = [{} for _ in clips]
     for group in _groups(edits, len(prompts[0])):
         if group.encodes:
@@ -167,6 +175,7 @@ def _under_all(
                     prompts=prompts * len(members),
                     references=_joined([beside for _, beside in each]),
                     choice=choice,
+                    draws=draws * len(members),
                     memory=memory,
                 )
                 for n, (row,) in enumerate(written):
@@ -182,6 +191,7 @@ def _under_all(
             prompts=prompts,
             references=references,
             choice=choice,
+            draws=draws,
             memory=memory,
         )
         for own, rows in zip(results, written, strict=True):

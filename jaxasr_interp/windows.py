@@ -153,7 +153,8 @@ def _cut(
         pieces = [tokens[a:b] for a, b in zip([0, *cuts], cuts, strict=False)]
         segments = [(piece, piece[0] - begin, piece[-1] - begin) for piece in pieces]
         complete = segments[-1][2] * _MEL_FRAMES_PER_TIMESTAMP
-        return segments, size if ends_with_single else complete
+        # A segment of no length must not stop the clock.
+        return segments, size if ends_with_single else complete or size
     times = [token - begin for token in tokens if token >= begin]
     last = times[-1] if times and times[-1] else size // _MEL_FRAMES_PER_TIMESTAMP
     return [(tokens, 0, last)], size

@@ -2,11 +2,22 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 
 import jaxasr_interp as ji
 from jaxasr_interp.alignment import Word
-from jaxasr_interp.plots import change, plot_ablation, plot_sweep, plot_timeline, share
+from jaxasr_interp.plots import (
+    change,
+    plot_ablation,
+    plot_attention,
+    plot_encoder_lens,
+    plot_sweep,
+    plot_text_sweep,
+    plot_timeline,
+    share,
+)
 from jaxasr_interp.plots.timeline import _levels
 from jaxasr_interp.tables import sweep_table, window_labels
 
@@ -194,3 +205,147 @@ def test_tables_name_the_largest_cells(tiny, golden, capsys):
 def test_tables_of_time_name_the_words(tiny, golden):
     result = result_of(tiny, golden, stack="encoder", window=4)
     assert window_labels(result.plan, LABELS, WORDS) == ["Cut the", "the grass", "grass now."]
+
+
+# Pictures of what is written.
+
+
+def inked(path):
+    """The share of a picture's pixels that are not nearly white."""
+    return float((imread(path)[..., :3] < 0.9).any(-1).mean())
+
+
+def edits(*places, alpha=1.0):
+    """One intervention for each `(stack, site, layer, head)`."""
+    return [
+        ji.Intervention(
+            f"{place} {alpha}", **{stack: ji.At(ji.Zero(), layer, 0, 99, head, alpha, site)}
+        )
+        for place in places
+        for stack, site, layer, head in [place]
+    ]
+
+
+MLPS = [("decoder", "mlp_out", layer, -1) for layer in range(3)]
+HEADS = [("decoder", "z", layer, head) for layer in range(3) for head in range(2)]
+SUBLAYERS = [("decoder", "attn_out", 1, -1)]
+
+
+@pytest.mark.parametrize(
+    ("some", "n_panels"),
+    [
+        (edits(*MLPS), 1),
+        (edits(*HEADS), 1),
+        (edits(*MLPS, *SUBLAYERS, *HEADS), 2),
+        (edits(*MLPS, *HEADS) + edits(*MLPS, *HEADS, alpha=0.5), 4),
+        (edits(MLPS[1]), 1),
+        ([*edits(("encoder", "z", 0, 1)), ji.Intervention("unedited")], 1),
+    ],
+)
+@pytest.mark.parametrize("kind", ["shares", "nothing", "zeros", "above one"])
+def test_text_sweeps_show_each_component(tmp_path, figures, some, n_panels, kind):
+    values = {
+        "shares": np.linspace(0.02, 0.9, len(some)),
+        "nothing": np.full(len(some), np.nan),
+        "zeros": np.zeros(len(some)),
+        "above one": np.linspace(0.5, 12, len(some)),
+    }[kind]
+    path = tmp_path / "a.png"
+    figure = draw(figures, plot_text_sweep, values, some, "rate", "cost: $3 and $4", path)
+    assert len(panels(figure)) == n_panels
+    assert inked(path) > 0.01
+    known = [value for value, one in zip(values, some, strict=True) if one.text != "unedited"]
+    shown = np.ma.concatenate([axes.images[0].get_array().ravel() for axes in panels(figure)])
+    assert sorted(shown.compressed()) == pytest.approx(sorted(v for v in known if np.isfinite(v)))
+    expected = [f"{100 * v:.0f}" if v < 10 else f"{v:.0f}×" for v in known if v >= 0.005]
+    assert sorted(texts(figure)) == sorted(expected)
+    titles = " ".join(axes.get_title("left") for axes in panels(figure))
+    assert ("α = 0.5" in titles) == ("α = 1" in titles) == (n_panels == 4)
+
+
+def test_the_cells_of_a_text_sweep_are_where_their_components_are(tmp_path, figures):
+    some = edits(*HEADS) + edits(*HEADS, alpha=0.5)
+    values = np.arange(12) / 12
+    figure = draw(figures, plot_text_sweep, values, some, "rate", "title", tmp_path / "a.png")
+    half, whole = (axes.images[0].get_array() for axes in panels(figure))
+    np.testing.assert_allclose(whole, values[:6].reshape(3, 2))
+    np.testing.assert_allclose(half, values[6:].reshape(3, 2))
+
+
+def test_without_single_components_there_is_no_picture(tmp_path):
+    both = ji.Intervention("both", decoder=ji.Several((ji.At(ji.Zero()), ji.At(ji.Zero()))))
+    path = tmp_path / "a.png"
+    assert plot_text_sweep(np.ones(1), [both], "rate", "title", path) is None
+    assert not path.exists()
+
+
+def lens_of(*written, normed=True, log_probs=None):
+    generated = [
+        ji.Generated((31,), (1, 2), (-1.0,) * 3, True, 0.1, text) for text in (*written, "it $1$")
+    ]
+    depths = len(generated)
+    probabilities = -np.arange(1.0, depths + 1)[:, None] * np.ones((1, 2))
+    return ji.EncoderLens(
+        tuple(generated),
+        (1, 2),
+        probabilities if log_probs is None else log_probs,
+        np.zeros((depths, 2, 1), int),
+        np.zeros((depths, 2, 1)),
+        normed,
+    )
+
+
+@pytest.mark.parametrize(
+    "lens",
+    [
+        lens_of(),
+        lens_of(" no" * 60, "", "He paid $5, or $$6$."),
+        lens_of("word " * 300, normed=False),
+        lens_of("a", log_probs=np.full((2, 2), np.nan)),
+    ],
+)
+def test_the_encoder_lens_shows_what_each_depth_writes(tmp_path, figures, lens):
+    path = tmp_path / "a.png"
+    figure = draw(figures, plot_encoder_lens, lens, "lens of $a$", path)
+    left, right = figure.axes
+    assert inked(path) > 0.01
+    assert [bar.get_width() for bar in left.patches] == pytest.approx(
+        lens.log_probs.mean(1).tolist(), nan_ok=True
+    )
+    for text, written in zip(right.texts, lens.texts, strict=True):
+        shown = text.get_text().replace("\\$", "$").replace("\n", " ")
+        assert shown == (written or "(nothing)") or (
+            shown[-1] == "…" and written[:200] == shown[:200]
+        )
+        loops = written.startswith(("no no", "word word"))
+        assert (to_hex(text.get_color()) == "#b3541e") == loops
+    heights = [text.get_position()[1] for text in right.texts]
+    assert heights == sorted(heights)
+    assert ("without the final LayerNorm" in figure.get_suptitle()) != lens.normed
+
+
+@pytest.mark.parametrize("nothing", [False, True])
+def test_attention_runs_under_the_words(tmp_path, figures, nothing):
+    random, path = np.random.default_rng(0), tmp_path / "a.png"
+    pattern = random.random((len(LABELS), 12)) * np.arange(1, 8)[:, None] * (not nothing)
+    words = (*WORDS, Word("$5", "5", (6, 7), (11, 12)))
+    figure = draw(figures, plot_attention, pattern, LABELS, words, "heads of $a$", path)
+    assert inked(path) > 0.01
+    (axes,) = panels(figure)
+    shown = axes.images[0].get_array()
+    np.testing.assert_allclose(shown.max(1), float(not nothing))
+    np.testing.assert_allclose(shown, pattern / np.maximum(pattern.max(1, keepdims=True), 1e-9))
+    assert axes.get_xlim() == (0, 12 / 50)
+    top = axes.child_axes[0]
+    assert top.get_xticks() == pytest.approx([word.seconds[0] for word in words])
+    assert [t.get_text() for t in top.get_xticklabels()][-1] == r"\$5"
+    assert [t.get_text() for t in axes.get_yticklabels()][:3] == [
+        "‹start›",
+        "‹no times›",
+        r"\$my\$",
+    ]
+
+
+def test_nothing_said_has_no_words(tmp_path, figures):
+    figure = draw(figures, plot_attention, np.ones((1, 3)), ["a"], (), "title", tmp_path / "a.png")
+    assert len(panels(figure)) == 1

@@ -33,6 +33,7 @@ from jaxasr_interp.cli.options import (
     StrideOption,
     WindowOption,
     parse_memory,
+    refuse_options,
 )
 from jaxasr_interp.cli.output import console, print_json
 from jaxasr_interp.cli.results import draw, partial_file, run_sweep
@@ -62,14 +63,22 @@ from jaxasr_interp.store import reserve, save_dataset
 from jaxasr_interp.tables import sweep_table, window_labels
 from jaxasr_interp.tokens import require_tokenizer
 
-_SITES = {
-    "decoder": ("attn_out", "cross_attn_out", "mlp_out", "z", "cross_z"),
-    "encoder": ("attn_out", "mlp_out", "z"),
-}
-_PATTERNS = {"decoder": ("cross_pattern",), "encoder": ("pattern",)}
+_ONLY_SWEEPS = (
+    "text",
+    "word",
+    "positions",
+    "window",
+    "stride",
+    "metric",
+    "method",
+    "seed",
+    "plan_only",
+)
+_ONLY_COMPONENTS = ("kind", "reference", "stack", "site", "layers", "heads", "alpha")
 
 
 def ablate(
+    context: typer.Context,
     files: Annotated[
         list[str],
         typer.Argument(
@@ -134,6 +143,9 @@ def ablate(
     """
     what = Kind.read(kind)
     if generate:
+        refuse_options(context, _ONLY_SWEEPS, "does nothing with --generate")
+        if edit:
+            refuse_options(context, _ONLY_COMPONENTS, "does nothing beside --edit")
         ablate_texts(
             files,
             model=model,
@@ -157,11 +169,12 @@ def ablate(
         return
     if len(files) > 1 or edit:
         raise InputError("Several files, or an --edit, go with --generate.")
+    refuse_options(context, ("max_new_tokens",), "goes with --generate")
     (file,) = files
     known = check_stack(stack)
     for one in site or ():
         check_site(known, one)
-    sites = site or (_PATTERNS if what.name == "knockout" else _SITES)[known]
+    sites = site or what.default_sites(known)
     wanted = Selection.read(
         stack,
         sites,
@@ -174,7 +187,7 @@ def ablate(
         memory=memory,
     )
     references = what.check_references(reference)
-    if what.name == "knockout" and (len(sites) > 1 or sites[0] not in PATTERN_SITES):
+    if what.name == "knockout" and (len(sites) != 1 or not PATTERN_SITES.issuperset(sites)):
         raise InputError(
             "A knock-out hides what attention looks at: choose one --site, pattern or "
             "cross_pattern."

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import jax
 import typer
+from typer.core import TyperCommand
 
 from jaxasr_interp._version import __version__
 from jaxasr_interp.cli.ablate import ablate
@@ -28,8 +29,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Mechanistic interpretability of Whisper speech recognition.",
 )
+
+
+class _Command(TyperCommand):
+    """A command whose context is what typer has its function's annotation say."""
+
+    context_class = typer.Context
+
+
 for command in (transcribe, lens, patch, ablate, verify):
-    app.command()(command)
+    app.command(cls=_Command)(command)
 app.command("encoder-lens")(encoder_lens)
 app.add_typer(study, name="study")
 

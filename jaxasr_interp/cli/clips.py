@@ -41,7 +41,9 @@ def read_table(path: Path) -> list[tuple[Path, str | None, str | None]]:
             rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a table: {error}.") from None
-    if not rows or "path" not in rows[0]:
+    if not rows:
+        raise InputError(f"{path} has no rows: give tab-separated columns path and text.")
+    if "path" not in rows[0]:
         raise InputError(f"{path} has no column 'path': give tab-separated columns path and text.")
     # Silence has no text; where the text is merely unknown the column says nothing either.
     return [

@@ -18,15 +18,10 @@ from jaxasr_interp.model import Whisper
 from jaxasr_interp.plots import plot_text_sweep
 from jaxasr_interp.ranges import parse_indices
 from jaxasr_interp.sites import check_stack
-from jaxasr_interp.store import reserve, save_dataset
+from jaxasr_interp.store import reserve, save_dataset, start_partial
 from jaxasr_interp.tables import text_sweep_table
 from jaxasr_interp.text_result import TextSweep
 from jaxasr_interp.text_sweep import ablation_sweep, component_edits
-
-_SITES = {
-    "decoder": ("attn_out", "cross_attn_out", "mlp_out", "z", "cross_z"),
-    "encoder": ("attn_out", "mlp_out", "z"),
-}
 
 
 def ablate_texts(
@@ -53,8 +48,16 @@ def ablate_texts(
     """Transcribe the clips under each edit, or without each component; write table and pictures."""
     choice, known = Choice(max_new_tokens=max_new_tokens), check_stack(stack)
     alphas, chosen = parse_alphas(alpha), parse_indices("layers", layers)
-    some_heads = None if heads in (None, "each") else parse_indices("heads", heads)
+    some_heads = (
+        None
+        if heads in (None, "each")
+        else "all"
+        if heads == "all"
+        else parse_indices("heads", heads)
+    )
     reserve(out / "texts.zarr", overwrite)
+    partial = out / "texts.partial.jsonl"
+    start_partial(partial, resume=resume, overwrite=overwrite)
     clips = read_clips(files, language)
     whisper = load_model(model, dtype)
     interventions: list[Intervention] = (
@@ -64,15 +67,12 @@ def ablate_texts(
             whisper,
             kind.as_edit(references),
             stack=known,
-            sites=sites or _SITES[known],
+            sites=sites or kind.default_sites(known),
             layers=chosen,
             heads=some_heads,
             alphas=alphas,
         )
     )
-    partial = out / "texts.partial.jsonl"
-    if not resume:
-        partial.unlink(missing_ok=True)
     total = len(clips) * (len(interventions) + 1)
     if not as_json:
         print(f"{len(clips)} clips × {len(interventions)} edits (and none): {total} transcripts")

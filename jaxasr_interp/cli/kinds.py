@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.references import check_reference
+from jaxasr_interp.sites import Stack
 
 _PHRASES = {
     "zero": "Each component set to zero",
@@ -16,6 +17,11 @@ _PHRASES = {
     "scale": "Each component scaled",
     "knockout": "Attention knocked out",
 }
+_SITES = {
+    "decoder": ("attn_out", "cross_attn_out", "mlp_out", "z", "cross_z"),
+    "encoder": ("attn_out", "mlp_out", "z"),
+}
+_PATTERNS = {"decoder": ("cross_pattern",), "encoder": ("pattern",)}
 KINDS = "zero, mean, mix, noise:STD, scale:FACTOR or knockout:START..STOP"
 
 
@@ -58,6 +64,10 @@ class Kind:
     def phrase(self) -> str:
         """What it does, for a title."""
         return _PHRASES[self.name]
+
+    def default_sites(self, stack: Stack) -> tuple[str, ...]:
+        """What is taken away where no site is named."""
+        return (_PATTERNS if self.name == "knockout" else _SITES)[stack]
 
     def as_edit(self, references: Sequence[str]) -> str:
         """The kind and its keys in the grammar of edits.

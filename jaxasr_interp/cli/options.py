@@ -1,6 +1,7 @@
 """Options that several commands share, and how their text is read."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -67,13 +68,22 @@ EditsOption = Annotated[
     typer.Option(
         "--edit",
         help="KIND:STACK.SITE@LAYERS.HEADS:KEY=VALUE, such as zero:decoder.cross_z@4.7 or "
-        "mix:encoder.resid_post@*:alpha=0.5:ref=noise; repeatable, all are applied. Kinds: zero, "
+        "mix:encoder.resid_post@*:alpha=0.5:ref=noise; repeatable: transcribe applies all, ablate "
+        "--generate each on its own. Kinds: zero, "
         "scale, noise, add, mix, mean, knockout.",
     ),
 ]
 
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def refuse_options(context: typer.Context, names: Sequence[str], why: str) -> None:
+    """Raise `InputError` if one of these parameters was given on the command line."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise InputError(f"{parameter.opts[0]} {why}.")
 
 
 def parse_heads(text: str | None) -> list[int] | str | None:

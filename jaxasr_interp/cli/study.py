@@ -7,7 +7,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from jaxasr_interp.audio import load_audio
+from jaxasr_interp.audio import CHUNK_SAMPLES, load_audio
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.clips import read_table
 from jaxasr_interp.cli.options import (
@@ -22,7 +22,7 @@ from jaxasr_interp.cli.options import (
 from jaxasr_interp.cli.output import console, print_json, progress_of_total
 from jaxasr_interp.decoding import Choice
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.store import reserve, save_dataset, write_json
+from jaxasr_interp.store import reserve, save_dataset, start_partial, write_json
 from jaxasr_interp.studies.repetition import Remedy, cut_windows, find_loops
 from jaxasr_interp.studies.repetition import repetition as run_repetition
 from jaxasr_interp.text_result import Clip
@@ -44,7 +44,7 @@ def repetition(
     speech: Annotated[Path, typer.Argument(help="A .tsv with columns path and text.")],
     model: ModelOption = "base",
     dtype: DtypeOption = None,
-    language: LanguageOption = "en",
+    language: LanguageOption = None,
     n_speech: Annotated[int, typer.Option(help="Speech clips to take, chosen by --seed.")] = 24,
     seed: SeedOption = 0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest text.")] = 100,
@@ -57,20 +57,23 @@ def repetition(
 ) -> None:
     """Which components repetition loops depend on, and what speech loses without them."""
     choice = Choice(max_new_tokens=max_new_tokens)
-    reserve(out / "loops.zarr", overwrite)
+    for name in ("loops", "speech"):
+        reserve(out / f"{name}.zarr", overwrite)
+    partials = [out / f"{name}.partial.jsonl" for name in ("loops", "speech")]
+    for path in partials:
+        start_partial(path, resume=resume, overwrite=overwrite)
     maybe = [
         window for clip in _clips(candidates, language, None, seed) for window in cut_windows(clip)
     ]
     talk = _clips(speech, language, n_speech, seed)
+    for clip in talk:
+        if not clip.text or len(clip.audio) > CHUNK_SAMPLES:
+            raise InputError(f"{clip.name} is not speech of up to 30 s with its text.")
     whisper = load_model(model, dtype)
     with progress_of_total(len(maybe), "candidate") as on_progress:
         looping = find_loops(whisper, maybe, choice=choice, on_progress=on_progress)
     if not as_json:
         print(f"{len(looping)} of {len(maybe)} candidates loop; {len(talk)} clips of speech")
-    partials = [out / f"{name}.partial.jsonl" for name in ("loops", "speech")]
-    if not resume:
-        for path in partials:
-            path.unlink(missing_ok=True)
     edits = component_edits(whisper)
     total = (len(edits) + 1) * (len(looping) + len(talk))
     with progress_of_total(total, "text") as on_progress:

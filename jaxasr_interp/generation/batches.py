@@ -34,6 +34,7 @@ def generate_rows(
     prompts: Sequence[Sequence[int]] | None = None,
     references: Float[Array, "clip frame d_model"] | None = None,
     choice: Choice = GREEDY,
+    draws: Sequence[int] | None = None,
     memory: int | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[list[Generated]]:
@@ -46,6 +47,8 @@ def generate_rows(
         prompts: one for each clip, all of the same length; see `generate`.
         references: of each clip; see `generate`.
         choice: how tokens are chosen.
+        draws: a number for each clip; clips of the same number and seed draw alike, by default
+            each on its own.
         memory: bytes that may be taken beside the model; by default a quarter of the device's.
         on_progress: called with the transcripts done after each batch.
 
@@ -53,10 +56,25 @@ def generate_rows(
         Of each clip, one result for each edit.
 
     Raises:
-        InputError: see `generate`; or the edits differ in structure.
+        InputError: see `generate`; or there are no clips or edits, not as many edits for each clip,
+            edits that differ in structure, or prompts that ask for timestamps in some clips only.
     """
     tokenizer = require_tokenizer(model)
+    if not edits or len(states) != len(edits) or len({len(of_clip) for of_clip in edits}) != 1:
+        raise InputError(
+            f"There are {len(states)} clips and edits of {len(edits)}: give each clip as many "
+            "edits."
+        )
+    if not edits[0]:
+        raise InputError("There are no edits: give at least one for each clip.")
     check_states(model.config, states[0])
+    if references is not None and references.shape != states.shape:
+        raise InputError(
+            f"The references are {references.shape} and the clips {states.shape}: give each clip "
+            "one."
+        )
+    if not any(needs_source(edit) for of_clip in edits for edit in of_clip):
+        references = None
     for edit in {id(edit): edit for of_clip in edits for edit in of_clip}.values():
         check_edit(edit, "decoder")
         if needs_source(edit) and references is None:
@@ -66,10 +84,16 @@ def generate_rows(
     length = given.shape[1]
     padded = np.zeros((len(given), padded_length(length, model.config.max_tokens)), np.int32)
     padded[:, :length] = given
+    for mark in (tokenizer.start_of_transcript, tokenizer.timestamp_begin - 1):
+        if ((given == mark) != (given[:1] == mark)).any():
+            raise InputError(
+                "The prompts start, or ask for timestamps, at different places: give such clips "
+                "apart."
+            )
     starts = np.flatnonzero(given[0] == tokenizer.start_of_transcript)
     rules = make_rules(model.config, model.generation, tokenizer, given[0], choice.suppress)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(choice.seed), jnp.arange(len(states))
+        jax.random.key(choice.seed), jnp.asarray(range(len(states)) if draws is None else draws)
     )
     n_clips, n_rows = len(states), len(edits[0])
     n_streams = 1 if references is None else 2

@@ -6,6 +6,7 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.sites import DecoderActivations
 
 MAX_NEW_TOKENS = 224
+_LEAST_TEMPERATURE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +61,11 @@ class Choice:
         for name in ("max_new_tokens", "beam_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: expected at least 1.")
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"The temperature is {self.temperature}: expected 0 or more.")
+        if not (self.temperature == 0 or _LEAST_TEMPERATURE <= self.temperature < float("inf")):
+            raise InputError(
+                f"The temperature is {self.temperature}: expected 0, or at least "
+                f"{_LEAST_TEMPERATURE}."
+            )
         if self.beam_size > 1 and self.temperature > 0:
             raise InputError("Beam search does not draw: give a temperature or a beam size.")
 

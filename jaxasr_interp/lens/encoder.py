@@ -112,7 +112,8 @@ def encoder_lens(
     """
     if not 1 <= top_k <= model.config.d_vocab:
         raise InputError(f"top_k is {top_k}: expected 1 to {model.config.d_vocab}.")
-    given = require_tokenizer(model).prompt() if prompt is None else list(prompt)
+    tokenizer = require_tokenizer(model)
+    given = tokenizer.prompt() if prompt is None else list(prompt)
     run = encode(model, mel, sites=("resid_pre", "resid_post"))
     assert run.acts.resid_pre is not None
     assert run.acts.resid_post is not None
@@ -129,7 +130,8 @@ def encoder_lens(
         memory=memory,
     )
     texts = tuple(row for (row,) in written)
-    asked = tuple(texts[-1].tokens if reference is None else reference)
+    heard = texts[-1].tokens or (tokenizer.end_of_text,)
+    asked = tuple(heard if reference is None else reference)
     if not asked:
         raise InputError("There is no transcript to ask for: give the reference's tokens.")
     tokens, asked_for = [*given, *asked[:-1]], jnp.asarray(asked, jnp.int32)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from jaxasr_interp.errors import InputError
 from jaxasr_interp.intervention import Intervention
 from jaxasr_interp.plots.canvas import (
     INK,
@@ -67,6 +68,8 @@ def plot_text_sweep(
     )
     grid = figure.subplots(len(alphas), len(panels), squeeze=False, width_ratios=widths)
     limit = float(np.nanmax([1e-3, *(min(v, 1.0) for v in cells.values())]))
+    if len(cells) < sum(cell_of(one) is not None for one in interventions):
+        raise InputError("Two edits are of the same component: draw one kind at a time.")
     by_place = {(c.site, c.layer, c.head, c.alpha): value for c, value in cells.items()}
     image = None
     for row, alpha in enumerate(alphas):

@@ -18,7 +18,7 @@ from jaxasr_interp.decoding import Choice
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.intervention import Intervention
 from jaxasr_interp.model import Whisper
-from jaxasr_interp.text_metrics import words_on_silence
+from jaxasr_interp.text_metrics import is_loop, words_on_silence
 from jaxasr_interp.text_result import Clip, TextSweep
 from jaxasr_interp.text_sweep import ablation_sweep, component_edits
 from jaxasr_interp.transcription import transcribe_batch
@@ -46,7 +46,7 @@ class Remedy:
 
 
 @dataclasses.dataclass(frozen=True)
-class Repetition:
+class RepetitionStudy:
     """The study's result: the sweeps, and one remedy for each intervention, the best first."""
 
     loops: TextSweep
@@ -65,20 +65,22 @@ def find_loops(
 
     Args:
         model: a model with a tokenizer.
-        clips: candidates of one language.
+        clips: candidates.
         choice: how tokens are chosen.
         on_progress: called with the clips done after each batch.
     """
-    from jaxasr_interp.text_metrics import is_loop
-
     found: list[Clip] = []
-    for start in range(0, len(clips), _AT_ONCE):
-        batch = clips[start : start + _AT_ONCE]
-        filled = [clip.audio for clip in (list(batch) * _AT_ONCE)[:_AT_ONCE]]
-        heard = transcribe_batch(model, filled, language=batch[0].language, choice=choice)
-        found += [clip for clip, one in zip(batch, heard, strict=False) if is_loop(one.text)]
-        if on_progress is not None:
-            on_progress(start + len(batch))
+    seen = 0
+    for language in sorted({clip.language or "" for clip in clips}):
+        own = [clip for clip in clips if (clip.language or "") == language]
+        for start in range(0, len(own), _AT_ONCE):
+            batch = own[start : start + _AT_ONCE]
+            filled = [clip.audio for clip in (batch * _AT_ONCE)[:_AT_ONCE]]
+            heard = transcribe_batch(model, filled, language=language or None, choice=choice)
+            found += [clip for clip, one in zip(batch, heard, strict=False) if is_loop(one.text)]
+            seen += len(batch)
+            if on_progress is not None:
+                on_progress(seen)
     return found
 
 
@@ -91,7 +93,7 @@ def repetition(
     choice: Choice,
     resume: Path | None = None,
     on_progress: Callable[[int], None] | None = None,
-) -> Repetition:
+) -> RepetitionStudy:
     """Take away each component while the model writes.
 
     Args:
@@ -129,14 +131,20 @@ def repetition(
         Remedy(
             edit.text,
             bootstrap_interval((~loops.loops[i]).astype(float)),
-            float(np.mean([not words_on_silence(one.text) for one in loops.written[i]])),
+            _silent(loops, i),
             talk.interval(i),
             float(talk.loops[i].mean()),
         )
         for i, edit in enumerate(loops.interventions)
     ]
     best = sorted(remedies, key=lambda r: (-r.resolved.estimate, r.wer.estimate))
-    return Repetition(loops, talk, tuple(best))
+    return RepetitionStudy(loops, talk, tuple(best))
+
+
+def _silent(swept: TextSweep, i: int) -> float:
+    """Share of the clips on which an intervention leaves nothing written."""
+    pairs = zip(swept.written[i], swept.languages, strict=True)
+    return float(np.mean([not words_on_silence(one.text, language) for one, language in pairs]))
 
 
 def cut_windows(clip: Clip) -> list[Clip]:
