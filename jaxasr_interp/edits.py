@@ -7,7 +7,7 @@ differentiated with `jax.grad` (attribution patching). `interventions` has the u
 
 Generation calls the decoder on one position at a time. An edit that treats positions differently
 has a method `shifted(offset)`, which gives the edit for values that begin at position `offset`; one
-that takes values from a reference run has `with_source(acts)`. One that says in `sites` which sites
+that takes values from a reference run has `with_source(acts)`. One that says in `touches` which sites
 it may change spares the model what only the other sites need.
 """
 
@@ -30,7 +30,7 @@ type Edit = Callable[[str, LayerIndex, Array], Array]
 class Identity:
     """The edit that changes nothing."""
 
-    sites = frozenset[str]()
+    touches = frozenset[str]()
 
     def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
         """Return `value`."""
@@ -65,8 +65,8 @@ def needs_source(edit: Edit) -> bool:
 
 
 def edited_sites(edit: Edit) -> frozenset[str] | None:
-    """The sites that the edit may change, its attribute `sites`; `None` if it does not say."""
-    return getattr(edit, "sites", None)
+    """The sites that the edit may change, its attribute `touches`; `None` if it does not say."""
+    return getattr(edit, "touches", None)
 
 
 def check_edit(edit: Any, stack: Stack) -> None:

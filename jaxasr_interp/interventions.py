@@ -89,15 +89,16 @@ class Noise:
 
     std: Float[Array, ""] | float
     seed: Int[Array, ""] | int = 0
-    offset: Int[Array, ""] | int = 0
+    offset: Int[Array, ""] | int | None = None
 
     def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
         """Return the noisy value."""
         key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(site.encode()))
         keys = jax.random.fold_in(key, 0 if layer is None else layer)[None]
         for axis, size in enumerate(value.shape[:-1]):
-            first = self.offset if axis == position_axis(site) and not _hears(site) else 0
-            indices = jnp.arange(size, dtype=jnp.int32) + jnp.asarray(first, jnp.int32)
+            indices = jnp.arange(size, dtype=jnp.int32)
+            if self.offset is not None and axis == position_axis(site) and not _hears(site):
+                indices = indices + jnp.asarray(self.offset, jnp.int32)
             keys = jax.vmap(lambda key, i=indices: jax.vmap(jax.random.fold_in, (None, 0))(key, i))(
                 keys
             ).reshape(-1)
@@ -106,7 +107,7 @@ class Noise:
 
     def shifted(self, offset: Array | int) -> "Noise":
         """The noise from position `offset` on."""
-        return replace(self, offset=self.offset + offset)
+        return replace(self, offset=_moved(self.offset, offset))
 
 
 @pytree_dataclass
@@ -118,13 +119,11 @@ class Interchange:
             `None` where `generate` and `transcribe` supply them, from a reference run that writes
             the same tokens. In generation, positions behind the last of the source keep their
             value.
-        offset: position of the value's first cell in the source; of a patch that was `shifted`.
-        moved: whether it was.
+        offset: position of the value's first cell in the source, of a patch that was `shifted`.
     """
 
     source: EncoderActivations | DecoderActivations | None = None
-    offset: Int[Array, ""] | int = 0
-    moved: bool = static(default=False)
+    offset: Int[Array, ""] | int | None = None
 
     def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
         """Return the source's value; raise `InputError` if it has none or another shape."""
@@ -135,9 +134,9 @@ class Interchange:
             raise InputError(f"The source of the patch lacks {site!r}: run it with that site.")
         source = source if layer is None else source[layer]
         axis = position_axis(site)
-        if source.shape == value.shape and (not self.moved or _hears(site)):
+        if source.shape == value.shape and (self.offset is None or _hears(site)):
             return source.astype(value.dtype)
-        if not self.moved or source.shape[:axis] + source.shape[axis + 1 :] != (
+        if self.offset is None or source.shape[:axis] + source.shape[axis + 1 :] != (
             value.shape[:axis] + value.shape[axis + 1 :]
         ):
             raise InputError(
@@ -150,7 +149,7 @@ class Interchange:
 
     def shifted(self, offset: Array | int) -> "Interchange":
         """The patch from position `offset` on."""
-        return replace(self, offset=self.offset + offset, moved=True)
+        return replace(self, offset=_moved(self.offset, offset))
 
     def with_source(self, acts: EncoderActivations | DecoderActivations) -> "Interchange":
         """The patch from a reference run's activations, where it has no source of its own."""
@@ -259,7 +258,7 @@ class At:
         return needs_source(self.edit)
 
     @property
-    def sites(self) -> frozenset[str]:
+    def touches(self) -> frozenset[str]:
         """The one site that may change."""
         return frozenset({self.site})
 
@@ -294,7 +293,7 @@ class Several:
         return any(needs_source(edit) for edit in self.parts)
 
     @property
-    def sites(self) -> frozenset[str] | None:
+    def touches(self) -> frozenset[str] | None:
         """The sites that may change, if all edits say."""
         each = [edited_sites(edit) for edit in self.parts]
         known = [sites for sites in each if sites is not None]
@@ -323,6 +322,11 @@ def blend(alpha: Array | float, value: Array, edited: Array) -> Array:
 def _hears(site: str) -> bool:
     """Whether the site's positions are frames at every step of generation: `cross_k`, `cross_v`."""
     return "frame" in SITES["decoder"].get(site, ())[1:2]
+
+
+def _moved(before: Array | int | None, offset: Array | int) -> Array | int:
+    """Where a shifted edit begins: `None`, which is no leaf of the tree, until it is shifted."""
+    return offset if before is None else before + offset
 
 
 def _along(axis: int, value: Array) -> Int[Array, "..."]:

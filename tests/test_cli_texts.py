@@ -141,6 +141,9 @@ def test_edits_are_compared_and_an_interrupted_sweep_goes_on(model, invoke, tmp_
     code, _, errors = invoke(*other)
     assert code == 2
     assert "is of another sweep" in errors
+    code, _, errors = invoke(*(one for one in command if one != "--resume"))
+    assert code == 2
+    assert "go on with --resume" in errors
     code, printed, errors = invoke(*command)
     assert code == 0, errors
     assert done == [6]
@@ -194,6 +197,13 @@ def test_the_encoder_lens_is_printed_and_drawn(model, invoke, tmp_path):
     [
         (["ablate", GRASS, GLASS], "Several files, or an --edit, go with --generate"),
         (["ablate", GRASS, "--edit", "zero:decoder.z@1.0"], "go with --generate"),
+        (["ablate", GRASS, "--max-new-tokens", "9"], "--max-new-tokens goes with --generate"),
+        (["ablate", GRASS, "--generate", "--word", "cut"], "--word does nothing with --generate"),
+        (
+            ["ablate", GRASS, "--generate", "--edit", "zero:decoder.z@1", "--layers", "1"],
+            "--layers does nothing beside --edit",
+        ),
+        (["ablate", "{empty}", "--generate"], "has no rows"),
         (["ablate", "absent.tsv", "--generate"], "absent.tsv cannot be read as a table"),
         (["ablate", "{table}", "--generate"], "has no column 'path'"),
         (["ablate", "{long}", "--generate"], "There are no clips of up to 30 s"),
@@ -219,7 +229,8 @@ def test_the_encoder_lens_is_printed_and_drawn(model, invoke, tmp_path):
 def test_bad_input_gets_one_sentence_and_exit_code_2(model, invoke, tmp_path, arguments, message):
     soundfile.write(tmp_path / "long.wav", np.full(31 * 16_000, 0.1), 16_000)
     (tmp_path / "table.tsv").write_text("file\ttext\na.wav\thello\n")
-    names = {"{long}": "long.wav", "{table}": "table.tsv"}
+    (tmp_path / "empty.tsv").write_text("path\ttext\n")
+    names = {"{long}": "long.wav", "{table}": "table.tsv", "{empty}": "empty.tsv"}
     code, _, errors = invoke(*(names.get(one, one) for one in arguments))
     assert code == 2
     assert message in errors

@@ -129,6 +129,7 @@ ALL = slice(None)
         ("zero:decoder.mlp_out@1:pos=4..12:alpha=0.5", [("mlp_out", np.s_[1, 4:12], 0.5, 0)]),
         ("zero:decoder.mlp_out@1:pos=0:9:4", [("mlp_out", np.s_[1, :9:4], 0, 0)]),
         ("zero:decoder.mlp_out@1:pos=3,7..9", [("mlp_out", np.s_[1, [3, 7, 8]], 0, 0)]),
+        ("scale:decoder.mlp_out@1:factor=3:pos=5..9,3..6", [("mlp_out", np.s_[1, 3:9], 3, 0)]),
         ("zero:decoder.mlp_out@1:step=0..2", [("mlp_out", np.s_[1, 3:5], 0, 0)]),
         ("zero:decoder.cross_v@1:pos=40ms..0.2s", [("cross_v", np.s_[1, 2:10], 0, 0)]),
         ("scale:decoder.ln_final:factor=0.5:pos=3", [("ln_final", 3, 0.5, 0)]),
@@ -310,6 +311,21 @@ def test_a_mix_of_the_decoder_and_the_encoder(model, hears, clips, tmp_path, nam
     expect_written(model, states, PROMPT, edit.decoder_edit(4), expected, reference)
 
 
+def test_a_silent_clip_is_its_own_reference(model, hears):
+    silence = np.zeros(SAMPLES, np.float32)
+    for name in ("noise", "silence"):
+        edit = parse_edit(f"mix:encoder.resid_post@0:ref={name}", model)
+        (states,), _ = encode_under(model, [silence], edit)
+        np.testing.assert_allclose(states, ji.encode(model, hears(silence, 8)).states, rtol=1e-9)
+
+
+def test_a_long_reference_is_refused(model, hears, clips, tmp_path):
+    soundfile.write(tmp_path / "long.wav", np.full(31 * 16_000, 0.1), 16_000)
+    edit = parse_edit(f"mix:encoder.resid_post@0:ref={tmp_path}/long.wav", model)
+    with pytest.raises(ji.InputError, match=r"long.wav is longer than 30 s"):
+        encode_under(model, clips, edit)
+
+
 def test_a_reference_must_be_named(model, clips):
     edit = ji.Intervention("mine", decoder=ji.At(ji.Interchange(), 1, site="mlp_out"))
     with pytest.raises(ji.InputError, match="'mine' takes values from a reference"):
@@ -391,6 +407,9 @@ def test_the_mean_of_frames_is_over_all_frames(model, golden, heard_in_files):
         ("zero:decoder.z@two", "The layers 'two' cannot be read"),
         ("zero:decoder.z@2-1", "The layers '2-1' cannot be read"),
         ("zero:decoder.z@1.x", "The heads 'x' cannot be read"),
+        ("zero:decoder.z@1.", "the heads are missing after the dot"),
+        ("zero:decoder.z@1,-2", "layers 1,-2 name one of them twice"),
+        ("zero:decoder.z@1.0-1,0", "heads 0-1,0 name one of them twice"),
         ("zero:decoder.z@1:factor=2", "zero takes no 'factor' but alpha, pos, step"),
         ("zero:decoder.z@1:0.5", "zero takes no '0.5'"),
         ("zero:decoder.z@1:alpha=", "alpha needs one value"),

@@ -82,6 +82,15 @@ def test_full_depth_is_the_model_and_a_reference_is_asked_for(model, mel):
     np.testing.assert_allclose(lens.log_probs[-1], own, rtol=1e-9)
 
 
+def test_where_nothing_is_heard_the_end_is_asked_for(model, mel):
+    model.generation = ji.GenerationSettings(suppress=tuple(i for i in range(48) if i != 30))
+    lens = ji.encoder_lens(model, mel, prompt=PROMPT, choice=ji.Choice(max_new_tokens=5))
+    assert lens.texts == [""] * 3
+    assert lens.reference == (30,)
+    log_p = log_softmax(np.asarray(ji.decode(model, PROMPT, ji.encode(model, mel).states).logits))
+    assert lens.log_probs[-1, 0] == pytest.approx(log_p[-1, 30])
+
+
 def test_the_dataset_has_named_axes_and_errors(model, mel):
     written = tuple(
         ji.Generated(tuple(PROMPT), (5,) * (3 + i), (-1.0,) * (4 + i), True, 0.1, text)

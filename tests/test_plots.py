@@ -219,7 +219,8 @@ def edits(*places, alpha=1.0):
     """One intervention for each `(stack, site, layer, head)`."""
     return [
         ji.Intervention(
-            f"{place} {alpha}", **{stack: ji.At(ji.Zero(), layer, 0, 99, head, alpha, site)}
+            f"{place} {alpha}",
+            **{stack: ji.At(ji.Zero(), layer, head=head, alpha=alpha, site=site)},
         )
         for place in places
         for stack, site, layer, head in [place]

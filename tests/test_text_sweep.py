@@ -198,6 +198,18 @@ def test_what_another_sweep_has_kept_is_refused(model, hears, clips, tmp_path, c
     assert options["resume"].read_bytes() == kept
 
 
+def test_what_is_kept_under_another_vector_is_refused(model, hears, clips, tmp_path):
+    options = {"choice": CHOICE, "resume": tmp_path / "partial.jsonl"}
+    edits = [f"add:decoder.mlp_out@1:vector={tmp_path}/v.npy"]
+    np.save(tmp_path / "v.npy", np.ones(16))
+    whole = ji.ablation_sweep(model, clips[:1], edits, **options)
+    np.save(tmp_path / "v.npy", np.full(16, 2.0))
+    with pytest.raises(ji.InputError, match="is of another sweep"):
+        ji.ablation_sweep(model, clips[:1], edits, **options)
+    np.save(tmp_path / "v.npy", np.ones(16))
+    assert ji.ablation_sweep(model, clips[:1], edits, **options).written == whole.written
+
+
 def test_bad_sweeps_are_named(model, hears, clips):
     a, b = clips[:2]
     for arguments, message in (
@@ -231,6 +243,14 @@ def test_every_component_has_an_edit(model):
         "mix:encoder.z@1.3:ref=noise",
         "mix:encoder.mlp_out@1:ref=noise",
     ]
+    assert texts(sites=["z", "attn_out"], layers=[0, 2], heads="all") == [
+        "zero:decoder.z@0",
+        "zero:decoder.z@2",
+        "zero:decoder.attn_out@0",
+        "zero:decoder.attn_out@2",
+    ]
+    with pytest.raises(ji.InputError, match="no site 'nose'"):
+        texts(sites=["nose"])
     edit = ji.component_edits(model, sites=["z"], layers=[2], heads=[1], alphas=[0.25])[0].decoder
     assert (edit.site, edit.layer, edit.head, edit.alpha) == ("z", 2, 1, 0.25)
 
