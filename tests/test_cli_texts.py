@@ -55,7 +55,7 @@ UNTOUCHED = mlp(0, 0.0)
 
 def texts_under(model, path, *edits):
     """What is written about a clip under each edit."""
-    states = ji.encode(model, ji.log_mel_spectrogram(ji.load_audio(path))).states
+    states = ji.encode(model, ji.log_mel_spectrogram(ji.load_audio(path)), sites=()).states
     written = [ji.generate(model, states, edit=one, max_new_tokens=15) for one in edits]
     return [one.text.strip() for one in written]
 
@@ -76,7 +76,7 @@ def test_transcripts_under_edits(model, invoke, tmp_path):
     late = ji.At(ji.Scale(-1.0), 3, start, start + 3, site="mlp_out")
     edit = ji.Several((mlp(2, 0.3), late))
     mels = [ji.log_mel_spectrogram(ji.load_audio(path)) for path in (GRASS, GLASS)]
-    states = jnp.stack([ji.encode(model, mel).states for mel in mels])
+    states = jnp.stack([ji.encode(model, mel, sites=()).states for mel in mels])
     expected = ji.generate_batch(model, states, edit=edit)
     for row, path, one in zip(rows, (GRASS, GLASS), expected, strict=True):
         assert row["file"] == path
@@ -172,7 +172,8 @@ def test_the_encoder_lens_is_printed_and_drawn(model, invoke, tmp_path):
     assert stored.sizes["depth"] == 5
     assert stored.attrs["normed"] == 1
     assert stored.attrs["clip"] == GRASS
-    run = ji.encode(model, ji.log_mel_spectrogram(ji.load_audio(GRASS)), sites="all")
+    mel = ji.log_mel_spectrogram(ji.load_audio(GRASS))
+    run = ji.encode(model, mel, sites=("resid_pre", "resid_post"))
     plain = ji.generate(model, run.states, edit=UNTOUCHED, max_new_tokens=15)
     assert stored.reference.values.tolist() == list(plain.tokens)
     options = ["--no-norm", "--json", "--text", "My brother went outside to cut the glass."]
@@ -182,9 +183,9 @@ def test_the_encoder_lens_is_printed_and_drawn(model, invoke, tmp_path):
     assert raw["attrs"]["normed"] == 0
     tokens = model.tokenizer.encode(" My brother went outside to cut the glass.")
     assert raw["coords"]["reference"]["data"] == tokens
-    prompt = model.tokenizer.prompt()
-    logits = ji.decode(model, [*prompt, *tokens], run.acts.resid_post[-1]).logits
-    log_probs = np.asarray(jax.nn.log_softmax(logits))[np.arange(1, 1 + len(tokens)), tokens]
+    given = [*model.tokenizer.prompt(), *tokens[:-1]]
+    logits = ji.decode(model, given, run.acts.resid_post[-1], sites=()).logits[1:]
+    log_probs = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(tokens)), tokens]
     found = raw["data_vars"]["reference_log_prob"]["data"][-1]
     np.testing.assert_allclose(found, log_probs, rtol=1e-4, atol=1e-4)
     code, _, errors = invoke("encoder-lens", GRASS, "--out", "lens")

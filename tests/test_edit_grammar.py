@@ -14,9 +14,8 @@ import jaxasr_interp as ji
 from jaxasr_interp import contrast, intervention, text_sweep, transcription
 from jaxasr_interp.decoding import Choice
 from jaxasr_interp.edit_grammar import parse_edit
-from jaxasr_interp.intervention import UNEDITED, encode_under
+from jaxasr_interp.intervention import encode_under
 from jaxasr_interp.pytree import pytree_dataclass
-from jaxasr_interp.windows import transcribe_windows
 
 PROMPT = [31, 32, 35, 39]
 LONGER = [37, 5, 9, 3, *PROMPT]
@@ -480,13 +479,12 @@ def backwards(prompt):
 def test_transcripts_of_short_clips_are_those_under_the_edit():
     model = real_model("tiny.en")
     audio = ji.load_audio(DATA / "grass.flac")
-    plain = ji.transcribe(model, audio)
-    assert plain.text == "My brother went outside to cut the grass."
-    assert ji.transcribe(model, audio, edit=UNEDITED) == plain
     states = ji.encode(model, ji.log_mel_spectrogram(audio)).states
     expected = ji.generate(model, states, edit=backwards(model.tokenizer.prompt()))
     edited = ji.transcribe(model, audio, edit=BACKWARDS)
-    assert edited.tokens == expected.tokens != plain.tokens
+    assert edited.tokens == expected.tokens
+    # Without the edit: My brother went outside to cut the grass.
+    assert "brother went" not in edited.text
     assert edited.mean_log_prob == pytest.approx(expected.mean_log_prob, abs=1e-5)
 
 
@@ -499,7 +497,6 @@ def test_long_audio_is_edited_in_every_window():
     audio = np.concatenate([grass, pause, glass, noise, grass]).astype(np.float32)
     choice = Choice(max_new_tokens=40)
     found = ji.transcribe(model, audio, choice=choice, edit=BACKWARDS)
-    plain = list(transcribe_windows(model, audio, choice=choice))
     mel = ji.log_mel_spectrogram(audio, 80, len(audio) // 160 + 3000)
     written = []
     for start, end in ((0, 3000), (3000, len(audio) // 160)):
@@ -512,6 +509,6 @@ def test_long_audio_is_edited_in_every_window():
         mine = [one for one in found.segments if (one.start < 30) == (start == 0)]
         assert result.tokens == sum((one.tokens for one in mine), ())
         assert mine[0].mean_log_prob == pytest.approx(result.mean_log_prob, abs=1e-5)
-        assert mine[0].text != next(one for one in plain if (one.start < 30) == (start == 0)).text
+        assert "brother went" not in "".join(one.text for one in mine)
         written += result.tokens
     assert len(written) > 25

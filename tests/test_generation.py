@@ -150,32 +150,33 @@ def one_by_one(parts, whole=WHOLE, confined=1):
     for on, (site, edits) in enumerate(parts):
         for edit in edits:
             for cell in [whole, *itertools.islice(turn, confined)]:
+                own = cell if "head" in SITES[site] else cell | {"head": -1}
                 row = [
                     ji.At(
-                        edit if i == on else others[0], site=where, **(cell if i == on else NOWHERE)
+                        edit if i == on else others[0], site=where, **(own if i == on else NOWHERE)
                     )
                     for i, (where, others) in enumerate(parts)
                 ]
                 rows.append(ji.Several(tuple(row)))
-                labels.append((site, edit, cell))
+                labels.append((site, edit, own))
     return rows, labels
 
 
 def moved(site):
     if SITES[site][-1] == "key":
-        # No vector fits keys of any number, and zero scores would let positions look ahead.
+        # No vector fits keys of any number.
         return ji.Scale(0.4)
     vector = np.random.default_rng(len(site)).normal(0, 1, SIZES[SITES[site][-1]])
     return ji.Several((ji.Scale(0.4), ji.Add(jnp.asarray(vector))))
 
 
 ANY_SITE = [(site, [moved(site)]) for site in SITES]
-ZEROS = [(site, [ji.Zero()]) for site in ("z", "resid_mid", "cross_k", "cross_pattern", "mlp_post")]
+ZEROS = [(site, [ji.Zero()]) for site in ("z", "resid_mid", "cross_k", "attn_scores", "mlp_post")]
 KNOCKOUTS = [
     ("pattern", [ji.Knockout(0, 2), ji.Knockout(5, 7), ji.Knockout(0, ALWAYS)]),
     ("cross_pattern", [ji.Knockout(0, 5), ji.Knockout(0, ALWAYS)]),
 ]
-NOISE = [(site, [ji.Noise(0.5, 3), ji.Noise(0.5, 4)]) for site in ("z", "cross_v")]
+NOISE = [(site, [ji.Noise(0.5, 3), ji.Noise(0.5, 4)]) for site in ("z", "cross_v", "pattern")]
 
 
 @pytest.mark.parametrize("parts", [ANY_SITE + ZEROS + KNOCKOUTS, NOISE], ids=["exact", "noise"])
@@ -419,16 +420,21 @@ BAD_ROWS = {
     "site": ([[ji.At(ji.Zero(), site="conv2_out")]], {}, "has no site 'conv2_out'"),
     "reference": ([[ji.At(ji.Interchange())]], {}, "from a reference run: give its clip"),
     "numbers": ([[ji.At(ji.Scale(jnp.nan), start=6)]], {}, "logits are no numbers"),
+    "uneven": ([[ji.Zero()], [ji.Zero(), ji.Zero()]], {}, "give each clip as many edits"),
+    "few": ([[ji.Zero()]] * 3, {}, "There are 2 clips and edits of 3"),
+    "none": ([[], []], {}, "There are no edits"),
+    "prompts": ([[ji.Zero()]] * 2, {"prompts": [PROMPT]}, "1 prompts for 2 clips"),
+    "timestamps": ([[ji.Zero()]] * 2, {"prompts": [PROMPT, [*PROMPT[:3], 5]]}, "timestamps"),
+    "starts": ([[ji.Zero()]] * 2, {"prompts": [PROMPT, [5, *PROMPT[:3]]]}, "start, or ask"),
 }
 
 
 @pytest.mark.parametrize(("rows", "options", "message"), BAD_ROWS.values(), ids=BAD_ROWS)
-def test_bad_rows_are_named_in_one_sentence(tiny, golden, rows, options, message):
-    states = ji.encode(tiny, jnp.asarray(golden["mel_a"])).states
+def test_bad_rows_are_named_in_one_sentence(model, states, rows, options, message):
+    heard = states[: len(rows)]
+    options = {"prompts": [PROMPT] * len(heard)} | options
     with pytest.raises(ji.InputError, match=message):
-        generate_rows(
-            tiny, states[None], rows, prompts=[PROMPT], choice=Choice(max_new_tokens=6), **options
-        )
+        generate_rows(model, heard, rows, choice=Choice(max_new_tokens=6), **options)
 
 
 @pytest.mark.parametrize("length", [1, 8, 9, CONTEXT])
@@ -472,8 +478,14 @@ def test_activations_are_those_of_the_teacher_forced_run(model, states, sites):
         assert choices == list(result.tokens)
 
 
-def test_nothing_is_returned_unasked(model, states):
-    assert ji.generate(model, states[0], prompt=PROMPT, max_new_tokens=8).acts is None
+def test_activations_of_a_text_that_fills_the_context(model, states):
+    never_end(model)
+    result = ji.generate(model, states[0], prompt=PROMPT, max_new_tokens=100, sites="resid_post")
+    tokens = [*PROMPT, *result.tokens]
+    assert len(tokens) == CONTEXT + 1
+    expected = ji.decode(model, tokens[:CONTEXT], states[0]).acts.resid_post
+    np.testing.assert_allclose(result.acts.resid_post, expected, rtol=1e-9, atol=1e-12)
+    assert ji.generate(model, states[0], prompt=PROMPT, max_new_tokens=100).acts is None
 
 
 # Sampling.
@@ -542,16 +554,21 @@ def test_drawn_texts_do_not_depend_on_the_batch(model, states, monkeypatch):
     assert not kept
     monkeypatch.setattr(batches, "_ROWS_ON_CPU", 4)
     expect_same(run(), results)
+    (alone,) = generate_rows(
+        model, heard[6:7], edits[6:7], prompts=[PROMPT], choice=choice, draws=[6]
+    )
+    expect_same(alone, [results[6]])
 
 
 def test_a_low_temperature_is_greedy(model, states):
     options = {"prompt": PROMPT, "max_new_tokens": 8}
     greedy = ji.generate(model, states[0], **options)
-    expect_same([ji.generate(model, states[0], temperature=1e-5, **options)], [greedy])
+    expect_same([ji.generate(model, states[0], temperature=1e-3, **options)], [greedy])
 
 
 BAD_CHOICES = {
-    "negative": ({"temperature": -0.1}, "temperature is -0.1: expected 0 or more"),
+    "negative": ({"temperature": -0.1}, "temperature is -0.1: expected 0, or at least 0.001"),
+    "low": ({"temperature": 1e-4}, "temperature is 0.0001: expected 0, or at least"),
     "infinite": ({"temperature": float("inf")}, "temperature is inf"),
     "no number": ({"temperature": float("nan")}, "temperature is nan"),
     "no beam": ({"beam_size": 0}, "beam_size is 0: expected at least 1"),
