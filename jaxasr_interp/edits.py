@@ -7,8 +7,8 @@ differentiated with `jax.grad` (attribution patching). `interventions` has the u
 
 Generation calls the decoder on one position at a time. An edit that treats positions differently
 has a method `shifted(offset)`, which gives the edit for values that begin at position `offset`; one
-that takes values from a reference run has `with_source(acts)`. One that says in `touches` which sites
-it may change spares the model what only the other sites need.
+that takes values from a reference run has `with_source(acts)`. One that says in `touches` which
+sites it may change spares the model what only the other sites need.
 """
 
 from collections.abc import Callable

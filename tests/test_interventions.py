@@ -83,8 +83,9 @@ def test_noise_keeps_the_dtype():
     assert jnp.abs(value).sum() > 0
 
 
-@pytest.mark.parametrize("site", SHAPES)
-@pytest.mark.parametrize("head", [EVERY, 2])
+@pytest.mark.parametrize(
+    ("site", "head"), [*((site, EVERY) for site in SHAPES), ("z", 2), ("pattern", 2)]
+)
 @pytest.mark.parametrize("layer", [EVERY, 1, 2])
 def test_at_confines_an_edit(site, head, layer):
     value = activation(site)
@@ -92,12 +93,16 @@ def test_at_confines_an_edit(site, head, layer):
     if layer in (EVERY, 1) or site == "logits":
         window = [slice(None)] * value.ndim
         window[POSITION_AXIS.get(site, 0)] = slice(2, 6)
-        if head != EVERY and value.ndim == 3:
+        if head != EVERY:
             window[1 - POSITION_AXIS.get(site, 0)] = head
         expected[tuple(window)] *= np.float32(0.25 * -2 + 0.75)
-    own = head if value.ndim == 3 else EVERY
-    edit = ji.At(ji.Scale(-2.0), layer, 2, 6, own, 0.25, site)
+    edit = ji.At(ji.Scale(-2.0), layer, 2, 6, head, 0.25, site)
     np.testing.assert_allclose(apply(edit, site, value), expected, rtol=1e-6)
+
+
+def test_a_head_of_a_site_without_heads_is_refused():
+    with pytest.raises(ji.InputError, match="'mlp_out' has no heads"):
+        ji.At(ji.Zero(), head=1, site="mlp_out")
 
 
 def test_at_leaves_other_sites_alone():
