@@ -87,13 +87,15 @@ def test_transcripts_under_edits(model, invoke, tmp_path):
 
 @pytest.mark.real
 def test_a_table_of_clips_is_written_without_each_component(model, invoke, tmp_path):
-    soundfile.write(tmp_path / "glass.wav", ji.load_audio(GLASS), 16_000, subtype="FLOAT")
+    (tmp_path / "clips").mkdir()
+    glass = tmp_path / "clips" / "glass.wav"
+    soundfile.write(glass, ji.load_audio(GLASS), 16_000, subtype="FLOAT")
     said = "My brother went outside to cut the grass."
     table = f"path\ttext\tlang\n{GRASS}\t{said}\ten\nglass.wav\t\t\n"
-    (tmp_path / "clips.tsv").write_text(table)
+    (tmp_path / "clips" / "all.tsv").write_text(table)
     options = ["--layers", "1", "--site", "mlp_out", "--kind", "scale:-2", "--alpha", "0.5,1"]
     options += ["--out", "out", *SHORT]
-    code, printed, errors = invoke("ablate", "clips.tsv", "--generate", "--json", *options)
+    code, printed, errors = invoke("ablate", "clips/all.tsv", "--generate", "--json", *options)
     assert code == 0, errors
     result = read(printed)
     edit = "scale:decoder.mlp_out@1:factor=-2"

@@ -24,11 +24,12 @@ def log_softmax(logits):
 
 
 def recompute(model, states, prompt, n, allowed=lambda logits, step: logits, edit=ji.identity):
-    """Greedy decoding with one full forward pass for each token."""
+    """Greedy decoding with one full forward pass for each token, padded behind the last."""
     tokens, log_probs = list(prompt), []
     for step in range(n):
-        logits = np.array(ji.decode(model, tokens, states, edit=edit).logits[-1], np.float64)
-        logits = allowed(logits, step)
+        padded = tokens + [0] * (model.config.max_tokens - len(tokens))
+        run = ji.decode(model, padded, states, edit=edit)
+        logits = allowed(np.array(run.logits[len(tokens) - 1], np.float64), step)
         log_p = log_softmax(logits)
         tokens.append(int(logits.argmax()))
         log_probs.append(log_p.max())

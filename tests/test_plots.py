@@ -271,6 +271,10 @@ def test_the_cells_of_a_text_sweep_are_where_their_components_are(tmp_path, figu
     half, whole = (axes.images[0].get_array() for axes in panels(figure))
     np.testing.assert_allclose(whole, values[:6].reshape(3, 2))
     np.testing.assert_allclose(half, values[6:].reshape(3, 2))
+    for axes in panels(figure):
+        assert axes.get_ylim() == (-0.5, 2.5)
+        assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0", "1", "2"]
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1"]
 
 
 def test_without_single_components_there_is_no_picture(tmp_path):
@@ -314,6 +318,7 @@ def test_the_encoder_lens_shows_what_each_depth_writes(tmp_path, figures, lens):
         lens.log_probs.mean(1).tolist(), nan_ok=True
     )
     for text, written in zip(right.texts, lens.texts, strict=True):
+        assert "$" not in text.get_text().replace("\\$", "")
         shown = text.get_text().replace("\\$", "$").replace("\n", " ")
         assert shown == (written or "(nothing)") or (
             shown[-1] == "…" and written[:200] == shown[:200]
