@@ -145,7 +145,8 @@ class Interchange:
             )
         positions = jnp.arange(value.shape[axis], dtype=jnp.int32) + self.offset
         taken = jnp.take(source, positions, axis=axis, mode="clip").astype(value.dtype)
-        return jnp.where(_along(axis, value) + self.offset < source.shape[axis], taken, value)
+        at = _along(axis, value) + self.offset
+        return jnp.where((at >= 0) & (at < source.shape[axis]), taken, value)
 
     def shifted(self, offset: Array | int) -> "Interchange":
         """The patch from position `offset` on."""
