@@ -395,7 +395,7 @@ def test_rows_that_end_leave_and_memory_grows(model, states, monkeypatch, ends):
     shapes, grown = [], []
     advance, grow = rollout._advance, rollout._grow
     monkeypatch.setattr(
-        rollout, "_advance", lambda *args: shapes.append(args[3].tokens.shape[:2]) or advance(*args)
+        rollout, "_advance", lambda *args: shapes.append(args[1].tokens.shape[:2]) or advance(*args)
     )
     monkeypatch.setattr(rollout, "_grow", lambda *args: grown.append(args[1]) or grow(*args))
     results = generate_rows(model, states, edits, prompts=prompts, choice=choice)

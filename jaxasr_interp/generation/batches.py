@@ -15,8 +15,8 @@ from jaxasr_interp.forward import check_states, check_tokens
 from jaxasr_interp.generation.beam import search
 from jaxasr_interp.generation.cached import Heard
 from jaxasr_interp.generation.result import GREEDY, Choice, Generated
-from jaxasr_interp.generation.rollout import Prompt, Sampling, Written, roll_out
-from jaxasr_interp.generation.rows import stack_edits
+from jaxasr_interp.generation.rollout import Sampling, roll_out
+from jaxasr_interp.generation.rows import Job, Prompt, Written, stack_edits
 from jaxasr_interp.memory import default_memory
 from jaxasr_interp.model import Decoder, Whisper
 from jaxasr_interp.suppression import make_rules
@@ -60,45 +60,28 @@ def generate_rows(
             edits that differ in structure, or prompts that ask for timestamps in some clips only.
     """
     tokenizer = require_tokenizer(model)
-    if not edits or len(states) != len(edits) or len({len(of_clip) for of_clip in edits}) != 1:
-        raise InputError(
-            f"There are {len(states)} clips and edits of {len(edits)}: give each clip as many "
-            "edits."
-        )
-    if not edits[0]:
-        raise InputError("There are no edits: give at least one for each clip.")
-    check_states(model.config, states[0])
-    if references is not None and references.shape != states.shape:
-        raise InputError(
-            f"The references are {references.shape} and the clips {states.shape}: give each clip "
-            "one."
-        )
+    _check_edits(model, states, edits, references)
     if not any(needs_source(edit) for of_clip in edits for edit in of_clip):
         references = None
-    for edit in {id(edit): edit for of_clip in edits for edit in of_clip}.values():
-        check_edit(edit, "decoder")
-        if needs_source(edit) and references is None:
-            raise InputError("The edit takes values from a reference run: give its clip.")
-    rows = [tokenizer.prompt()] * len(states) if prompts is None else prompts
-    given = _stack_prompts(model.config, rows, len(states))
+    n_clips, n_rows = len(states), len(edits[0])
+    given = _stack_prompts(
+        model.config, tokenizer, [tokenizer.prompt()] * n_clips if prompts is None else prompts
+    )
+    if len(given) != n_clips:
+        raise InputError(f"There are {len(given)} prompts for {n_clips} clips: give each one.")
     length = given.shape[1]
-    padded = np.zeros((len(given), padded_length(length, model.config.max_tokens)), np.int32)
+    padded = np.zeros((n_clips, padded_length(length, model.config.max_tokens)), np.int32)
     padded[:, :length] = given
-    for mark in (tokenizer.start_of_transcript, tokenizer.timestamp_begin - 1):
-        if ((given == mark) != (given[:1] == mark)).any():
-            raise InputError(
-                "The prompts start, or ask for timestamps, at different places: give such clips "
-                "apart."
-            )
     starts = np.flatnonzero(given[0] == tokenizer.start_of_transcript)
     rules = make_rules(model.config, model.generation, tokenizer, given[0], choice.suppress)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(choice.seed), jnp.asarray(range(len(states)) if draws is None else draws)
-    )
-    n_clips, n_rows = len(states), len(edits[0])
-    n_streams = 1 if references is None else 2
     clips_at_once, rows_at_once = _batch_sizes(
-        model, n_clips, n_rows, padded.shape[1] + choice.max_new_tokens, n_streams, choice, memory
+        model,
+        n_clips,
+        n_rows,
+        n_tokens=padded.shape[1] + min(choice.max_new_tokens, model.config.max_tokens - length + 1),
+        n_streams=1 if references is None else 2,
+        beam_size=choice.beam_size,
+        memory=default_memory() if memory is None else memory,
     )
     results: list[list[Generated]] = [[] for _ in range(n_clips)]
     for first in range(0, n_clips, clips_at_once):
@@ -114,33 +97,9 @@ def generate_rows(
         for begin in range(0, n_rows, rows_at_once):
             rows = _filled(range(begin, n_rows), rows_at_once)
             some = stack_edits([[edits[clip][row] for row in rows] for clip in clips])
-            written = (
-                search(
-                    model.decoder,
-                    heard,
-                    prompt,
-                    some,
-                    rules,
-                    len(rows),
-                    choice.max_new_tokens,
-                    choice.beam_size,
-                )
-                if choice.beam_size > 1
-                else roll_out(
-                    model.decoder,
-                    heard,
-                    prompt,
-                    some,
-                    rules,
-                    Sampling(
-                        jnp.asarray(choice.temperature, jnp.float32),
-                        keys[clips],
-                        choice.temperature == 0,
-                    ),
-                    len(rows),
-                    choice.max_new_tokens,
-                )
-            )
+            job = Job(model.decoder, heard, prompt, some, rules)
+            own = clips if draws is None else [draws[clip] for clip in clips]
+            written = _run(job, choice, np.asarray(own))
             for i, clip in enumerate(clips[: n_clips - first]):
                 results[clip] += [
                     _unpack(tokenizer, given[clip], written, i, j)
@@ -149,6 +108,42 @@ def generate_rows(
             if on_progress is not None:
                 on_progress(sum(map(len, results)))
     return results
+
+
+def _run(job: Job, choice: Choice, draws: Int[np.ndarray, " clip"]) -> Written:
+    if choice.beam_size > 1:
+        return search(job, choice.max_new_tokens, choice.beam_size)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(choice.seed), draws)
+    temperature = jnp.asarray(choice.temperature, jnp.float32)
+    return roll_out(
+        job, Sampling(temperature, keys, choice.temperature == 0), choice.max_new_tokens
+    )
+
+
+def _check_edits(
+    model: Whisper,
+    states: Float[Array, "clip frame d_model"],
+    edits: Sequence[Sequence[Edit]],
+    references: Array | None,
+) -> None:
+    """Raise `InputError` unless there are as many edits for each clip, and what they need."""
+    if not edits or len(states) != len(edits) or len({len(of_clip) for of_clip in edits}) != 1:
+        raise InputError(
+            f"There are {len(states)} clips and edits of {len(edits)}: give each clip as many "
+            "edits."
+        )
+    if not edits[0]:
+        raise InputError("There are no edits: give at least one for each clip.")
+    check_states(model.config, states[0])
+    if references is not None and references.shape != states.shape:
+        raise InputError(
+            f"The references are {references.shape} and the clips {states.shape}: give each clip "
+            "one."
+        )
+    for edit in {id(edit): edit for of_clip in edits for edit in of_clip}.values():
+        check_edit(edit, "decoder")
+        if needs_source(edit) and references is None:
+            raise InputError("The edit takes values from a reference run: give its clip.")
 
 
 @jax.jit
@@ -171,25 +166,25 @@ def _batch_sizes(
     model: Whisper,
     n_clips: int,
     n_rows: int,
+    *,
     n_tokens: int,
     n_streams: int,
-    choice: Choice,
-    memory: int | None,
+    beam_size: int,
+    memory: int,
 ) -> tuple[int, int]:
     """How many clips, and how many rows of each, fit the memory at once."""
     config = model.config
     position = 2 * config.decoder_layers * config.d_model * model.dtype.itemsize
     scores = 4 * (8 * config.d_vocab + 4 * config.decoder_heads * config.max_frames)
-    row = choice.beam_size * (n_streams * 2 * position * n_tokens + scores)
+    row = beam_size * (n_streams * 2 * position * n_tokens + scores)
     clip = 2 * n_streams * position * config.max_frames
-    budget = default_memory() if memory is None else memory
-    if clip + row > budget:
+    if clip + row > memory:
         raise InputError(
-            f"A memory budget of {budget} bytes is too small: one transcript takes {clip + row}."
+            f"A memory budget of {memory} bytes is too small: one transcript takes {clip + row}."
         )
     most = _ROWS_ON_CPU if jax.default_backend() == "cpu" else n_clips * n_rows
-    rows = _evenly(n_rows, min(most, (budget - clip) // row))
-    return _evenly(n_clips, min(max(1, most // rows), budget // (clip + rows * row))), rows
+    rows = _evenly(n_rows, min(most, (memory - clip) // row))
+    return _evenly(n_clips, min(max(1, most // rows), memory // (clip + rows * row))), rows
 
 
 def _evenly(count: int, most: int) -> int:
@@ -198,13 +193,18 @@ def _evenly(count: int, most: int) -> int:
 
 
 def _stack_prompts(
-    config: WhisperConfig, prompts: Sequence[Sequence[int]], batch: int
-) -> Int[np.ndarray, "batch pos"]:
-    if len(prompts) != batch or len({len(prompt) for prompt in prompts}) != 1:
-        raise InputError(
-            f"There are {len(prompts)} prompts for {batch} clips: give each one, of equal length."
-        )
-    return np.stack([np.asarray(check_tokens(config, prompt)) for prompt in prompts])
+    config: WhisperConfig, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]]
+) -> Int[np.ndarray, "clip pos"]:
+    if len({len(prompt) for prompt in prompts}) != 1:
+        raise InputError("The prompts differ in length: give together those of equal length.")
+    given = np.stack([np.asarray(check_tokens(config, prompt)) for prompt in prompts])
+    for mark in (tokenizer.start_of_transcript, tokenizer.timestamp_begin - 1):
+        if ((given == mark) != (given[:1] == mark)).any():
+            raise InputError(
+                "The prompts start, or ask for timestamps, at different places: give such clips "
+                "apart."
+            )
+    return given
 
 
 def padded_length(length: int, max_tokens: int) -> int:

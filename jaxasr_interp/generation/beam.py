@@ -10,21 +10,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.edits import Edit
-from jaxasr_interp.generation.cached import (
-    Heard,
-    Memory,
-    next_logits,
-    read_prompt,
-    read_token,
-    unstacked,
-)
-from jaxasr_interp.generation.rollout import Prompt, Written
-from jaxasr_interp.generation.rows import EditRows
-from jaxasr_interp.model import Decoder
+from jaxasr_interp.generation.cached import Heard, Memory, read_prompt, read_token, unstacked
+from jaxasr_interp.generation.rows import Job, Written
 from jaxasr_interp.pytree import pytree_dataclass
 from jaxasr_interp.suppression import Rules
 
@@ -52,63 +41,34 @@ class Beams:
     no_speech: Float[Array, ""]
 
 
-def search(
-    decoder: Decoder,
-    heard: Heard,
-    prompt: Prompt,
-    edits: EditRows,
-    rules: Rules,
-    n_rows: int,
-    max_new: int,
-    beam_size: int,
-) -> Written:
+def search(job: Job, max_new: int, beam_size: int) -> Written:
     """Search for every row's likeliest sequence.
 
     Args:
-        decoder: the decoder.
-        heard: of each clip, `[layer, clip, ...]`.
-        prompt: what the rows begin with.
-        edits: one a row.
-        rules: which tokens may follow.
-        n_rows: rows of each clip.
+        job: the rows.
         max_new: generate at most so many tokens.
         beam_size: sequences that are kept.
     """
-    max_new = min(max_new, len(decoder.pos_embed[...]) - int(prompt.length) + 1)
-    best, finished, no_speech = _search(
-        decoder, heard, prompt, edits, rules, n_rows=n_rows, max_new=max_new, beam_size=beam_size
+    best, finished, no_speech = jax.device_get(
+        _search(job, max_new=job.limit(max_new), beam_size=beam_size)
     )
-    best = jax.device_get(best)
-    return Written(
-        best.tokens, best.log_probs, best.length, np.asarray(finished), np.asarray(no_speech)
-    )
+    return Written(best.tokens, best.log_probs, best.length, finished, no_speech)
 
 
-@functools.partial(jax.jit, static_argnames=("n_rows", "max_new", "beam_size"))
+@functools.partial(jax.jit, static_argnames=("max_new", "beam_size"))
 def _search(
-    decoder: Decoder,
-    heard: Heard,
-    prompt: Prompt,
-    edits: EditRows,
-    rules: Rules,
-    *,
-    n_rows: int,
-    max_new: int,
-    beam_size: int,
+    job: Job, *, max_new: int, beam_size: int
 ) -> tuple[Sequences, Bool[Array, "clip row"], Float[Array, "clip row"]]:
+    decoder, prompt, rules = job.decoder, job.prompt, job.rules
     blocks = unstacked(decoder.blocks, decoder.n_layers)
-    layers = unstacked(heard, decoder.n_layers)
+    layers = unstacked(job.heard, decoder.n_layers)
     capacity = prompt.tokens.shape[1] + max_new
 
-    def begin(own, tokens, heard) -> Beams:
-        edit = edits.edit(own)
-        resid, beside, memory = read_prompt(decoder, tokens, heard, edit, capacity)
-
-        def logits_at(position: Array) -> Array:
-            row = None if beside is None else beside[position]
-            return next_logits(decoder, resid[position], row, edit, position)
-
-        first = logits_at(prompt.length - 1)
+    def begin(own: tuple[Array, ...], tokens: Array, heard: Heard) -> Beams:
+        reads = prompt.length - 1, prompt.start
+        (first, start), memory = read_prompt(
+            decoder, tokens, reads, heard, job.edits.edit(own), capacity
+        )
         none = Sequences(
             jnp.full((beam_size, max_new), rules.end_of_text, jnp.int32),
             jnp.zeros((beam_size, max_new), first.dtype),
@@ -118,7 +78,7 @@ def _search(
         # All sequences are the same at first, so only one of them may go on.
         one = Sequences(none.tokens, none.log_probs, none.score.at[0].set(0), none.length)
         memories = jax.tree.map(lambda x: jnp.broadcast_to(x, (beam_size, *x.shape)), memory)
-        no_speech = jax.nn.softmax(logits_at(prompt.start))[rules.no_speech]
+        no_speech = jax.nn.softmax(start)[rules.no_speech]
         same = jnp.broadcast_to(first, (beam_size, len(first)))
         return _extend(Beams(one, none, memories, no_speech), same, rules, jnp.zeros((), jnp.int32))
 
@@ -130,15 +90,11 @@ def _search(
         step, beams = state
         position = prompt.length + step - 1
 
-        def one(beams: Beams, own, heard) -> Beams:
-            edit: Edit = edits.edit(own)
+        def one(beams: Beams, own: tuple[Array, ...], heard: list[Heard]) -> Beams:
+            edit = job.edits.edit(own)
 
             def read(token: Array, memory: Memory) -> tuple[Array, Memory]:
-                resid, beside, memory = read_token(
-                    decoder, blocks, token, position, heard, memory, edit
-                )
-                beside = None if beside is None else beside[0]
-                return next_logits(decoder, resid[0], beside, edit, position), memory
+                return read_token(decoder, blocks, token, position, heard, memory, edit)
 
             logits, memory = jax.vmap(read)(beams.going.tokens[:, step - 1], beams.memory)
             now = Beams(beams.going, beams.finished, memory, beams.no_speech)
@@ -147,10 +103,10 @@ def _search(
             return jax.tree.map(lambda old, new: jnp.where(done, old, new), now, later)
 
         of_clip = jax.vmap(one, in_axes=(0, 0, None))
-        return step + 1, jax.vmap(of_clip)(beams, edits.own, layers)
+        return step + 1, jax.vmap(of_clip)(beams, job.edits.own, layers)
 
-    of_clip = jax.vmap(begin, in_axes=(0, None, None), axis_size=n_rows)
-    beams = jax.vmap(of_clip, in_axes=(0, 0, 1))(edits.own, prompt.tokens, heard)
+    of_clip = jax.vmap(begin, in_axes=(0, None, None), axis_size=job.edits.count)
+    beams = jax.vmap(of_clip, in_axes=(0, 0, 1))(job.edits.own, prompt.tokens, job.heard)
     _, beams = jax.lax.while_loop(at_work, advance, (jnp.ones((), jnp.int32), beams))
     best, finished = jax.vmap(jax.vmap(_best))(beams)
     return best, finished, beams.no_speech

@@ -41,29 +41,31 @@ def unstacked[Tree](tree: Tree, n: int) -> list[Tree]:
 def read_prompt(
     decoder: Decoder,
     prompt: Int[Array, " pos"],
+    reads: tuple[Int[Array, ""], ...],
     heard: Heard,
     edit: Edit,
     capacity: int,
-) -> tuple[Float[Array, "pos d_model"], Float[Array, "pos d_model"] | None, Memory]:
+) -> tuple[list[Float[Array, " d_vocab"]], Memory]:
     """Run the decoder over the first tokens.
 
     Args:
         decoder: the decoder.
         prompt: the tokens. Behind the real ones there may be padding, whose keys and values are
             overwritten before any later position may look at them.
+        reads: positions whose logits are wanted.
         heard: of all layers, stacked.
         edit: called at every site.
         capacity: how many positions the memory has room for.
 
     Returns:
-        The residual stream after the last layer, that of the reference run, and the memory.
+        The logits of those positions, and the memory.
     """
-    edit = shifted(edit, jnp.zeros((), jnp.int32))
-    beside = None
+    whole = shifted(edit, jnp.zeros((), jnp.int32))
+    beside, beside_acts = None, None
     if heard.reference is not None:
-        beside = decoder(prompt, heard.reference, patterns=True)
-        edit = with_source(edit, beside[1])
-    resid, acts = decoder(prompt, heard.clip, edit)
+        beside, beside_acts = decoder(prompt, heard.reference, patterns=True)
+        whole = with_source(whole, beside_acts)
+    resid, acts = decoder(prompt, heard.clip, whole)
 
     def remember(acts: DecoderActivations) -> list[KeysValues]:
         def padded(x: Array | None) -> Array:
@@ -73,9 +75,11 @@ def read_prompt(
 
         return unstacked(KeysValues(padded(acts.k), padded(acts.v)), decoder.n_layers)
 
-    if beside is None:
-        return resid, None, Memory(remember(acts), None)
-    return resid, beside[0], Memory(remember(acts), remember(beside[1]))
+    logits = [
+        _logits(decoder, resid[at], None if beside is None else beside[at], edit, at)
+        for at in reads
+    ]
+    return logits, Memory(remember(acts), None if beside_acts is None else remember(beside_acts))
 
 
 def read_token(
@@ -86,7 +90,7 @@ def read_token(
     heard: list[Heard],
     memory: Memory,
     edit: Edit,
-) -> tuple[Float[Array, "1 d_model"], Float[Array, "1 d_model"] | None, Memory]:
+) -> tuple[Float[Array, " d_vocab"], Memory]:
     """Run the decoder over the next token.
 
     Args:
@@ -99,7 +103,7 @@ def read_token(
         edit: called at every site, with values of one position.
 
     Returns:
-        As `read_prompt`, of this position.
+        The logits of the token that follows, and the memory.
     """
 
     def run(edit: Edit, cross: list[KeysValues], past: list[KeysValues], patterns: bool = False):
@@ -124,32 +128,24 @@ def read_token(
         }
         return resid, now, DecoderActivations(**acts)
 
-    edit = shifted(edit, position)
-    if memory.reference is None:
-        resid, now, _ = run(edit, [one.clip for one in heard], memory.run)
-        return resid, None, Memory(now, None)
-    references = [one.reference for one in heard if one.reference is not None]
-    beside, beside_now, acts = run(identity, references, memory.reference, patterns=True)
-    resid, now, _ = run(with_source(edit, acts), [one.clip for one in heard], memory.run)
-    return resid, beside, Memory(now, beside_now)
+    here = shifted(edit, position)
+    beside, beside_now = None, None
+    if memory.reference is not None:
+        references = [one.reference for one in heard if one.reference is not None]
+        resid, beside_now, acts = run(identity, references, memory.reference, patterns=True)
+        beside, here = resid[0], with_source(here, acts)
+    resid, now, _ = run(here, [one.clip for one in heard], memory.run)
+    return _logits(decoder, resid[0], beside, edit, position), Memory(now, beside_now)
 
 
-def next_logits(
+def _logits(
     decoder: Decoder,
     resid: Float[Array, " d_model"],
     beside: Float[Array, " d_model"] | None,
     edit: Edit,
     position: Int[Array, ""],
 ) -> Float[Array, " d_vocab"]:
-    """Logits of the token that follows one position.
-
-    Args:
-        decoder: the decoder.
-        resid: the residual stream after the last layer.
-        beside: that of the reference run.
-        edit: called at `ln_final` and `logits`.
-        position: the position.
-    """
+    """Logits of one position, from its residual stream and that of the reference run."""
     edit = shifted(edit, position)
     if beside is not None:
         edit = with_source(edit, DecoderActivations(**decoder.unembed(beside[None])[1]))

@@ -5,7 +5,6 @@ values. The loop runs on the device until most rows are finished or its memory i
 rows still at work are put together, in arrays of a quarter of the size, and it goes on.
 """
 
-import dataclasses
 import functools
 import math
 
@@ -14,16 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.generation.cached import (
-    Heard,
-    Memory,
-    next_logits,
-    read_prompt,
-    read_token,
-    unstacked,
-)
-from jaxasr_interp.generation.rows import EditRows
-from jaxasr_interp.model import Decoder
+from jaxasr_interp.generation.cached import Heard, Memory, read_prompt, read_token, unstacked
+from jaxasr_interp.generation.rows import Job, Written
 from jaxasr_interp.pytree import pytree_dataclass, replace, static
 from jaxasr_interp.suppression import Rules
 
@@ -31,21 +22,6 @@ _SHRINK = 4
 _WORTH_SHRINKING = 16
 _FIRST_CAPACITY = 64
 _SMALL_MEMORY = 64 * 2**20
-
-
-@pytree_dataclass
-class Prompt:
-    """What every row begins with.
-
-    Attributes:
-        tokens: of each clip, padded.
-        length: how many of them are real.
-        start: where the start-of-transcript token is.
-    """
-
-    tokens: Int[Array, "clip pos"]
-    length: Int[Array, ""]
-    start: Int[Array, ""]
 
 
 @pytree_dataclass
@@ -75,50 +51,24 @@ class Row:
     memory: Memory
 
 
-@dataclasses.dataclass(frozen=True)
-class Written:
-    """What the rows wrote; `lengths` does not count end-of-text."""
-
-    tokens: Int[np.ndarray, "clip row step"]
-    log_probs: Float[np.ndarray, "clip row step"]
-    lengths: Int[np.ndarray, "clip row"]
-    finished: Bool[np.ndarray, "clip row"]
-    no_speech: Float[np.ndarray, "clip row"]
-
-
-def roll_out(
-    decoder: Decoder,
-    heard: Heard,
-    prompt: Prompt,
-    edits: EditRows,
-    rules: Rules,
-    sampling: Sampling,
-    n_rows: int,
-    max_new: int,
-) -> Written:
+def roll_out(job: Job, sampling: Sampling, max_new: int) -> Written:
     """Let every row write until all are finished or at the limit.
 
     Args:
-        decoder: the decoder.
-        heard: of each clip, `[layer, clip, ...]`.
-        prompt: what the rows begin with.
-        edits: one a row.
-        rules: which tokens may follow.
-        sampling: how they are chosen.
-        n_rows: rows of each clip.
+        job: the rows.
+        sampling: how tokens are chosen.
         max_new: generate at most so many tokens.
     """
-    n_clips, padded = prompt.tokens.shape
-    length = int(prompt.length)
-    max_new = min(max_new, len(decoder.pos_embed[...]) - length + 1)
+    n_clips, padded = job.prompt.tokens.shape
+    n_rows, length, max_new = job.edits.count, int(job.prompt.length), job.limit(max_new)
     most = padded + max_new
+    heard = job.heard
     row_bytes = sum(x.nbytes for x in jax.tree.leaves(heard)) // heard.clip.k.shape[-2] // n_clips
     small = n_clips * n_rows * row_bytes * most <= _SMALL_MEMORY
     capacity = most if small else min(most, max(_FIRST_CAPACITY, 2 * padded))
-    shared = replace(edits, own=())
-    rows = _begin(
-        decoder, heard, prompt, edits, rules, sampling, n_rows, max_new=max_new, capacity=capacity
-    )
+    rows = _begin(job, sampling, max_new=max_new, capacity=capacity)
+    # Each row has its own leaves now.
+    job = replace(job, edits=replace(job.edits, own=()))
     shape = (n_clips, n_rows)
     written = Written(
         np.zeros((*shape, max_new), np.int32),
@@ -134,15 +84,13 @@ def roll_out(
         clips_left, rows_left = map(_fewer, real.shape)
         if real.size < _WORTH_SHRINKING:
             clips_left = rows_left = 0
-        step, rows = _advance(
-            decoder, heard, prompt, rows, shared, rules, sampling, step, clips_left, rows_left
-        )
+        step, rows = _advance(job, rows, sampling, step, clips_left, rows_left)
         tokens, log_probs, finished = jax.device_get((rows.tokens, rows.log_probs, rows.finished))
         at = clip[real], row[real]
         written.tokens[at] = tokens[real]
         written.log_probs[at] = log_probs[real]
         written.finished[at] = finished[real]
-        ends = (tokens == int(rules.end_of_text)).argmax(-1)
+        ends = (tokens == int(job.rules.end_of_text)).argmax(-1)
         written.lengths[at] = np.where(finished, ends, int(step))[real]
         busy = ~finished & real
         if not busy.any() or int(step) == max_new:
@@ -152,7 +100,7 @@ def roll_out(
             rows = _grow(rows, capacity)
         clips, order = _choose(busy)
         if order.size < real.size:
-            heard, prompt, sampling, rows = _keep(heard, prompt, sampling, rows, clips, order)
+            job, sampling, rows = _keep(job, sampling, rows, clips, order)
             clip, row, real = (x[clips[:, None], order] for x in (clip, row, busy))
 
 
@@ -174,80 +122,61 @@ def _size(needed: int, size: int) -> int:
     return size
 
 
-@functools.partial(jax.jit, static_argnames=("n_rows", "max_new", "capacity"))
-def _begin(
-    decoder: Decoder,
-    heard: Heard,
-    prompt: Prompt,
-    edits: EditRows,
-    rules: Rules,
-    sampling: Sampling,
-    n_rows: int,
-    *,
-    max_new: int,
-    capacity: int,
-) -> Row:
-    def begin(own, tokens, heard, key) -> Row:
-        edit = edits.edit(own)
-        resid, beside, memory = read_prompt(decoder, tokens, heard, edit, capacity)
+@functools.partial(jax.jit, static_argnames=("max_new", "capacity"))
+def _begin(job: Job, sampling: Sampling, *, max_new: int, capacity: int) -> Row:
+    prompt, rules = job.prompt, job.rules
 
-        def logits_at(position):
-            row = None if beside is None else beside[position]
-            return next_logits(decoder, resid[position], row, edit, position)
-
-        first = logits_at(prompt.length - 1)
+    def begin(own: tuple[Array, ...], tokens: Array, heard: Heard, key: Array) -> Row:
+        reads = prompt.length - 1, prompt.start
+        (first, start), memory = read_prompt(
+            job.decoder, tokens, reads, heard, job.edits.edit(own), capacity
+        )
         row = Row(
             own=own,
             tokens=jnp.full(max_new, rules.end_of_text, jnp.int32),
             log_probs=jnp.zeros(max_new, first.dtype),
             finished=jnp.zeros((), bool),
-            no_speech=jax.nn.softmax(logits_at(prompt.start))[rules.no_speech],
+            no_speech=jax.nn.softmax(start)[rules.no_speech],
             memory=memory,
         )
         return _write(row, first, rules, sampling, key, jnp.zeros((), jnp.int32))
 
-    # One of each clip's rows has no arrays of its own to be mapped over.
-    of_clip = jax.vmap(begin, in_axes=(0, None, None, None), axis_size=n_rows)
-    return jax.vmap(of_clip, in_axes=(0, 0, 1, 0))(edits.own, prompt.tokens, heard, sampling.keys)
+    # Rows may have no arrays of their own to be mapped over.
+    of_clip = jax.vmap(begin, in_axes=(0, None, None, None), axis_size=job.edits.count)
+    of_clips = jax.vmap(of_clip, in_axes=(0, 0, 1, 0))
+    return of_clips(job.edits.own, prompt.tokens, job.heard, sampling.keys)
 
 
 @functools.partial(jax.jit, donate_argnames="rows")
 def _advance(
-    decoder: Decoder,
-    heard: Heard,
-    prompt: Prompt,
+    job: Job,
     rows: Row,
-    shared: EditRows,
-    rules: Rules,
     sampling: Sampling,
     step: Int[Array, ""],
     clips_left: Int[Array, ""],
     rows_left: Int[Array, ""],
 ) -> tuple[Int[Array, ""], Row]:
-    blocks = unstacked(decoder.blocks, decoder.n_layers)
-    layers = unstacked(heard, decoder.n_layers)
+    blocks = unstacked(job.decoder.blocks, job.decoder.n_layers)
+    layers = unstacked(job.heard, job.decoder.n_layers)
     max_new, capacity = rows.tokens.shape[-1], rows.memory.run[0].k.shape[-2]
 
     def at_work(state: tuple[Array, Row]) -> Array:
         step, rows = state
         busy = ~rows.finished
         many = (busy.any(1).sum() > clips_left) & (busy.sum(1).max() > rows_left)
-        room = prompt.length + step - 1 < capacity
+        room = job.prompt.length + step - 1 < capacity
         return busy.any() & many & room & (step < max_new)
 
     def advance(state: tuple[Array, Row]) -> tuple[Array, Row]:
         step, rows = state
-        position = prompt.length + step - 1
+        position = job.prompt.length + step - 1
 
         def one(row: Row, heard: list[Heard], key: Array) -> Row:
-            edit = shared.edit(row.own)
-            token = row.tokens[step - 1]
-            resid, beside, memory = read_token(
-                decoder, blocks, token, position, heard, row.memory, edit
+            edit, token = job.edits.edit(row.own), row.tokens[step - 1]
+            logits, memory = read_token(
+                job.decoder, blocks, token, position, heard, row.memory, edit
             )
-            beside = None if beside is None else beside[0]
-            logits = next_logits(decoder, resid[0], beside, edit, position)
-            return _write(replace(row, memory=memory), logits, rules, sampling, key, step)
+            return _write(replace(row, memory=memory), logits, job.rules, sampling, key, step)
 
         of_clip = jax.vmap(one, in_axes=(0, None, None))
         return step + 1, jax.vmap(of_clip)(rows, layers, sampling.keys)
@@ -298,18 +227,17 @@ def _grow(rows: Row, capacity: int) -> Row:
 
 @jax.jit
 def _keep(
-    heard: Heard,
-    prompt: Prompt,
+    job: Job,
     sampling: Sampling,
     rows: Row,
     clips: Int[Array, " some"],
     order: Int[Array, "some few"],
-) -> tuple[Heard, Prompt, Sampling, Row]:
+) -> tuple[Job, Sampling, Row]:
     """Some rows of some clips."""
-    kept = jax.tree.map(lambda x: jax.vmap(lambda row, few: row[few])(x[clips], order), rows)
+    heard = jax.tree.map(lambda x: x[:, clips], job.heard)
+    prompt = replace(job.prompt, tokens=job.prompt.tokens[clips])
     return (
-        jax.tree.map(lambda x: x[:, clips], heard),
-        replace(prompt, tokens=prompt.tokens[clips]),
+        replace(job, heard=heard, prompt=prompt),
         replace(sampling, keys=sampling.keys[clips]),
-        kept,
+        jax.tree.map(lambda x: jax.vmap(lambda row, few: row[few])(x[clips], order), rows),
     )

@@ -1,15 +1,39 @@
-"""One edit for each row of a batch: what the rows share once, what differs row by row."""
+"""What a batch of rows is given and what it gives.
 
+Rows are interventions × clips, `[clip, row]`. What all rows share is kept once, what differs is
+kept row by row.
+"""
+
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.edits import Edit
+from jaxasr_interp.edits import Edit, as_pytree
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.generation.cached import Heard
+from jaxasr_interp.model import Decoder
 from jaxasr_interp.pytree import pytree_dataclass, static
+from jaxasr_interp.suppression import Rules
+
+
+@pytree_dataclass
+class Prompt:
+    """What every row begins with.
+
+    Attributes:
+        tokens: of each clip, padded.
+        length: how many of them are real.
+        start: where the start-of-transcript token is.
+    """
+
+    tokens: Int[Array, "clip pos"]
+    length: Int[Array, ""]
+    start: Int[Array, ""]
 
 
 @pytree_dataclass
@@ -19,12 +43,14 @@ class EditRows:
     Attributes:
         own: leaves that differ, `[clip, row, ...]`.
         shared: leaves that all rows have in common.
+        count: rows of each clip.
         is_own: of each leaf, which of the two it is.
         structure: how leaves make an edit.
     """
 
     own: tuple[Array, ...]
     shared: tuple[Array, ...]
+    count: int = static()
     is_own: tuple[bool, ...] = static()
     structure: Any = static()
 
@@ -33,6 +59,40 @@ class EditRows:
         owned, shared = iter(own), iter(self.shared)
         leaves = [next(owned) if mine else next(shared) for mine in self.is_own]
         return jax.tree.unflatten(self.structure, leaves)
+
+
+@pytree_dataclass
+class Job:
+    """All that the rows of a batch are written from.
+
+    Attributes:
+        decoder: the decoder.
+        heard: of each clip, `[layer, clip, ...]`.
+        prompt: what the rows begin with.
+        edits: one a row.
+        rules: which tokens may follow.
+    """
+
+    decoder: Decoder
+    heard: Heard
+    prompt: Prompt
+    edits: EditRows
+    rules: Rules
+
+    def limit(self, max_new: int) -> int:
+        """How many new tokens the decoder's context leaves room for, at most `max_new`."""
+        return min(max_new, len(self.decoder.pos_embed[...]) - int(self.prompt.length) + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What the rows wrote; `lengths` does not count end-of-text."""
+
+    tokens: Int[np.ndarray, "clip row step"]
+    log_probs: Float[np.ndarray, "clip row step"]
+    lengths: Int[np.ndarray, "clip row"]
+    finished: Bool[np.ndarray, "clip row"]
+    no_speech: Float[np.ndarray, "clip row"]
 
 
 def stack_edits(edits: Sequence[Sequence[Edit]]) -> EditRows:
@@ -47,7 +107,7 @@ def stack_edits(edits: Sequence[Sequence[Edit]]) -> EditRows:
     Raises:
         InputError: the structures differ.
     """
-    flat = [[jax.tree.flatten(edit) for edit in of_clip] for of_clip in edits]
+    flat = [[jax.tree.flatten(as_pytree(edit)) for edit in of_clip] for of_clip in edits]
     leaves, structure = flat[0][0]
     if any(other != structure for of_clip in flat for _, other in of_clip):
         raise InputError("The edits of one batch differ in structure: give them one after another.")
@@ -60,4 +120,4 @@ def stack_edits(edits: Sequence[Sequence[Edit]]) -> EditRows:
             own.append(jnp.stack([jnp.stack(list(map(jnp.asarray, row))) for row in values]))
         else:
             shared.append(jnp.asarray(leaf))
-    return EditRows(tuple(own), tuple(shared), tuple(is_own), structure)
+    return EditRows(tuple(own), tuple(shared), len(edits[0]), tuple(is_own), structure)
