@@ -1,12 +1,14 @@
 """The public face of the lens readout."""
 
+from types import ModuleType
+
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
 
 from . import reference
 
-_IMPLEMENTATIONS = {"xla": reference.readout}
+_IMPLEMENTATIONS = {"xla": reference}
 
 
 def readout(
@@ -34,7 +36,60 @@ def readout(
     Raises:
         InputError: the implementation does not exist.
     """
-    name = implementation or "xla"
-    if name not in _IMPLEMENTATIONS:
+    return _implementation(implementation).readout(hidden, final, unembedding, targets, top_k)
+
+
+def log_sum_exp(
+    hidden: Float[Array, "rows d_model"],
+    unembedding: Float[Array, "d_vocab d_model"],
+    *,
+    implementation: str | None = None,
+) -> Float[Array, " rows"]:
+    """`log Σ_v exp(h · E_v)` of each row, differentiable in both arguments.
+
+    Neither direction holds the logits of more than a chunk of the vocabulary. Differentiated, the
+    forward pass also finds `∂/∂h = softmax(h Eᵀ) E`, so the backward pass has nothing left to do
+    but for `E`.
+
+    Args:
+        hidden: states after the final LayerNorm.
+        unembedding: token embedding matrix.
+        implementation: as in `readout`.
+
+    Returns:
+        One number for each row, in float32 or wider.
+
+    Raises:
+        InputError: the implementation does not exist.
+    """
+    return _implementation(implementation).log_sum_exp(hidden, unembedding)
+
+
+def mean_embedding(
+    hidden: Float[Array, "rows d_model"],
+    unembedding: Float[Array, "d_vocab d_model"],
+    *,
+    implementation: str | None = None,
+) -> tuple[Float[Array, " rows"], Float[Array, "rows d_model"]]:
+    """`log Σ_v exp(h · E_v)` and `softmax(h Eᵀ) E` of each row, in one pass.
+
+    With them `KL(p_f ‖ p) = (h_f - h) · mean_f - lse_f + lse` needs no pass over both.
+
+    Args:
+        hidden: states after the final LayerNorm.
+        unembedding: token embedding matrix.
+        implementation: as in `readout`.
+
+    Returns:
+        The log-sum-exp and the mean embedding, in float32 or wider.
+
+    Raises:
+        InputError: the implementation does not exist.
+    """
+    return _implementation(implementation).mean_embedding(hidden, unembedding)
+
+
+def _implementation(name: str | None) -> ModuleType:
+    if name is not None and name not in _IMPLEMENTATIONS:
         raise InputError(f"No lens kernel {name!r}: choose one of {', '.join(_IMPLEMENTATIONS)}.")
-    return _IMPLEMENTATIONS[name](hidden, final, unembedding, targets, top_k)
+    return _IMPLEMENTATIONS[name or "xla"]
