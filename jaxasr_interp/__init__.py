@@ -39,7 +39,18 @@ from jaxasr_interp.interventions import (
     Zero,
 )
 from jaxasr_interp.language import detect_language
-from jaxasr_interp.lens import EncoderLens, LogitLens, encoder_lens, logit_lens
+from jaxasr_interp.lens import (
+    EncoderLens,
+    LensTraining,
+    LogitLens,
+    Translators,
+    TunedLens,
+    encoder_lens,
+    load_tuned_lens,
+    logit_lens,
+    train_tuned_lens,
+    tuned_lens,
+)
 from jaxasr_interp.means import mean_activations
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching import (
@@ -80,6 +91,7 @@ __all__ = [
     "Interchange",
     "Intervention",
     "Knockout",
+    "LensTraining",
     "LogitLens",
     "Noise",
     "Scale",
@@ -89,6 +101,8 @@ __all__ = [
     "TextSweep",
     "Tokenizer",
     "Transcript",
+    "Translators",
+    "TunedLens",
     "Utterance",
     "Whisper",
     "WhisperConfig",
@@ -113,6 +127,7 @@ __all__ = [
     "keep_compiled_programs",
     "load_audio",
     "load_model",
+    "load_tuned_lens",
     "log_mel_spectrogram",
     "logit_lens",
     "mean_activations",
@@ -120,7 +135,9 @@ __all__ = [
     "parse_edit",
     "plan_sweep",
     "save_model",
+    "train_tuned_lens",
     "transcribe",
     "transcribe_batch",
+    "tuned_lens",
     "verify_top",
 ]
