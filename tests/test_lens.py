@@ -1,9 +1,8 @@
-"""The logit lens against torch and numpy, and its kernel at awkward sizes."""
+"""The logit lens against torch and numpy."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxasr_interp.kernels.lens import readout
 
 import jaxasr_interp as ji
 
@@ -79,24 +78,3 @@ def test_a_run_without_residuals_is_refused(tiny, golden):
     run = ji.decode(tiny, golden["tokens_a"], states, sites="q")
     with pytest.raises(ji.InputError, match="lacks resid_post"):
         ji.logit_lens(tiny, run)
-
-
-@pytest.mark.parametrize("scale", [1.0, 30.0])
-@pytest.mark.parametrize(
-    ("rows", "d_model", "d_vocab"), [(1, 3, 2), (7, 16, 51865), (33, 64, 1021)]
-)
-def test_the_kernel_equals_float64_numpy(rows, d_model, d_vocab, scale):
-    generator = np.random.default_rng(rows)
-    hidden, final = generator.normal(0, 1, (2, rows, d_model)).astype(np.float32)
-    embed = (generator.normal(0, scale, (d_vocab, d_model)) / d_model**0.5).astype(np.float32)
-    targets = generator.integers(0, d_vocab, rows).astype(np.int32)
-    out = readout(*map(jnp.asarray, (hidden, final, embed, targets)), top_k=2)
-    logits = hidden.astype(np.float64) @ embed.T.astype(np.float64)
-    log_p = log_softmax(logits)
-    log_f = log_softmax(final.astype(np.float64) @ embed.T.astype(np.float64))
-    near = {"rtol": 1e-4, "atol": 2e-5 * scale}
-    np.testing.assert_allclose(out.top_log_probs, -np.sort(-log_p, -1)[:, :2], **near)
-    own = np.take_along_axis(log_p, targets[:, None], -1)[:, 0]
-    np.testing.assert_allclose(out.target_log_prob, own, **near)
-    np.testing.assert_allclose(out.entropy, -(np.exp(log_p) * log_p).sum(-1), **near)
-    np.testing.assert_allclose(out.kl, (np.exp(log_f) * (log_f - log_p)).sum(-1), **near)
