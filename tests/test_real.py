@@ -10,6 +10,7 @@ from transformers import WhisperFeatureExtractor
 
 import jaxasr_interp as ji
 from jaxasr_interp.language import detect_language_batch
+from jaxasr_interp.lens import DIRECT_SITES
 from jaxasr_interp.transcription import encode_batch
 from jaxasr_interp.windows import transcribe_windows
 
@@ -151,13 +152,14 @@ def test_patching_real_speech_equals_the_loop(real):
     assert results[0].clean[0] > 0 > results[0].corrupted[0]
 
 
-def test_the_last_layer_of_the_lens_is_the_model(real, data):
+def test_the_lens_ends_in_the_model_and_contributions_add_up_to_its_logits(real, data):
     name, model = real
     with np.load(GOLDEN / f"{name}_activations.npz") as golden:
         tokens = golden["tokens"]
     states = states_of(model, data, ["read_en/speeches_jfk.flac"])[0]
-    run = ji.decode(model, tokens, states)
-    lens = ji.logit_lens(model, run, targets=np.append(tokens[1:], model.tokenizer.end_of_text))
+    run = ji.decode(model, tokens, states, sites=DIRECT_SITES)
+    targets = np.append(tokens[1:], model.tokenizer.end_of_text)
+    lens = ji.logit_lens(model, run, targets=targets)
     log_probs = np.asarray(run.logits, np.float64)
     log_probs -= np.log(np.exp(log_probs).sum(1, keepdims=True))
     order = np.argsort(-log_probs, axis=1)
@@ -167,3 +169,6 @@ def test_the_last_layer_of_the_lens_is_the_model(real, data):
     np.testing.assert_allclose(lens.kl[-1], 0, atol=1e-5)
     entropy = -(np.exp(log_probs) * log_probs).sum(1)
     np.testing.assert_allclose(lens.entropy[-1], entropy, atol=1e-4)
+    parts = ji.direct_logit_attribution(model, run, targets).by_component()
+    logits = np.asarray(run.logits)[np.arange(len(tokens)), targets]
+    np.testing.assert_allclose(sum(parts.values()), logits, rtol=0, atol=1e-4)

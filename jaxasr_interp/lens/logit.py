@@ -14,7 +14,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import DecoderRun
-from jaxasr_interp.kernels.lens import readout  # pyright: ignore[reportMissingImports]
+from jaxasr_interp.kernels.lens import (  # pyright: ignore[reportMissingImports]
+    Readout,
+    readout,
+)
 from jaxasr_interp.model import Decoder, Whisper
 from jaxasr_interp.pytree import pytree_dataclass, static
 from jaxasr_interp.sites import SITES
@@ -133,9 +136,11 @@ def logit_lens(
     if not 1 <= top_k <= model.config.d_vocab:
         raise InputError(f"top_k is {top_k}: expected 1 to {model.config.d_vocab}.")
     states, resid_post = (getattr(run.acts, name) for name in (site, "resid_post"))
-    return _logit_lens(
-        model.decoder, states, resid_post[-1], followed, said, site, top_k, implementation
-    )
+    if "head" in stack_axes(site):
+        states = states.swapaxes(1, 2)
+    read = _read(model.decoder, states, resid_post[-1], followed, top_k, implementation)
+    saturation = _saturation(read.top_tokens[:, :, 0], said) if site in STREAM_SITES else None
+    return LogitLens(targets=followed, saturation_layer=saturation, site=site, **vars(read))
 
 
 def require_sites(run: DecoderRun, sites: Iterable[str]) -> None:
@@ -159,33 +164,22 @@ def check_next_tokens(
     return jnp.asarray(given)
 
 
-@functools.partial(jax.jit, static_argnames=("site", "top_k", "implementation"))
-def _logit_lens(
+@functools.partial(jax.jit, static_argnames=("top_k", "implementation"))
+def _read(
     decoder: Decoder,
-    states: Float[Array, "*stack d_model"],
+    states: Float[Array, "*stack pos d_model"],
     last: Float[Array, "pos d_model"],
     targets: Int[Array, " pos"],
-    said: Int[Array, " pos"],
-    site: str,
     top_k: int,
     implementation: str | None,
-) -> LogitLens:
-    axes = stack_axes(site)
-    if "head" in axes:
-        states = states.swapaxes(1, 2)
-    hidden = decoder.final_norm(states.reshape(-1, states.shape[-1])).reshape(states.shape)
-    read = readout(
-        hidden,
-        decoder.final_norm(last),
-        decoder.embed[...],
-        targets,
-        top_k=top_k,
-        implementation=implementation,
-    )
-    saturation = _saturation(read.top_tokens[:, :, 0], said) if site in STREAM_SITES else None
-    return LogitLens(targets=targets, saturation_layer=saturation, site=site, **vars(read))
+) -> Readout:
+    """The readout of un-normed states; `last` is the model's last `resid_post`."""
+    norm, embed = decoder.final_norm, decoder.embed[...]
+    hidden = norm(states.reshape(-1, states.shape[-1])).reshape(states.shape)
+    return readout(hidden, norm(last), embed, targets, top_k=top_k, implementation=implementation)
 
 
+@jax.jit
 def _saturation(top: Int[Array, "layer pos"], said: Int[Array, " pos"]) -> Int[Array, " pos"]:
     same = (top == said[None]).astype(jnp.int32)
     to_the_end = jnp.flip(jnp.cumprod(jnp.flip(same, 0), axis=0), 0)
