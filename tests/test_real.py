@@ -16,6 +16,9 @@ from jaxasr_interp.windows import transcribe_windows
 
 pytestmark = pytest.mark.real
 
+TIE = 1e-4
+"""Rounding of a logit in float32, ours and torch's together."""
+
 
 def states_of(model, data, clips):
     mels = [
@@ -172,3 +175,29 @@ def test_the_lens_ends_in_the_model_and_contributions_add_up_to_its_logits(real,
     parts = ji.direct_logit_attribution(model, run, targets).by_component()
     logits = np.asarray(run.logits)[np.arange(len(tokens)), targets]
     np.testing.assert_allclose(sum(parts.values()), logits, rtol=0, atol=1e-4)
+
+
+def test_the_top_tokens_of_every_layer_are_torchs(real, data):
+    name, model = real
+    with np.load(GOLDEN / f"logit_lens_{name}.npz") as arrays:
+        golden = dict(arrays)
+    clips = golden["clips"].tolist()
+    longest = max(len(golden[f"{clip}/tokens"]) for clip in clips)
+    ties, worst_log_prob = 0, 0.0
+    for clip, states in zip(clips, states_of(model, data, clips), strict=True):
+        tokens, top_tokens, top_logits, log_total = (
+            golden[f"{clip}/{key}"] for key in ("tokens", "top_tokens", "top_logits", "log_total")
+        )
+        # One program for all clips: what comes later changes nothing.
+        padded = np.pad(tokens, (0, longest - len(tokens)))
+        lens = ji.logit_lens(model, ji.decode(model, padded, states), top_k=3)
+        ours, log_probs = (x[:, : len(tokens)] for x in (lens.top_tokens, lens.top_log_probs))
+        difference = np.abs(log_probs - (top_logits - log_total[..., None])[..., :3])
+        worst_log_prob = max(worst_log_prob, difference.max())
+        # A token may change places with one whose logit torch puts within rounding of its own.
+        tied = top_logits[..., :-1] - top_logits[..., 1:] < TIE
+        tied[..., 1:] |= tied[..., :-1]
+        assert (ours == top_tokens[..., :3])[~tied].all(), clip
+        ties += int(tied.sum())
+    print(f"{name}: log-probabilities differ by {worst_log_prob:.1e}, {ties} of {ours.size} tied")
+    assert worst_log_prob < TIE
