@@ -40,11 +40,13 @@ from jaxasr_interp.interventions import (
 )
 from jaxasr_interp.language import detect_language
 from jaxasr_interp.lens import (
+    DirectLogitAttribution,
     EncoderLens,
     LensTraining,
     LogitLens,
     Translators,
     TunedLens,
+    direct_logit_attribution,
     encoder_lens,
     load_tuned_lens,
     logit_lens,
@@ -81,6 +83,7 @@ __all__ = [
     "Clip",
     "DecoderActivations",
     "DecoderRun",
+    "DirectLogitAttribution",
     "Edit",
     "EncoderActivations",
     "EncoderLens",
@@ -118,6 +121,7 @@ __all__ = [
     "component_edits",
     "decode",
     "detect_language",
+    "direct_logit_attribution",
     "encode",
     "encoder_lens",
     "generate",

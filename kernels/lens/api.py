@@ -12,26 +12,28 @@ _IMPLEMENTATIONS = {"xla": reference}
 
 
 def readout(
-    hidden: Float[Array, "rows d_model"],
-    final: Float[Array, "rows d_model"],
+    hidden: Float[Array, "*stack pos d_model"],
+    final: Float[Array, "pos d_model"],
     unembedding: Float[Array, "d_vocab d_model"],
-    targets: Int[Array, " rows"],
+    targets: Int[Array, " pos"],
     *,
     top_k: int = 5,
     implementation: str | None = None,
 ) -> reference.Readout:
-    """Statistics of the next-token distributions `softmax(hidden unembeddingᵀ)`.
+    """Statistics of the next-token distributions `softmax(hidden Eᵀ)`, in one pass.
+
+    The logits of more than a chunk of the vocabulary never exist.
 
     Args:
-        hidden: states after the final LayerNorm.
+        hidden: states after the final LayerNorm: of layers, or of layers and heads, or of one.
         final: the last layer's states after the final LayerNorm, what `kl` compares with.
         unembedding: token embedding matrix.
-        targets: the token whose log-probability and rank are read in each row.
+        targets: the token whose log-probability and rank are read at each position.
         top_k: how many of the most probable tokens to return.
         implementation: `"xla"`, or `None` for the best one available here.
 
     Returns:
-        One `Readout` with a value for each row, in float32 or wider.
+        One `Readout` with a value for each state, in float32 or wider.
 
     Raises:
         InputError: the implementation does not exist.
