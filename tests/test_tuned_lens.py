@@ -188,12 +188,13 @@ with pytest.MonkeyPatch.context() as patch:
     hear(patch)
     for folder in folders:
         steps = []
-        def die(step):
-            steps.append(step)
-            if step == int(deadly):
+        def die(done, of, what):
+            if what == "steps":
+                steps.append(done)
+            if (what, done) == ("steps", int(deadly)):
                 os.kill(os.getpid(), signal.SIGKILL)
         training = ji.LensTraining(**TRAINING)
-        lens = ji.train_tuned_lens(model, clips(8), folder, training, on_step=die)
+        lens = ji.train_tuned_lens(model, clips(8), folder, training, on_progress=die)
         print(steps[0])
         np.savez(f"{folder}/found.npz", loss=lens.loss, **{
             name: getattr(lens.translators, name) for name in ("weight", "bias")
@@ -245,10 +246,12 @@ def test_training_brings_held_out_clips_nearer_to_the_final_layer(tiny, hears, t
     dataset = trained.to_dataset()
     assert dict(dataset.sizes) == {"step": 30, "layer": LAYERS, "lens": 2}
     np.testing.assert_array_equal(dataset.kl.sel(lens="tuned"), trained.tuned_kl)
-    again, steps = clips(8), []
+    again, said = clips(8), []
     training = ji.LensTraining(**TRAINING | {"learning_rate": 1e-2, "save_every": 3})
-    same = ji.train_tuned_lens(tiny, again, tmp_path / "lens", training, on_step=steps.append)
-    assert not steps
+    same = ji.train_tuned_lens(
+        tiny, again, tmp_path / "lens", training, on_progress=lambda *done: said.append(done)
+    )
+    assert said == [(i + 1, 8, "clips") for i in range(8)]
     np.testing.assert_array_equal(same.translators.weight, trained.translators.weight)
     np.testing.assert_array_equal(same.tuned_kl, trained.tuned_kl)
     for other in ({"steps": 31}, {"seed": 1}, {"weight_decay": 0.5}):

@@ -17,7 +17,8 @@ from jaxasr_interp.lens.tuned import Translators
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
-_FOLDER = "checkpoints"
+CHECKPOINTS = "checkpoints"
+"""What the folder of the checkpoints is called in that of the training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Checkpoints:
             InputError: the folder holds another training, or cannot be written.
         """
         try:
-            (self.out / _FOLDER).mkdir(parents=True, exist_ok=True)
+            (self.out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"Nothing can be written to {self.out}: {error.strerror}.") from None
         with _manager(self.out) as manager:
@@ -83,7 +84,7 @@ def load_tuned_lens(out: str | Path) -> Translators:
         InputError: the folder holds no finished training.
     """
     nothing = InputError(f"{out} holds no tuned lens: train one there first.")
-    if not (Path(out) / _FOLDER).is_dir():
+    if not (Path(out) / CHECKPOINTS).is_dir():
         raise nothing
     with _manager(Path(out)) as manager:
         step = manager.latest_step()
@@ -104,8 +105,8 @@ def load_tuned_lens(out: str | Path) -> Translators:
 
 def _translators_like(about: dict[str, Any]) -> Translators:
     layers, width, dtype = about["layers"], about["d_model"], jnp.dtype(about["dtype"])
-    shapes = ((layers, width, width), (layers, width))
-    return Translators(*(jnp.zeros(shape, dtype) for shape in shapes), about["model"])
+    weight, bias = jnp.zeros((layers, width, width), dtype), jnp.zeros((layers, width), dtype)
+    return Translators(weight, bias, about["model"])
 
 
 def _about(manager: "ocp.CheckpointManager") -> dict[str, Any]:
@@ -130,4 +131,4 @@ def _manager(out: Path) -> "ocp.CheckpointManager":
     options = ocp.CheckpointManagerOptions(
         max_to_keep=1, create=False, enable_async_checkpointing=False, cleanup_tmp_directories=True
     )
-    return ocp.CheckpointManager((out / _FOLDER).absolute(), options=options)
+    return ocp.CheckpointManager((out / CHECKPOINTS).absolute(), options=options)

@@ -11,7 +11,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -103,8 +103,7 @@ def train_tuned_lens(
     out: str | Path,
     training: LensTraining | None = None,
     *,
-    on_clip: Callable[[int], None] | None = None,
-    on_step: Callable[[int], None] | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> TunedLens:
     """Train a tuned lens, or go on with a training that was cut off.
 
@@ -116,8 +115,7 @@ def train_tuned_lens(
         clips: at least two, of up to 30 s; where the text is not known, what the model writes.
         out: folder of the checkpoints.
         training: how.
-        on_clip: called with the clips that have been run.
-        on_step: called with the steps done.
+        on_progress: called with what is done, of how much, and of what: `clips`, then `steps`.
 
     Returns:
         The lens, measured on the clips held out.
@@ -132,13 +130,18 @@ def train_tuned_lens(
     seen, unseen = _split(clips, training)
     checkpoints = Checkpoints(Path(out), _about(model, clips, training))
     checkpoints.step()
-    rows = lens_rows(model, seen, on_progress=on_clip)
+    say = on_progress or (lambda done, of, what: None)
+    rows = lens_rows(model, seen, on_progress=lambda done: say(done, len(clips), "clips"))
     held_out = lens_rows(
-        model,
-        unseen,
-        on_progress=None if on_clip is None else lambda done: on_clip(len(seen) + done),
+        model, unseen, on_progress=lambda done: say(len(seen) + done, len(clips), "clips")
     )
-    translators, loss = fit_translators(model, rows, training, checkpoints, on_step=on_step)
+    translators, loss = fit_translators(
+        model,
+        rows,
+        training,
+        checkpoints,
+        on_progress=lambda done: say(done, training.steps, "steps"),
+    )
     return TunedLens(
         translators,
         loss,
@@ -154,7 +157,7 @@ def fit_translators(
     training: LensTraining,
     checkpoints: Checkpoints | None = None,
     *,
-    on_step: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> tuple[Translators, Float[np.ndarray, "step layer"]]:
     """Train translators on rows.
 
@@ -163,7 +166,7 @@ def fit_translators(
         rows: from `lens_rows`.
         training: how.
         checkpoints: where to keep what is done and to go on from, if anywhere.
-        on_step: called with the steps done.
+        on_progress: called with the steps done.
 
     Returns:
         The translators, and each step's mean divergence before it.
@@ -171,7 +174,7 @@ def fit_translators(
     optimizer = _optimizer(training)
     translators = Translators.zero(model)
     loss = jnp.zeros((training.steps, len(translators.bias)), translators.bias.dtype)
-    state = {"optimizer": optimizer.init(translators), "loss": loss}
+    state = {"optimizer": optimizer.init(cast(Any, translators)), "loss": loss}
     first = 0 if checkpoints is None else checkpoints.step()
     if checkpoints is not None and first:
         translators, state = checkpoints.restore(translators, state)
@@ -181,8 +184,8 @@ def fit_translators(
         done = step + 1
         if checkpoints is not None and (done % training.save_every == 0 or done == training.steps):
             checkpoints.save(done, translators, state)
-        if on_step is not None:
-            on_step(done)
+        if on_progress is not None:
+            on_progress(done)
     return translators, np.asarray(state["loss"])
 
 
@@ -238,11 +241,12 @@ def _step(
         layers = divergence(decoder, translators, batch).mean(1)
         return layers.sum(), layers
 
-    gradient, layers = jax.grad(objective, has_aux=True)(translators)
+    params: Any = translators
+    gradient, layers = jax.grad(objective, has_aux=True)(params)
     # Optax raises a float to the power of an integer.
     with jax.numpy_dtype_promotion("standard"):
-        updates, optimizer = _optimizer(training).update(gradient, state["optimizer"], translators)
-    moved = optax.apply_updates(translators, updates)
+        updates, optimizer = _optimizer(training).update(gradient, state["optimizer"], params)
+    moved: Any = optax.apply_updates(params, updates)
     return moved, {"optimizer": optimizer, "loss": state["loss"].at[step].set(layers)}
 
 
