@@ -68,7 +68,9 @@ from jaxasr_interp.patching import (
     verify_top,
 )
 from jaxasr_interp.programs import keep_compiled_programs
+from jaxasr_interp.similarity import Similarity, cka
 from jaxasr_interp.sites import SITES, DecoderActivations, EncoderActivations
+from jaxasr_interp.spectrum import Spectrum, spectrum
 from jaxasr_interp.text_result import Clip, TextSweep
 from jaxasr_interp.text_sweep import ablation_sweep, component_edits
 from jaxasr_interp.tokens import Tokenizer
@@ -99,6 +101,8 @@ __all__ = [
     "Noise",
     "Scale",
     "Several",
+    "Similarity",
+    "Spectrum",
     "SweepPlan",
     "SweepResult",
     "TextSweep",
@@ -118,6 +122,7 @@ __all__ = [
     "agreement",
     "align_words",
     "attribution_patching",
+    "cka",
     "component_edits",
     "decode",
     "detect_language",
@@ -139,6 +144,7 @@ __all__ = [
     "parse_edit",
     "plan_sweep",
     "save_model",
+    "spectrum",
     "train_tuned_lens",
     "transcribe",
     "transcribe_batch",
