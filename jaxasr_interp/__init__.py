@@ -39,7 +39,14 @@ from jaxasr_interp.interventions import (
     Zero,
 )
 from jaxasr_interp.language import detect_language
-from jaxasr_interp.lens import EncoderLens, LogitLens, encoder_lens, logit_lens
+from jaxasr_interp.lens import (
+    DirectLogitAttribution,
+    EncoderLens,
+    LogitLens,
+    direct_logit_attribution,
+    encoder_lens,
+    logit_lens,
+)
 from jaxasr_interp.means import mean_activations
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching import (
@@ -70,6 +77,7 @@ __all__ = [
     "Clip",
     "DecoderActivations",
     "DecoderRun",
+    "DirectLogitAttribution",
     "Edit",
     "EncoderActivations",
     "EncoderLens",
@@ -104,6 +112,7 @@ __all__ = [
     "component_edits",
     "decode",
     "detect_language",
+    "direct_logit_attribution",
     "encode",
     "encoder_lens",
     "generate",

@@ -1,21 +1,41 @@
-"""The logit lens against torch and numpy, and its kernel at awkward sizes."""
+"""The logit lens and direct logit attribution against torch and numpy."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxasr_interp.kernels.lens import readout
 
 import jaxasr_interp as ji
+from jaxasr_interp.lens import DIRECT_SITES, LENS_SITES
+
+SITES = {*DIRECT_SITES, *LENS_SITES, "ln_final"}
 
 
 @pytest.fixture
 def run(tiny, golden):
+    return decode(tiny, golden)
+
+
+def decode(tiny, golden, **options):
     states = ji.encode(tiny, jnp.asarray(golden["mel_a"])).states
-    return ji.decode(tiny, golden["tokens_a"], states)
+    return ji.decode(tiny, golden["tokens_a"], states, **({"sites": SITES} | options))
 
 
 def log_softmax(logits):
     return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
+
+def weights(tiny):
+    """Scale and bias of the final LayerNorm, and the unembedding."""
+    norm = tiny.decoder.final_norm
+    return (np.asarray(x[...]) for x in (norm.scale, norm.bias, tiny.decoder.embed))
+
+
+def centred(x):
+    return x - x.mean(-1, keepdims=True)
+
+
+def deviation(x):
+    return np.sqrt(x.var(-1, keepdims=True) + 1e-5)
 
 
 def test_the_lens_equals_torch(tiny, run, golden):
@@ -35,6 +55,30 @@ def test_the_lens_equals_torch(tiny, run, golden):
     np.testing.assert_allclose(lens.kl, kl, rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.parametrize("site", LENS_SITES)
+def test_every_site_is_read_by_the_final_norm_and_the_unembedding(tiny, run, golden, site):
+    scale, bias, embed = weights(tiny)
+    states = golden[f"decoder/{site}"]
+    if site.endswith("result"):
+        states = states.swapaxes(1, 2)
+    log_p = log_softmax((centred(states) / deviation(states) * scale + bias) @ embed.T)
+    final = log_softmax(golden["decoder/logits"])
+    lens = ji.logit_lens(tiny, run, site=site, top_k=3)
+    order = np.argsort(-log_p, axis=-1)[..., :3]
+    np.testing.assert_array_equal(lens.top_tokens, order)
+    np.testing.assert_allclose(
+        lens.top_log_probs, np.take_along_axis(log_p, order, -1), rtol=1e-8, atol=1e-10
+    )
+    own = log_p[..., np.arange(7), final.argmax(-1)]
+    np.testing.assert_allclose(lens.target_log_prob, own, rtol=1e-8, atol=1e-10)
+    kl = (np.exp(final) * (final - log_p)).sum(-1)
+    np.testing.assert_allclose(lens.kl, kl, rtol=1e-8, atol=1e-10)
+    dataset = lens.to_dataset()
+    assert dataset.entropy.dims == lens.axes
+    assert dataset.entropy.shape == log_p.shape[:-1]
+    assert ("saturation_layer" in dataset) == ("resid" in site)
+
+
 def test_the_last_layer_is_the_models_output(tiny, run):
     lens = ji.logit_lens(tiny, run)
     np.testing.assert_array_equal(lens.targets, run.logits.argmax(-1))
@@ -44,12 +88,15 @@ def test_the_last_layer_is_the_models_output(tiny, run):
     np.testing.assert_allclose(lens.kl[-1], 0, atol=1e-13)
 
 
-def test_the_saturation_layer_is_where_the_top_token_stays(tiny, run):
-    lens = ji.logit_lens(tiny, run)
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
+def test_the_saturation_layer_is_where_the_top_token_stays(tiny, run, site):
+    lens = ji.logit_lens(tiny, run, site=site)
+    said = np.asarray(run.logits).argmax(-1)
     top = np.asarray(lens.top_tokens)[:, :, 0]
     for pos, saturated in enumerate(np.asarray(lens.saturation_layer)):
-        assert (top[saturated:, pos] == top[-1, pos]).all()
-        assert saturated == 0 or top[saturated - 1, pos] != top[-1, pos]
+        assert (top[saturated:, pos] == said[pos]).all()
+        assert saturated == 0 or top[saturated - 1, pos] != said[pos]
+    assert (np.asarray(lens.saturation_layer) == 3).any() == (site == "resid_pre")
 
 
 def test_the_dataset_has_named_axes(tiny, run):
@@ -67,6 +114,7 @@ def test_the_dataset_has_named_axes(tiny, run):
         ({"top_k": 0}, "top_k is 0"),
         ({"top_k": 49}, "top_k is 49"),
         ({"implementation": "abacus"}, "No lens kernel 'abacus'"),
+        ({"site": "cross_q"}, "No lens can read 'cross_q': choose one of embed, resid_pre"),
     ],
 )
 def test_bad_requests_are_named_in_one_sentence(tiny, run, options, message):
@@ -75,28 +123,59 @@ def test_bad_requests_are_named_in_one_sentence(tiny, run, options, message):
 
 
 def test_a_run_without_residuals_is_refused(tiny, golden):
-    states = ji.encode(tiny, jnp.asarray(golden["mel_a"])).states
-    run = ji.decode(tiny, golden["tokens_a"], states, sites="q")
-    with pytest.raises(ji.InputError, match="lacks resid_post"):
-        ji.logit_lens(tiny, run)
+    run = decode(tiny, golden, sites="result")
+    with pytest.raises(ji.InputError, match="lacks resid_post: decode with sites"):
+        ji.logit_lens(tiny, run, site="result")
+    with pytest.raises(ji.InputError, match="lacks embed"):
+        ji.direct_logit_attribution(tiny, run, [0] * 7)
 
 
-@pytest.mark.parametrize("scale", [1.0, 30.0])
-@pytest.mark.parametrize(
-    ("rows", "d_model", "d_vocab"), [(1, 3, 2), (7, 16, 51865), (33, 64, 1021)]
-)
-def test_the_kernel_equals_float64_numpy(rows, d_model, d_vocab, scale):
-    generator = np.random.default_rng(rows)
-    hidden, final = generator.normal(0, 1, (2, rows, d_model)).astype(np.float32)
-    embed = (generator.normal(0, scale, (d_vocab, d_model)) / d_model**0.5).astype(np.float32)
-    targets = generator.integers(0, d_vocab, rows).astype(np.int32)
-    out = readout(*map(jnp.asarray, (hidden, final, embed, targets)), top_k=2)
-    logits = hidden.astype(np.float64) @ embed.T.astype(np.float64)
-    log_p = log_softmax(logits)
-    log_f = log_softmax(final.astype(np.float64) @ embed.T.astype(np.float64))
-    near = {"rtol": 1e-4, "atol": 2e-5 * scale}
-    np.testing.assert_allclose(out.top_log_probs, -np.sort(-log_p, -1)[:, :2], **near)
-    own = np.take_along_axis(log_p, targets[:, None], -1)[:, 0]
-    np.testing.assert_allclose(out.target_log_prob, own, **near)
-    np.testing.assert_allclose(out.entropy, -(np.exp(log_p) * log_p).sum(-1), **near)
-    np.testing.assert_allclose(out.kl, (np.exp(log_f) * (log_f - log_p)).sum(-1), **near)
+@pytest.mark.parametrize("against", [False, True])
+def test_contributions_are_those_of_each_component_and_add_up(tiny, run, golden, against):
+    targets, others = np.array([3, 41, 7, 12, 0, 21, 47]), np.array([1, 2, 3, 5, 8, 13, 21])
+    found = ji.direct_logit_attribution(tiny, run, targets, others if against else None)
+    scale, bias, embed = weights(tiny)
+    token = embed[targets] - (embed[others] if against else 0)
+    scales = deviation(golden["decoder/resid_post"][-1])
+
+    def share(component):
+        return (centred(component) / scales * scale * token).sum(-1)
+
+    exact = {"rtol": 1e-9, "atol": 1e-11}
+    for site in ("embed", "pos_embed", "mlp_out"):
+        of_site = golden[f"decoder/{site}"][..., :7, :]
+        np.testing.assert_allclose(getattr(found, site), share(of_site), **exact)
+    for prefix, heads, of_bias in (
+        ("", found.attn_heads, found.attn_bias),
+        ("cross_", found.cross_attn_heads, found.cross_attn_bias),
+    ):
+        result = golden[f"decoder/{prefix}result"].swapaxes(1, 2)
+        np.testing.assert_allclose(heads, share(result), **exact)
+        attn_out = golden[f"decoder/{prefix}attn_out"]
+        np.testing.assert_allclose(heads.sum(1) + of_bias, share(attn_out), **exact)
+    np.testing.assert_allclose(found.norm_bias, token @ bias, **exact)
+    logits = golden["decoder/logits"][np.arange(7), targets]
+    if against:
+        logits = logits - golden["decoder/logits"][np.arange(7), others]
+    np.testing.assert_allclose(found.logit, logits, **exact)
+    np.testing.assert_allclose(sum(found.by_component().values()), logits, rtol=0, atol=1e-10)
+    dataset = found.to_dataset()
+    assert ("others" in dataset) == against
+    assert dataset.cross_attn_heads.dims == ("layer", "head", "pos")
+    np.testing.assert_allclose(dataset.contribution.sum("component"), logits, rtol=0, atol=1e-10)
+    assert dataset.component.values[[0, 3, -1]].tolist() == [
+        "embed",
+        "cross_attn_out 0",
+        "norm_bias",
+    ]
+
+
+@pytest.mark.parametrize(("site", "explained"), [("z", True), ("resid_mid", False)])
+def test_what_an_edit_writes_past_the_components_is_left_unexplained(tiny, golden, site, explained):
+    def edit(at, layer, value):
+        return value * 2 if at == site else value
+
+    run = decode(tiny, golden, edit=edit)
+    assert np.abs(run.logits - golden["decoder/logits"]).max() > 0.1
+    found = ji.direct_logit_attribution(tiny, run, [3] * 7)
+    assert (np.abs(found.unexplained).max() < 1e-10) == explained

@@ -10,10 +10,14 @@ from transformers import WhisperFeatureExtractor
 
 import jaxasr_interp as ji
 from jaxasr_interp.language import detect_language_batch
+from jaxasr_interp.lens import DIRECT_SITES
 from jaxasr_interp.transcription import encode_batch
 from jaxasr_interp.windows import transcribe_windows
 
 pytestmark = pytest.mark.real
+
+TIE = 1e-4
+"""Rounding of a logit in float32, ours and torch's together."""
 
 
 def states_of(model, data, clips):
@@ -151,13 +155,14 @@ def test_patching_real_speech_equals_the_loop(real):
     assert results[0].clean[0] > 0 > results[0].corrupted[0]
 
 
-def test_the_last_layer_of_the_lens_is_the_model(real, data):
+def test_the_lens_ends_in_the_model_and_contributions_add_up_to_its_logits(real, data):
     name, model = real
     with np.load(GOLDEN / f"{name}_activations.npz") as golden:
         tokens = golden["tokens"]
     states = states_of(model, data, ["read_en/speeches_jfk.flac"])[0]
-    run = ji.decode(model, tokens, states)
-    lens = ji.logit_lens(model, run, targets=np.append(tokens[1:], model.tokenizer.end_of_text))
+    run = ji.decode(model, tokens, states, sites=DIRECT_SITES)
+    targets = np.append(tokens[1:], model.tokenizer.end_of_text)
+    lens = ji.logit_lens(model, run, targets=targets)
     log_probs = np.asarray(run.logits, np.float64)
     log_probs -= np.log(np.exp(log_probs).sum(1, keepdims=True))
     order = np.argsort(-log_probs, axis=1)
@@ -167,3 +172,32 @@ def test_the_last_layer_of_the_lens_is_the_model(real, data):
     np.testing.assert_allclose(lens.kl[-1], 0, atol=1e-5)
     entropy = -(np.exp(log_probs) * log_probs).sum(1)
     np.testing.assert_allclose(lens.entropy[-1], entropy, atol=1e-4)
+    parts = ji.direct_logit_attribution(model, run, targets).by_component()
+    logits = np.asarray(run.logits)[np.arange(len(tokens)), targets]
+    np.testing.assert_allclose(sum(parts.values()), logits, rtol=0, atol=1e-4)
+
+
+def test_the_top_tokens_of_every_layer_are_torchs(real, data):
+    name, model = real
+    with np.load(GOLDEN / f"logit_lens_{name}.npz") as arrays:
+        golden = dict(arrays)
+    clips = golden["clips"].tolist()
+    longest = max(len(golden[f"{clip}/tokens"]) for clip in clips)
+    ties, worst_log_prob = 0, 0.0
+    for clip, states in zip(clips, states_of(model, data, clips), strict=True):
+        tokens, top_tokens, top_logits, log_total = (
+            golden[f"{clip}/{key}"] for key in ("tokens", "top_tokens", "top_logits", "log_total")
+        )
+        # One program for all clips: what comes later changes nothing.
+        padded = np.pad(tokens, (0, longest - len(tokens)))
+        lens = ji.logit_lens(model, ji.decode(model, padded, states), top_k=3)
+        ours, log_probs = (x[:, : len(tokens)] for x in (lens.top_tokens, lens.top_log_probs))
+        difference = np.abs(log_probs - (top_logits - log_total[..., None])[..., :3])
+        worst_log_prob = max(worst_log_prob, difference.max())
+        # A token may change places with one whose logit torch puts within rounding of its own.
+        tied = top_logits[..., :-1] - top_logits[..., 1:] < TIE
+        tied[..., 1:] |= tied[..., :-1]
+        assert (ours == top_tokens[..., :3])[~tied].all(), clip
+        ties += int(tied.sum())
+    print(f"{name}: log-probabilities differ by {worst_log_prob:.1e}, {ties} of {ours.size} tied")
+    assert worst_log_prob < TIE

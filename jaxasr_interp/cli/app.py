@@ -12,10 +12,11 @@ from typer.core import TyperCommand
 from jaxasr_interp._version import __version__
 from jaxasr_interp.cli.ablate import ablate
 from jaxasr_interp.cli.encoder_lens import encoder_lens
+from jaxasr_interp.cli.lens import lens
 from jaxasr_interp.cli.options import JsonOption
 from jaxasr_interp.cli.output import console, errors, print_json
 from jaxasr_interp.cli.patch import patch
-from jaxasr_interp.cli.reading import lens, transcribe
+from jaxasr_interp.cli.reading import transcribe
 from jaxasr_interp.cli.study import study
 from jaxasr_interp.cli.verify import verify
 from jaxasr_interp.demo import run_demo

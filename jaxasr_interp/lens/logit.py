@@ -1,10 +1,10 @@
-"""The logit lens over the decoder's residual stream.
+"""The logit lens: what the decoder's residual stream, and what is added to it, says by itself.
 
 nostalgebraist 2020, "interpreting GPT: the logit lens"; saturation as in Glazer et al. 2025.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -19,15 +19,30 @@ from jaxasr_interp.kernels.lens import (  # pyright: ignore[reportMissingImports
     readout,
 )
 from jaxasr_interp.model import Decoder, Whisper
-from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.pytree import pytree_dataclass, static
+from jaxasr_interp.sites import SITES
 
 if TYPE_CHECKING:
     import xarray
 
+STREAM_SITES = ("resid_pre", "resid_mid", "resid_mid_cross", "resid_post")
+"""The residual stream within a layer, where a prediction can settle."""
+
+LENS_SITES = (
+    "embed",
+    *STREAM_SITES,
+    "attn_out",
+    "cross_attn_out",
+    "mlp_out",
+    "result",
+    "cross_result",
+)
+"""The sites in the space of the residual stream, which the unembedding can read."""
+
 
 @pytree_dataclass
 class LogitLens:
-    """The next-token distribution that each layer's residual stream already holds.
+    """The next-token distribution that a site holds, at every layer (and head) and position.
 
     Attributes:
         targets: the token whose log-probability and rank are read at each position.
@@ -36,18 +51,26 @@ class LogitLens:
         target_log_prob: log-probability of the target.
         target_rank: tokens with a higher logit than the target.
         entropy: of the distribution, in nats.
-        kl: `KL(final ‖ layer)`, in nats; 0 in the last layer.
-        saturation_layer: the earliest layer from which the top token is the final one.
+        kl: `KL(model's output ‖ layer)`, in nats; 0 in the last layer's `resid_post`.
+        saturation_layer: of the residual stream, the earliest layer from which the top token is the
+            model's; the number of layers where there is none. `None` at other sites.
+        site: that is read.
     """
 
     targets: Int[Array, " pos"]
-    top_tokens: Int[Array, "layer pos top"]
-    top_log_probs: Float[Array, "layer pos top"]
-    target_log_prob: Float[Array, "layer pos"]
-    target_rank: Int[Array, "layer pos"]
-    entropy: Float[Array, "layer pos"]
-    kl: Float[Array, "layer pos"]
-    saturation_layer: Int[Array, " pos"]
+    top_tokens: Int[Array, "*stack pos top"]
+    top_log_probs: Float[Array, "*stack pos top"]
+    target_log_prob: Float[Array, "*stack pos"]
+    target_rank: Int[Array, "*stack pos"]
+    entropy: Float[Array, "*stack pos"]
+    kl: Float[Array, "*stack pos"]
+    saturation_layer: Int[Array, " pos"] | None
+    site: str = static()
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axes: those of `layer` and `head` that the site has, then `pos`."""
+        return stack_axes(self.site)
 
     def to_dataset(self) -> "xarray.Dataset":
         """The arrays with named axes."""
@@ -55,77 +78,113 @@ class LogitLens:
 
         axes = {
             "targets": ("pos",),
-            "top_tokens": ("layer", "pos", "top"),
-            "top_log_probs": ("layer", "pos", "top"),
+            "top_tokens": (*self.axes, "top"),
+            "top_log_probs": (*self.axes, "top"),
             "saturation_layer": ("pos",),
         }
-        names = vars(self)
-        return xarray.Dataset(
-            {name: (axes.get(name, ("layer", "pos")), np.asarray(names[name])) for name in names}
-        )
+        arrays = {
+            name: (axes.get(name, self.axes), np.asarray(value))
+            for name, value in vars(self).items()
+            if name != "site" and value is not None
+        }
+        return xarray.Dataset(arrays, attrs={"site": self.site})
+
+
+def stack_axes(site: str) -> tuple[str, ...]:
+    """The axes of what a lens reads at `site`: `layer` and `head` as far as it has them, `pos`."""
+    return (*(axis for axis in SITES["decoder"][site] if axis in ("layer", "head")), "pos")
 
 
 def logit_lens(
     model: Whisper,
     run: DecoderRun,
     *,
+    site: str = "resid_post",
     targets: Int[Array, " pos"] | Sequence[int] | np.ndarray | None = None,
     top_k: int = 5,
     implementation: str | None = None,
 ) -> LogitLens:
-    """Read every layer's residual stream through the final LayerNorm and the unembedding.
+    """Read a site through the final LayerNorm and the unembedding.
 
-    `p[layer, pos] = softmax(ln_final(resid_post[layer, pos]) W_Eᵀ)`
+    `p[layer, pos] = softmax(ln_final(resid_post[layer, pos]) W_Eᵀ)`, and so with what the sublayers
+    (`attn_out`, `cross_attn_out`, `mlp_out`) and heads (`result`, `cross_result`) add to the
+    residual stream, each scaled by the LayerNorm as if it were alone. For shares of the model's own
+    logits see `direct_logit_attribution`.
 
     Args:
         model: the model of the run.
-        run: from `decode`, with `resid_post` among its activations.
-        targets: for each position the next token to follow through the layers; by default the final
-            layer's most probable one.
+        run: from `decode`, with the site and `resid_post` among its activations.
+        site: one of `LENS_SITES`.
+        targets: for each position the next token to follow through the layers; by default the
+            model's most probable one.
         top_k: how many of the most probable tokens to keep.
         implementation: of the readout kernel; `None` for the best one available here.
 
     Returns:
-        One value for each layer and position; the last layer is the model's own output.
+        One value for each layer (and head) and position; the last layer's `resid_post` is the
+        model's own output.
 
     Raises:
-        InputError: the run lacks `resid_post`, or the targets do not fit it.
+        InputError: a site that cannot be read, the run lacks it, or the targets do not fit it.
     """
-    resid = run.acts.resid_post
-    if resid is None:
-        raise InputError("The run lacks resid_post: decode with sites=('resid_post', ...).")
-    followed = np.asarray(run.logits.argmax(-1) if targets is None else targets, np.int32)
-    if followed.shape != resid.shape[1:2]:
-        raise InputError(f"There are {followed.shape} targets for {resid.shape[1]} positions.")
-    if ((followed < 0) | (followed >= model.config.d_vocab)).any():
-        raise InputError(f"A target is outside the vocabulary of {model.config.d_vocab} tokens.")
+    check_lens_site(site)
+    require_sites(run, dict.fromkeys((site, "resid_post")))
+    said = run.logits.argmax(-1).astype(jnp.int32)
+    followed = check_next_tokens(model, run, "target", said if targets is None else targets)
     if not 1 <= top_k <= model.config.d_vocab:
         raise InputError(f"top_k is {top_k}: expected 1 to {model.config.d_vocab}.")
-    return _logit_lens(model.decoder, resid, jnp.asarray(followed), top_k, implementation)
+    states, resid_post = (getattr(run.acts, name) for name in (site, "resid_post"))
+    if "head" in stack_axes(site):
+        states = states.swapaxes(1, 2)
+    read = _read(model.decoder, states, resid_post[-1], followed, top_k, implementation)
+    saturation = _saturation(read.top_tokens[:, :, 0], said) if site in STREAM_SITES else None
+    return LogitLens(targets=followed, saturation_layer=saturation, site=site, **vars(read))
+
+
+def check_lens_site(site: str) -> None:
+    """Raise `InputError` unless a lens can read the site."""
+    if site not in LENS_SITES:
+        raise InputError(f"No lens can read {site!r}: choose one of {', '.join(LENS_SITES)}.")
+
+
+def require_sites(run: DecoderRun, sites: Iterable[str]) -> None:
+    """Raise `InputError` unless the run has these activations."""
+    sites = tuple(sites)
+    for site in sites:
+        if getattr(run.acts, site) is None:
+            asked = ", ".join(repr(name) for name in sites)
+            raise InputError(f"The run lacks {site}: decode with sites=({asked}, ...).")
+
+
+def check_next_tokens(
+    model: Whisper, run: DecoderRun, what: str, tokens: Array | Sequence[int] | np.ndarray
+) -> Int[Array, " pos"]:
+    """Return a token for each position; raise `InputError` if they are not that."""
+    given = np.asarray(tokens, np.int32)
+    if given.shape != run.logits.shape[:1]:
+        raise InputError(f"There are {given.shape} {what}s for {len(run.logits)} positions.")
+    if ((given < 0) | (given >= model.config.d_vocab)).any():
+        raise InputError(f"A {what} is outside the vocabulary of {model.config.d_vocab} tokens.")
+    return jnp.asarray(given)
 
 
 @functools.partial(jax.jit, static_argnames=("top_k", "implementation"))
-def _logit_lens(
+def _read(
     decoder: Decoder,
-    resid: Float[Array, "layer pos d_model"],
+    states: Float[Array, "*stack pos d_model"],
+    last: Float[Array, "pos d_model"],
     targets: Int[Array, " pos"],
     top_k: int,
     implementation: str | None,
-) -> LogitLens:
-    final = decoder.final_norm(resid[-1])
+) -> Readout:
+    """The readout of un-normed states; `last` is the model's last `resid_post`."""
+    norm, embed = decoder.final_norm, decoder.embed[...]
+    hidden = norm(states.reshape(-1, states.shape[-1])).reshape(states.shape)
+    return readout(hidden, norm(last), embed, targets, top_k=top_k, implementation=implementation)
 
-    def layer(resid: Float[Array, "pos d_model"]) -> Readout:
-        hidden = decoder.final_norm(resid)
-        embed = decoder.embed[...]
-        return readout(hidden, final, embed, targets, top_k=top_k, implementation=implementation)
 
-    layers = jax.lax.map(layer, resid)
-    top = layers.top_tokens[:, :, 0]
-    same = top == top[-1][None]
-    agrees_to_the_end = jnp.flip(jnp.cumprod(jnp.flip(same, 0).astype(jnp.int32), axis=0), 0)
-    saturation = len(top) - agrees_to_the_end.sum(0)
-    return LogitLens(
-        targets=targets,
-        saturation_layer=saturation.astype(jnp.int32),
-        **vars(layers),
-    )
+@jax.jit
+def _saturation(top: Int[Array, "layer pos"], said: Int[Array, " pos"]) -> Int[Array, " pos"]:
+    same = (top == said[None]).astype(jnp.int32)
+    to_the_end = jnp.flip(jnp.cumprod(jnp.flip(same, 0), axis=0), 0)
+    return len(top) - to_the_end.sum(0, dtype=jnp.int32)

@@ -1,6 +1,6 @@
 """Reading hidden states through the unembedding matrix."""
 
-from .api import readout
+from .api import log_sum_exp, mean_embedding, readout
 from .reference import Readout
 
-__all__ = ["Readout", "readout"]
+__all__ = ["Readout", "log_sum_exp", "mean_embedding", "readout"]

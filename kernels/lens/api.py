@@ -1,40 +1,97 @@
 """The public face of the lens readout."""
 
+from types import ModuleType
+
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
 
 from . import reference
 
-_IMPLEMENTATIONS = {"xla": reference.readout}
+_IMPLEMENTATIONS = {"xla": reference}
 
 
 def readout(
-    hidden: Float[Array, "rows d_model"],
-    final: Float[Array, "rows d_model"],
+    hidden: Float[Array, "*stack pos d_model"],
+    final: Float[Array, "pos d_model"],
     unembedding: Float[Array, "d_vocab d_model"],
-    targets: Int[Array, " rows"],
+    targets: Int[Array, " pos"],
     *,
     top_k: int = 5,
     implementation: str | None = None,
 ) -> reference.Readout:
-    """Statistics of the next-token distributions `softmax(hidden unembeddingᵀ)`.
+    """Statistics of the next-token distributions `softmax(hidden Eᵀ)`, in one pass.
+
+    The logits of more than a chunk of the vocabulary never exist.
 
     Args:
-        hidden: states after the final LayerNorm.
+        hidden: states after the final LayerNorm: of layers, or of layers and heads, or of one.
         final: the last layer's states after the final LayerNorm, what `kl` compares with.
         unembedding: token embedding matrix.
-        targets: the token whose log-probability and rank are read in each row.
+        targets: the token whose log-probability and rank are read at each position.
         top_k: how many of the most probable tokens to return.
         implementation: `"xla"`, or `None` for the best one available here.
 
     Returns:
-        One `Readout` with a value for each row, in float32 or wider.
+        One `Readout` with a value for each state, in float32 or wider.
 
     Raises:
         InputError: the implementation does not exist.
     """
-    name = implementation or "xla"
-    if name not in _IMPLEMENTATIONS:
+    return _implementation(implementation).readout(hidden, final, unembedding, targets, top_k)
+
+
+def log_sum_exp(
+    hidden: Float[Array, "rows d_model"],
+    unembedding: Float[Array, "d_vocab d_model"],
+    *,
+    implementation: str | None = None,
+) -> Float[Array, " rows"]:
+    """`log Σ_v exp(h · E_v)` of each row, differentiable in both arguments.
+
+    Neither direction holds the logits of more than a chunk of the vocabulary. Differentiated, the
+    forward pass also finds `∂/∂h = softmax(h Eᵀ) E`, so the backward pass has nothing left to do
+    but for `E`.
+
+    Args:
+        hidden: states after the final LayerNorm.
+        unembedding: token embedding matrix.
+        implementation: as in `readout`.
+
+    Returns:
+        One number for each row, in float32 or wider.
+
+    Raises:
+        InputError: the implementation does not exist.
+    """
+    return _implementation(implementation).log_sum_exp(hidden, unembedding)
+
+
+def mean_embedding(
+    hidden: Float[Array, "rows d_model"],
+    unembedding: Float[Array, "d_vocab d_model"],
+    *,
+    implementation: str | None = None,
+) -> tuple[Float[Array, " rows"], Float[Array, "rows d_model"]]:
+    """`log Σ_v exp(h · E_v)` and `softmax(h Eᵀ) E` of each row, in one pass.
+
+    With them `KL(p_f ‖ p) = (h_f - h) · mean_f - lse_f + lse` needs no pass over both.
+
+    Args:
+        hidden: states after the final LayerNorm.
+        unembedding: token embedding matrix.
+        implementation: as in `readout`.
+
+    Returns:
+        The log-sum-exp and the mean embedding, in float32 or wider.
+
+    Raises:
+        InputError: the implementation does not exist.
+    """
+    return _implementation(implementation).mean_embedding(hidden, unembedding)
+
+
+def _implementation(name: str | None) -> ModuleType:
+    if name is not None and name not in _IMPLEMENTATIONS:
         raise InputError(f"No lens kernel {name!r}: choose one of {', '.join(_IMPLEMENTATIONS)}.")
-    return _IMPLEMENTATIONS[name](hidden, final, unembedding, targets, top_k)
+    return _IMPLEMENTATIONS[name or "xla"]

@@ -1,0 +1,155 @@
+"""The lens kernel, every implementation of it, against float64 numpy at awkward sizes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxasr_interp.kernels.lens import log_sum_exp, mean_embedding, readout
+
+IMPLEMENTATIONS = ["xla"]
+RAGGED = (3, 5, 16, 5003)
+# Less than a chunk, a multiple of one, and neither: [stack, pos, d_model, d_vocab].
+SIZES = [(2, 1, 3, 2), (1, 2, 16, 4096), RAGGED]
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request):
+    return request.param
+
+
+@functools.partial(jax.jit, static_argnames=("top_k", "implementation"))
+def read(hidden, final, embed, targets, top_k, implementation):
+    return readout(hidden, final, embed, targets, top_k=top_k, implementation=implementation)
+
+
+def states(size, scale=1.0):
+    """Hidden states, of which the last of the stack are the final ones, and embeddings."""
+    stack, pos, d_model, d_vocab = size
+    generator = np.random.default_rng(pos)
+    hidden = generator.normal(0, 1, (stack, pos, d_model)).astype(np.float32)
+    embed = generator.normal(0, scale / d_model**0.5, (d_vocab, d_model)).astype(np.float32)
+    return hidden, embed
+
+
+def dominated():
+    """One token far above all others at every position, and one far below."""
+    hidden, embed = states(RAGGED)
+    hidden[..., 0] = 1
+    embed[[4000, 17], 0] = 1000, -1000
+    return hidden, embed
+
+
+def tied():
+    """Small integers, whose dots are exact: hundreds of tokens have the same logit."""
+    generator = np.random.default_rng(0)
+    stack, pos, d_model, d_vocab = RAGGED
+    shapes = (stack, pos, d_model), (d_vocab, d_model)
+    return tuple(generator.integers(-1, 2, shape).astype(np.float32) for shape in shapes)
+
+
+CASES = {
+    **{"x".join(map(str, size)): functools.partial(states, size) for size in SIZES},
+    "sharp": functools.partial(states, RAGGED, 30.0),
+    "dominated": dominated,
+    "tied": tied,
+}
+
+
+def expect(read, hidden, embed, targets, near):
+    """Hold a readout against float64 numpy."""
+    hidden, embed = hidden.astype(np.float64), embed.astype(np.float64)
+    logits = hidden @ embed.T
+    log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    top_k = read.top_tokens.shape[-1]
+    order = np.argsort(-logits, axis=-1, kind="stable")[..., :top_k]
+    np.testing.assert_array_equal(read.top_tokens, order)
+    np.testing.assert_allclose(read.top_log_probs, np.take_along_axis(log_p, order, -1), **near)
+    places = np.broadcast_to(targets, hidden.shape[:-1])[..., None]
+    own = np.take_along_axis(log_p, places, -1)
+    np.testing.assert_allclose(read.target_log_prob, own[..., 0], **near)
+    rank = (logits > np.take_along_axis(logits, places, -1)).sum(-1)
+    np.testing.assert_array_equal(read.target_rank, rank)
+    np.testing.assert_allclose(read.entropy, -(np.exp(log_p) * log_p).sum(-1), **near)
+    kl = (np.exp(log_p[-1]) * (log_p[-1] - log_p)).sum(-1)
+    np.testing.assert_allclose(read.kl, kl, **near)
+    assert (np.asarray(read.kl) >= 0).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_readout_equals_float64_numpy(implementation, case):
+    hidden, embed = CASES[case]()
+    targets = np.random.default_rng(0).integers(0, len(embed), hidden.shape[1]).astype(np.int32)
+    arguments = map(jnp.asarray, (hidden, hidden[-1], embed, targets))
+    out = read(*arguments, top_k=min(5, len(embed)), implementation=implementation)
+    largest = np.abs(hidden @ embed.T).max()
+    expect(out, hidden, embed, targets, {"rtol": 1e-5, "atol": 2e-6 * max(1, largest)})
+
+
+def test_narrow_states_are_read_in_float32(implementation):
+    hidden, embed = (jnp.asarray(x, jnp.bfloat16) for x in states(RAGGED))
+    targets = jnp.arange(5, dtype=jnp.int32)
+    out = read(hidden, hidden[-1], embed, targets, top_k=5, implementation=implementation)
+    assert {str(x.dtype) for x in jax.tree.leaves(out)} == {"float32", "int32"}
+    expect(out, *map(np.asarray, (hidden, embed, targets)), {"rtol": 1e-5, "atol": 1e-5})
+
+
+def test_more_top_tokens_than_a_chunk_has(implementation):
+    hidden, embed = tied()
+    targets = np.arange(5, dtype=np.int32)
+    arguments = map(jnp.asarray, (hidden, hidden[-1], embed, targets))
+    out = read(*arguments, top_k=4000, implementation=implementation)
+    expect(out, hidden, embed, targets, {"rtol": 1e-5, "atol": 2e-5})
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("size", SIZES)
+def test_log_sum_exp_and_its_gradients(implementation, size, scale):
+    hidden, embed = states(size, scale)
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    logits = hidden.astype(np.float64) @ embed.T.astype(np.float64)
+    lse = np.logaddexp.reduce(logits, axis=-1)
+    p = np.exp(logits - lse[:, None])
+    weights = np.random.default_rng(1).normal(size=len(hidden)).astype(np.float32)
+    arguments = map(jnp.asarray, (hidden, embed, weights))
+    ((of_hidden, of_embed), value), (same, mean) = differentiate(*arguments, implementation)
+    near = {"rtol": 1e-4, "atol": 2e-5 * scale}
+    np.testing.assert_allclose(value, lse, **near)
+    np.testing.assert_array_equal(value, same)
+    np.testing.assert_allclose(mean, p @ embed, **near)
+    np.testing.assert_allclose(of_hidden, weights[:, None] * (p @ embed), **near)
+    np.testing.assert_allclose(of_embed, (weights[:, None] * p).T @ hidden, **near)
+
+
+@functools.partial(jax.jit, static_argnames="implementation")
+def differentiate(hidden, embed, weights, implementation):
+    """The gradient of a weighted sum of log-sum-exps, those, and the mean embeddings."""
+
+    def weighted(hidden, embed):
+        lse = log_sum_exp(hidden, embed, implementation=implementation)
+        return (weights * lse).sum(), lse
+
+    gradient = jax.grad(weighted, argnums=(0, 1), has_aux=True)
+    return gradient(hidden, embed), mean_embedding(hidden, embed, implementation=implementation)
+
+
+def test_the_logits_are_never_whole(implementation):
+    """At the sizes of `base` with 128 positions, against the six layers' logits alone."""
+    d_model, d_vocab = 512, 51865
+
+    def bytes_of(function, *shapes):
+        arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        compiled = jax.jit(function).lower(*arguments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    def lens(hidden, embed):
+        targets = jnp.zeros(128, jnp.int32)
+        return readout(hidden, hidden[-1], embed, targets, implementation=implementation)
+
+    def training(hidden, embed):
+        return log_sum_exp(hidden, embed, implementation=implementation).sum()
+
+    logits = 4 * 6 * 128 * d_vocab
+    assert bytes_of(lens, (6, 128, d_model), (d_vocab, d_model)) < logits / 10
+    assert bytes_of(jax.grad(training), (6 * 128, d_model), (d_vocab, d_model)) < logits / 10
