@@ -101,9 +101,7 @@ def choose(
             raise InputError(
                 f"The clips have no column {column!r}: choose one of {', '.join(clips.columns)}."
             )
-    kept = [
-        i for i, row in enumerate(clips.rows) if all(row[c] in where[c] for c in where)
-    ][:limit]
+    kept = [i for i, row in enumerate(clips.rows) if all(row[c] in where[c] for c in where)][:limit]
     if not kept:
         asked = ", ".join(f"{c}={' or '.join(v)}" for c, v in where.items())
         raise InputError(f"No clip has {asked}." if asked else "There are no clips to extract.")

@@ -14,6 +14,7 @@ from jaxasr_interp.model import Decoder, Encoder
 from jaxasr_interp.sites import PATTERN_SITES
 
 type Where = tuple[Int[Array, "clip _"], ...]
+type Places = tuple[Int[Array, " _"], ...]
 
 
 @functools.partial(jax.jit, static_argnames="requests")
@@ -33,7 +34,7 @@ def encode_reduced(
         requests: of encoder sites.
     """
 
-    def one(clip: tuple[Array, Where]) -> tuple[Array, dict[str, Array]]:
+    def one(clip: tuple[Array, Places]) -> tuple[Array, dict[str, Array]]:
         mel, places = clip
         states, acts = encoder(mel, patterns=_patterns(requests))
         return states, reduced(requests, acts, places)
@@ -60,7 +61,7 @@ def decode_reduced(
         requests: of decoder sites.
     """
 
-    def one(clip: tuple[Array, Array, Where]) -> dict[str, Array]:
+    def one(clip: tuple[Array, Array, Places]) -> dict[str, Array]:
         states, tokens, places = clip
         cross = decoder.cross_keys_values(states)
         resid, acts = decoder(tokens, cross, patterns=_patterns(requests))

@@ -58,7 +58,7 @@ def extract(
     dtype: str = "float32",
     batch: int | None = None,
     overwrite: bool = False,
-    on_progress: Callable[[int, float], None] | None = None,
+    on_progress: Callable[[int, int, float], None] | None = None,
 ) -> Extraction:
     """Run clips through the model and store activations, reduced on the device.
 
@@ -89,8 +89,8 @@ def extract(
         dtype: of the stored activations: `"float32"` or `"float16"`.
         batch: clips that run together.
         overwrite: replace what is at `out`.
-        on_progress: called after each batch with the clips done and the seconds of sound that were
-            heard since the call.
+        on_progress: called at the start and after each batch with the clips done, of how many, and
+            the seconds of sound that were heard since the call.
 
     Returns:
         Where the store is, and what went wrong with which clips.
@@ -132,18 +132,17 @@ def extract(
     )
     done, seconds = store.done, 0.0
     starts = [start for start in range(0, len(done), size) if not done[start : start + size].all()]
+    say = on_progress or (lambda done, clips, seconds: None)
+    say(int(done.sum()), len(done), seconds)
     for heard in hear_ahead(chosen, starts, size, model.config):
         store.write(heard.start, job.run(heard))
         done[heard.start : heard.start + size] = True
         seconds += heard.seconds
-        if on_progress is not None:
-            on_progress(int(done.sum()), seconds)
+        say(int(done.sum()), len(done), seconds)
     return Extraction(store.path, len(done), int(done.sum()), tuple(store.problems))
 
 
-def _check(
-    requests: Sequence[Request], clips: Clips, texts: Texts, dtype: str, batch: int
-) -> None:
+def _check(requests: Sequence[Request], clips: Clips, texts: Texts, dtype: str, batch: int) -> None:
     """Raise `InputError` if there is no such column or dtype, or a column has a name of ours."""
     if dtype not in STORE_DTYPES:
         raise InputError(f"Activations are not stored as {dtype!r}: choose float32 or float16.")

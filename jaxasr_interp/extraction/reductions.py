@@ -84,7 +84,6 @@ def narrowed(value: Float[np.ndarray, "..."], name: str, dtype: str) -> Float[np
         stored = value.astype(dtype)
     if (np.isinf(stored) & ~np.isinf(value)).any():
         raise InputError(
-            f"{name} reaches {np.nanmax(np.abs(value)):.3g}, which {dtype} cannot hold: store it as "
-            "float32."
+            f"{name} reaches {np.nanmax(np.abs(value)):.3g}, beyond {dtype}: store it as float32."
         )
     return stored

@@ -54,25 +54,25 @@ class ActivationStore:
     @property
     def done(self) -> np.ndarray:
         """Which clips are."""
-        return self._array("done")
+        return np.asarray(self._array("done")[...])
 
     @property
     def problems(self) -> list[tuple[str, str]]:
         """Path of every clip that was left out, and why."""
-        pairs = zip(self._array("path"), self._array("problem"), strict=True)
-        return [(str(path), str(problem)) for path, problem in pairs if problem]
+        paths, problems = (np.asarray(self._array(name)[...]) for name in ("path", "problem"))
+        left_out = np.flatnonzero(problems != "")
+        return [(str(paths[i]), str(problems[i])) for i in left_out]
 
     def write(self, start: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Fill the slots of one batch, and then say that they are done."""
         stop = min(start + self.batch, len(self.done))
         for name, values in {**arrays, "done": np.ones(self.batch, bool)}.items():
-            self._write(name, slice(start, stop), values[: stop - start])
+            self._array(name)[start:stop] = values[: stop - start]
 
-    def _array(self, name: str) -> np.ndarray:
-        return np.asarray(self._group[name][...])  # pyright: ignore[reportIndexIssue]
-
-    def _write(self, name: str, slots: slice, values: np.ndarray) -> None:
-        self._group[name][slots] = values  # pyright: ignore[reportIndexIssue, reportArgumentType]
+    def _array(self, name: str) -> zarr.Array:
+        array = self._group[name]
+        assert isinstance(array, zarr.Array)
+        return array
 
 
 def open_store(
@@ -117,7 +117,14 @@ def open_store(
     reserve(path, overwrite)
     fresh = path.with_name(f".{path.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    _make(fresh, batch, variables, labels, coordinates, {**attributes, _IDENTITY: json.dumps(identity)})
+    _make(
+        fresh,
+        batch,
+        variables,
+        labels,
+        coordinates,
+        {**attributes, _IDENTITY: json.dumps(identity)},
+    )
     if path.exists():
         shutil.rmtree(path)
     fresh.rename(path)

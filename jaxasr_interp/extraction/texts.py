@@ -86,15 +86,18 @@ def make_runs(
     if not all(texts.written(row) for row in rows):
         given = [plain if isinstance(prompt, InputError) else prompt for prompt in prompts]
         own = generate_batch(model, states, prompts=given)
+    most = model.config.max_tokens
     runs: list[Run | InputError] = []
     for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         if isinstance(prompt, InputError):
             runs.append(prompt)
             continue
-        text = texts.written(row)
-        said = text_tokens(model, text) if text or own is None else list(own[i].tokens)
+        if (text := texts.written(row)) or own is None:
+            said = text_tokens(model, text)
+        else:
+            # One that the model does not end is cut, to be followed by its end.
+            said = own[i].tokens[: most - len(prompt) - 1]
         tokens = (*prompt, *said, tokenizer.end_of_text)
-        most = model.config.max_tokens
         runs.append(
             Run(tokens, len(prompt))
             if len(tokens) <= most
@@ -120,9 +123,7 @@ def _prompts(
     return prompts
 
 
-def with_words(
-    model: Whisper, states: Float[Array, "frame d_model"], run: Run, frames: int
-) -> Run:
+def with_words(model: Whisper, states: Float[Array, "frame d_model"], run: Run, frames: int) -> Run:
     """The run with its words and when they are said."""
     words = align_states(model, states, run.tokens[:-1], run.prompt, frames)
     return dataclasses.replace(run, words=words)

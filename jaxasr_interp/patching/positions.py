@@ -96,6 +96,7 @@ def words_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[tuple[str, Win
 
 
 def plain_word(text: str) -> str:
+    """A word in lower case without the punctuation around it, as positions name it."""
     return re.sub(r"^\W+|\W+$", "", text.casefold())
 
 
