@@ -1,8 +1,8 @@
 """Audio files to 16 kHz samples, and samples to log-mel spectrograms."""
 
 import functools
+import io
 from pathlib import Path
-from typing import BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,8 @@ def load_audio(path: str | Path) -> Float[np.ndarray, " samples"]:
     return read_audio(path, str(path))
 
 
-def read_audio(file: str | Path | BinaryIO, origin: str) -> Float[np.ndarray, " samples"]:
-    """`load_audio` for an open file too; `origin` names it in errors."""
+def read_audio(file: str | Path | io.BytesIO, origin: str) -> Float[np.ndarray, " samples"]:
+    """`load_audio` for the content of a file too; `origin` names it in errors."""
     import soundfile
 
     try:

@@ -72,19 +72,21 @@ def find_clips(source: str | Path | Iterable[Mapping[str, Any]]) -> Clips:
 
 
 def _row_audio(row: Mapping[str, Any], number: int) -> Float[np.ndarray, " samples"]:
-    audio = row.get("audio", row.get("path"))
+    audio: Any = row.get("audio", row.get("path"))
+    origin = f"The audio of row {number}"
+    if isinstance(audio, Mapping) and audio.get("array") is None:
+        if audio.get("bytes"):
+            return read_audio(io.BytesIO(audio["bytes"]), origin)
+        audio = audio.get("path")
     if isinstance(audio, str | Path):
         return load_audio(audio)
-    origin = f"The audio of row {number}"
     try:
-        if isinstance(audio, Mapping) and audio.get("array") is None:
-            encoded = audio.get("bytes")
-            return read_audio(io.BytesIO(encoded), origin) if encoded else load_audio(audio["path"])
-        return as_audio(np.asarray(audio["array"]), int(audio["sampling_rate"]), origin)
+        samples, rate = np.asarray(audio["array"]), int(audio["sampling_rate"])
     except (KeyError, TypeError):
         raise InputError(
             f"{origin} is {type(audio).__name__}: expected a path, or array and sampling_rate."
         ) from None
+    return as_audio(samples, rate, origin)
 
 
 def choose(
@@ -108,7 +110,7 @@ def choose(
     return Clips(tuple(clips.rows[i] for i in kept), lambda i: clips.read(kept[i]))
 
 
-def with_noise(clips: Clips, snrs: Sequence[float]) -> Clips:
+def with_noise(clips: Clips, snrs: Sequence[float | int]) -> Clips:
     """Every clip, followed by a copy for each ratio with white noise added.
 
     `y = x + n` with `10 log10(Σx² / Σn²) = SNR`; the noise is the same at each ratio and drawn anew

@@ -51,7 +51,7 @@ def extract(
     sites: Sequence[str] = DEFAULT_SITES,
     where: Mapping[str, Sequence[str]] | None = None,
     limit: int | None = None,
-    snr: Sequence[float] = (),
+    snr: Sequence[float | int] = (),
     text: str = "text",
     language: str | None = None,
     random_seed: int | None = 0,
