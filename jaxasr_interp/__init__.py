@@ -26,6 +26,12 @@ from jaxasr_interp.decoding import Choice, Generated, generate, generate_batch, 
 from jaxasr_interp.edit_grammar import parse_edit
 from jaxasr_interp.edits import Edit, identity
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.extraction import (
+    Extraction,
+    extract,
+    open_activations,
+    random_model,
+)
 from jaxasr_interp.forward import DecoderRun, EncoderRun, decode, encode
 from jaxasr_interp.intervention import Intervention
 from jaxasr_interp.interventions import (
@@ -82,6 +88,7 @@ __all__ = [
     "EncoderActivations",
     "EncoderLens",
     "EncoderRun",
+    "Extraction",
     "Generated",
     "GenerationSettings",
     "InputError",
@@ -115,6 +122,7 @@ __all__ = [
     "direct_logit_attribution",
     "encode",
     "encoder_lens",
+    "extract",
     "generate",
     "generate_batch",
     "generate_rows",
@@ -126,8 +134,10 @@ __all__ = [
     "logit_lens",
     "mean_activations",
     "metrics",
+    "open_activations",
     "parse_edit",
     "plan_sweep",
+    "random_model",
     "save_model",
     "transcribe",
     "transcribe_batch",

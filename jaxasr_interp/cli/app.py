@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 from jaxasr_interp._version import __version__
 from jaxasr_interp.cli.ablate import ablate
 from jaxasr_interp.cli.encoder_lens import encoder_lens
+from jaxasr_interp.cli.extract import extract_command
 from jaxasr_interp.cli.lens import lens
 from jaxasr_interp.cli.options import JsonOption
 from jaxasr_interp.cli.output import console, errors, print_json
@@ -41,6 +42,7 @@ class _Command(TyperCommand):
 for command in (transcribe, lens, patch, ablate, verify):
     app.command(cls=_Command)(command)
 app.command("encoder-lens")(encoder_lens)
+app.command("extract")(extract_command)
 app.add_typer(study, name="study")
 
 
