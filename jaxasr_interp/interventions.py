@@ -28,6 +28,7 @@ from jaxasr_interp.sites import (
     SITES,
     DecoderActivations,
     EncoderActivations,
+    counts_frames,
     head_axis,
     layer_axes,
     position_axis,
@@ -95,10 +96,12 @@ class Noise:
         """Return the noisy value."""
         key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(site.encode()))
         keys = jax.random.fold_in(key, 0 if layer is None else layer)[None]
+        # The same frames are heard at every step.
+        offset = None if counts_frames("decoder", site) else self.offset
         for axis, size in enumerate(value.shape[:-1]):
             indices = jnp.arange(size, dtype=jnp.int32)
-            if self.offset is not None and axis == position_axis(site) and not _hears(site):
-                indices = indices + jnp.asarray(self.offset, jnp.int32)
+            if offset is not None and axis == position_axis(site):
+                indices = indices + jnp.asarray(offset, jnp.int32)
             keys = jax.vmap(lambda key, i=indices: jax.vmap(jax.random.fold_in, (None, 0))(key, i))(
                 keys
             ).reshape(-1)
@@ -134,7 +137,7 @@ class Interchange:
             raise InputError(f"The source of the patch lacks {site!r}: run it with that site.")
         source = source if layer is None else source[layer]
         axis = position_axis(site)
-        if source.shape == value.shape and (self.offset is None or _hears(site)):
+        if source.shape == value.shape and (self.offset is None or counts_frames("decoder", site)):
             return source.astype(value.dtype)
         if self.offset is None or source.shape[:axis] + source.shape[axis + 1 :] != (
             value.shape[:axis] + value.shape[axis + 1 :]
@@ -240,7 +243,7 @@ class At:
 
     def shifted(self, offset: Array | int) -> "At":
         """The same cells, their positions counted from `offset`."""
-        if _hears(self.site):
+        if counts_frames("decoder", self.site):
             return self
         return replace(
             self,
@@ -318,11 +321,6 @@ def blend(alpha: Array | float, value: Array, edited: Array) -> Array:
     alpha = alpha.reshape(alpha.shape + (1,) * (value.ndim - alpha.ndim))
     mixed = (1 - alpha) * value + alpha * edited
     return jnp.where(alpha == 1, edited, jnp.where(alpha == 0, value, mixed))
-
-
-def _hears(site: str) -> bool:
-    """Whether the site's positions are frames at every step of generation: `cross_k`, `cross_v`."""
-    return "frame" in SITES["decoder"].get(site, ())[1:2]
 
 
 def _moved(before: Array | int | None, offset: Array | int) -> Array | int:

@@ -63,18 +63,15 @@ def component_edits(
     Raises:
         InputError: there is no such site, layer or head, or the kind cannot be read.
     """
-    config = model.config
-    n_layers = config.encoder_layers if stack == "encoder" else config.decoder_layers
-    n_heads = config.encoder_heads if stack == "encoder" else config.decoder_heads
     name, _, options = kind.partition(":")
     places = [
         f"{site}@{layer}" + ("" if head is None else f".{head}")
         for site in sites
-        for layer in (range(n_layers) if layers is None else layers)
+        for layer in (range(model.config.layers(stack)) if layers is None else layers)
         for head in (
             [None]
             if head_axis(check_site(stack, site)) is None or heads == "all"
-            else range(n_heads)
+            else range(model.config.heads(stack))
             if heads is None
             else heads
         )

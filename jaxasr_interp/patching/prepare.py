@@ -150,7 +150,7 @@ def _check_plan(model: Whisper, plan: SweepPlan, edit: Edit | None) -> None:
             f"The plan was made for another model, of {plan.dtype}: plan the sweep with the model, "
             f"of {model.dtype}, that is swept."
         )
-    layers = plan.config.encoder_layers if plan.stack == "encoder" else plan.config.decoder_layers
+    layers = plan.config.layers(plan.stack)
     outside = [layer for layer in plan.layers if layer is not None and not 0 <= layer < layers]
     if outside:
         raise InputError(f"There is no layer {outside[0]}: the {plan.stack} has {layers}.")
