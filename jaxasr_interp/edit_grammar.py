@@ -40,21 +40,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxasr_interp.audio import load_audio
+from jaxasr_interp.edit_kinds import Add, Interchange, Knockout, Noise, Scale, Zero
+from jaxasr_interp.edit_places import END, EVERY, At, together
 from jaxasr_interp.edits import Edit
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.intervention import Intervention
-from jaxasr_interp.interventions import (
-    END,
-    EVERY,
-    Add,
-    At,
-    Interchange,
-    Knockout,
-    Noise,
-    Scale,
-    Zero,
-    together,
-)
+from jaxasr_interp.interventions import Intervention
 from jaxasr_interp.means import mean_activations
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching import Utterance

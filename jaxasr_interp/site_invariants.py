@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxasr_interp.edit_kinds import Interchange
+from jaxasr_interp.edit_places import At
 from jaxasr_interp.edits import Edit, LayerIndex
 from jaxasr_interp.forward import decode, encode
-from jaxasr_interp.interventions import At, Interchange
 from jaxasr_interp.invariants import Case, Check, random_windows
 from jaxasr_interp.layers import KeysValues
 from jaxasr_interp.metrics import Metric

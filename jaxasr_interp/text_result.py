@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 
 from jaxasr_interp.bootstrap import Interval, bootstrap_interval
 from jaxasr_interp.decoding import Generated
+from jaxasr_interp.edit_places import END, At, together
 from jaxasr_interp.edits import Identity
-from jaxasr_interp.intervention import Intervention
-from jaxasr_interp.interventions import END, At, together
+from jaxasr_interp.interventions import Intervention
 from jaxasr_interp.text_metrics import (
     Errors,
     character_errors,

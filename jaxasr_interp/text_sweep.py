@@ -19,10 +19,10 @@ from jaxtyping import Array, Float
 from jaxasr_interp.audio import CHUNK_SAMPLES, log_mel_spectrogram
 from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_rows
 from jaxasr_interp.edit_grammar import as_intervention
+from jaxasr_interp.edit_places import At, Several
 from jaxasr_interp.edits import Edit, Identity, needs_source
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.intervention import UNEDITED, Intervention, encode_under
-from jaxasr_interp.interventions import At, Several
+from jaxasr_interp.interventions import UNEDITED, Intervention, encode_under
 from jaxasr_interp.language import detect_language
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.pytree import replace

@@ -14,7 +14,7 @@ from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_batch
 from jaxasr_interp.edit_grammar import as_intervention
 from jaxasr_interp.edits import Identity
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.intervention import UNEDITED, Intervention, encode_under
+from jaxasr_interp.interventions import UNEDITED, Intervention, encode_under
 from jaxasr_interp.language import detect_language_batch
 from jaxasr_interp.model import Encoder, Whisper
 from jaxasr_interp.tokens import require_tokenizer

@@ -18,7 +18,7 @@ from jaxasr_interp.audio import (
 )
 from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_batch
 from jaxasr_interp.edit_grammar import as_intervention
-from jaxasr_interp.intervention import UNEDITED, Intervention, encode_under
+from jaxasr_interp.interventions import UNEDITED, Intervention, encode_under
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.tokens import SECONDS_PER_TIMESTAMP, require_tokenizer
 

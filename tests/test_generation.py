@@ -415,6 +415,9 @@ def test_rows_that_end_leave_and_memory_grows(model, states, monkeypatch, ends):
 
 
 BAD_ROWS = {
+    "shapes": ([[ji.Add(jnp.zeros(16)), ji.Add(jnp.zeros(8))]], {}, r"shapes, \[\(8,\), \(16,\)\]"),
+    "layer": ([[ji.At(ji.Zero(), 3, site="z")]], {}, "acts at layer 3 of 'z': the decoder has 3"),
+    "head": ([[ji.Several((ji.At(ji.Zero(), 1, head=-2, site="z"),))]], {}, "acts at head -2 of"),
     "structure": ([[ji.Zero(), ji.Scale(1.0)]], {}, "differ in structure"),
     "site": ([[ji.At(ji.Zero(), site="conv2_out")]], {}, "has no site 'conv2_out'"),
     "reference": ([[ji.At(ji.Interchange())]], {}, "from a reference run: give its clip"),
@@ -581,6 +584,7 @@ BAD_CHOICES = {
     "infinite": ({"temperature": float("inf")}, "temperature is inf"),
     "no number": ({"temperature": float("nan")}, "temperature is nan"),
     "no beam": ({"beam_size": 0}, "beam_size is 0: expected at least 1"),
+    "wide beam": ({"beam_size": 48}, "beam_size is 48: expected less than the 48 tokens"),
     "no token": ({"max_new_tokens": 0}, "max_new_tokens is 0: expected at least 1"),
     "both": ({"beam_size": 2, "temperature": 0.5}, "Beam search does not draw"),
 }

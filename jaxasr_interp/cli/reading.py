@@ -23,7 +23,7 @@ from jaxasr_interp.decoding import Choice
 from jaxasr_interp.edit_grammar import parse_edit
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import decode, encode
-from jaxasr_interp.intervention import UNEDITED
+from jaxasr_interp.interventions import UNEDITED
 from jaxasr_interp.lens import logit_lens
 from jaxasr_interp.plots import axis_labels, plot_attention, plot_lens
 from jaxasr_interp.store import reserve, save_dataset, write_json

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.edits import Edit, as_pytree
+from jaxasr_interp.edit_kinds import Interchange
+from jaxasr_interp.edits import Edit, as_pytree, check_edit
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import check_tokens
-from jaxasr_interp.interventions import Interchange
 from jaxasr_interp.metrics import Metric, check_metric
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching.plan import SweepPlan
@@ -160,6 +160,7 @@ def _check_plan(model: Whisper, plan: SweepPlan, edit: Edit | None) -> None:
             f"The edit acts at {site!r} and the plan patches {', '.join(plan.sites)}: it would do "
             "nothing."
         )
+    check_edit(edit, plan.stack, plan.config)
 
 
 def _edits(plan: SweepPlan, source: Run, aligned: Int[np.ndarray, " pos"]) -> Edit:

@@ -16,7 +16,7 @@ from jaxasr_interp.audio import CHUNK_SAMPLES
 from jaxasr_interp.bootstrap import Interval, bootstrap_interval
 from jaxasr_interp.decoding import Choice
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.intervention import Intervention
+from jaxasr_interp.interventions import Intervention
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.text_metrics import is_loop, words_on_silence
 from jaxasr_interp.text_result import Clip, TextSweep
