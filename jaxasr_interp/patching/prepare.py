@@ -160,7 +160,8 @@ def _check_plan(model: Whisper, plan: SweepPlan, edit: Edit | None) -> None:
             f"The edit acts at {site!r} and the plan patches {', '.join(plan.sites)}: it would do "
             "nothing."
         )
-    check_edit(edit, plan.stack, plan.config)
+    if edit is not None:
+        check_edit(edit, plan.stack, plan.config)
 
 
 def _edits(plan: SweepPlan, source: Run, aligned: Int[np.ndarray, " pos"]) -> Edit:
