@@ -391,8 +391,11 @@ def test_the_dataset_has_named_axes_and_every_text(swept, tmp_path):
     ]
     words = [[5, 2, 2, 3, 4, 0], [6, 1, 0, 4, 3, 3], [3, 4, 0, 0, 24, 10]]
     np.testing.assert_array_equal(dataset.words, words)
-    ratio = np.array(words) / np.array([5, 2, 2, 3, 4, np.nan])
-    np.testing.assert_array_equal(dataset.length_ratio, ratio)
+    said = [[6, np.nan, np.nan, 4, 4, 3], [5, 2, 2, 3, 4, np.nan]]
+    for against, length in zip(AGAINST, said, strict=True):
+        ratio = np.array(words) / np.array(length)
+        np.testing.assert_array_equal(dataset.length_ratio.sel(against=against), ratio)
+    assert dataset.repeats.values[2].tolist() == [2, 2, 1, 0, 12, 5]
     np.testing.assert_array_equal(dataset.any_words, np.array(words) > 0)
     assert dataset.site.values.tolist() == ["", "z", ""]
     assert dataset.layer.values.tolist() == [-1, 1, -1]
