@@ -759,11 +759,19 @@ def head_of(key):
     return site, *map(int, head.split("."))
 
 
+def first_clips(golden, count):
+    return dict(list(golden["clips"].items())[:count])
+
+
+TWO_OR_ALL = pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.corpus)])
+
+
 @pytest.mark.real
-def test_every_decoder_head_zeroed_writes_what_torch_writes(data):
+@TWO_OR_ALL
+def test_every_decoder_head_zeroed_writes_what_torch_writes(data, count):
     model = real_model("tiny.en")
     golden = json.loads((GOLDEN / "heads_tiny.en.json").read_text())
-    clips = golden["clips"]
+    clips = first_clips(golden, count)
     keys = [key for key in next(iter(clips.values()))["heads"] if key.startswith("decoder")]
     rows = []
     for key in ["plain", *keys]:
@@ -789,7 +797,7 @@ def test_every_decoder_head_zeroed_writes_what_torch_writes(data):
     }
     expect_torch(by_name, clips, golden["end_of_text"])
     changed = [one.tokens != of_clip[0].tokens for of_clip in results for one in of_clip]
-    assert sum(changed) > 50
+    assert sum(changed) > 8 * count
 
 
 @pytest.mark.real
@@ -815,10 +823,11 @@ def test_encoder_heads_zeroed_write_what_torch_writes(data, every):
 
 
 @pytest.mark.real
-def test_beams_equal_openai_whisper(data):
+@TWO_OR_ALL
+def test_beams_equal_openai_whisper(data, count):
     model = real_model("tiny.en")
     golden = json.loads((GOLDEN / "beams_tiny.en.json").read_text())
-    clips = golden["clips"]
+    clips = first_clips(golden, count)
     results = ji.generate_batch(
         model,
         heard(model, data, clips),
