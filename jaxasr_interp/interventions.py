@@ -1,7 +1,7 @@
 """An intervention on a whole run: what is done to the encoder, to the decoder, and beside what."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,7 @@ from jaxasr_interp.edits import (
     with_source,
 )
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.forward import encode
+from jaxasr_interp.forward import EncoderRun, encode
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.references import reference_audio
 
@@ -52,6 +52,33 @@ class Intervention:
 UNEDITED = Intervention("unedited")
 
 
+def hear_reference(
+    model: Whisper,
+    clip: Float[np.ndarray, " samples"],
+    reference: str,
+    seed: int,
+    sites: str | Iterable[str],
+) -> EncoderRun:
+    """Encode what a reference run hears beside a clip.
+
+    Args:
+        model: the model.
+        clip: 16 kHz samples, which noise or silence matches in length and loudness.
+        reference: `"noise"`, `"silence"` or an audio file.
+        seed: of the noise.
+        sites: activations to keep.
+
+    Raises:
+        InputError: the file cannot be read, or is longer than 30 s.
+    """
+    # Noise as loud as a silent clip is silence.
+    known = np.any(clip) or reference not in ("noise", "silence")
+    heard = reference_audio(reference, clip, seed) if known else clip
+    if len(heard) > CHUNK_SAMPLES:
+        raise InputError(f"The reference {reference} is longer than 30 s.")
+    return encode(model, log_mel_spectrogram(heard, model.config.n_mels), sites=sites)
+
+
 def encode_under(
     model: Whisper,
     clips: Sequence[Float[np.ndarray, " _"]],
@@ -59,14 +86,16 @@ def encode_under(
     mels: Sequence[Float[Array, "n_mels mel_frame"]]
     | Float[Array, "clip n_mels mel_frame"]
     | None = None,
+    hear: Callable[..., EncoderRun] = hear_reference,
 ) -> tuple[Float[Array, "clip frame d_model"], Float[Array, "clip frame d_model"] | None]:
     """Encode clips under an intervention, one at a time.
 
     Args:
         model: the model.
-        clips: 16 kHz samples, which a reference's noise or silence matches in length and loudness.
+        clips: 16 kHz samples of each.
         intervention: its encoder edit is applied.
         mels: the clips' spectrograms where they are known.
+        hear: `hear_reference`, or what remembers its runs.
 
     Returns:
         The encoder states, and those of the reference run where the decoder's edits need it.
@@ -78,21 +107,13 @@ def encode_under(
     needed = needs_source(encoder) or needs_source(decoder)
     if needed and intervention.reference is None:
         raise InputError(f"The edit {intervention.text!r} takes values from a reference: name one.")
+    sites = (edited_sites(encoder) or "all") if needs_source(encoder) else ()
     states, references = [], []
     for i, clip in enumerate(clips):
         mel = log_mel_spectrogram(clip, model.config.n_mels) if mels is None else mels[i]
         edit = encoder
         if needed and intervention.reference is not None:
-            # Noise as loud as a silent clip is silence.
-            heard = (
-                reference_audio(intervention.reference, clip, intervention.seed)
-                if np.any(clip) or intervention.reference not in ("noise", "silence")
-                else clip
-            )
-            if len(heard) > CHUNK_SAMPLES:
-                raise InputError(f"The reference {intervention.reference} is longer than 30 s.")
-            sites = (edited_sites(encoder) or "all") if needs_source(encoder) else ()
-            other = encode(model, log_mel_spectrogram(heard, model.config.n_mels), sites=sites)
+            other = hear(model, clip, intervention.reference, intervention.seed, sites)
             edit = with_source(encoder, other.acts)
             references.append(other.states)
         states.append(encode(model, mel, edit=edit, sites=()).states)
