@@ -24,6 +24,8 @@ from jaxasr_interp.checkpoint.saved import save_model
 from jaxasr_interp.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.decoding import Choice, Generated, generate, generate_batch, generate_rows
 from jaxasr_interp.edit_grammar import parse_edit
+from jaxasr_interp.edit_kinds import Add, Interchange, Knockout, Noise, Scale, Zero
+from jaxasr_interp.edit_places import At, Several
 from jaxasr_interp.edits import Edit, identity
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction import (
@@ -33,17 +35,7 @@ from jaxasr_interp.extraction import (
     random_model,
 )
 from jaxasr_interp.forward import DecoderRun, EncoderRun, decode, encode
-from jaxasr_interp.intervention import Intervention
-from jaxasr_interp.interventions import (
-    Add,
-    At,
-    Interchange,
-    Knockout,
-    Noise,
-    Scale,
-    Several,
-    Zero,
-)
+from jaxasr_interp.interventions import Intervention
 from jaxasr_interp.language import detect_language
 from jaxasr_interp.lens import (
     DirectLogitAttribution,

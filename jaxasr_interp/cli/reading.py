@@ -19,7 +19,7 @@ from jaxasr_interp.cli.output import errors, print_json, progress
 from jaxasr_interp.decoding import Choice
 from jaxasr_interp.edit_grammar import parse_edit
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.intervention import UNEDITED
+from jaxasr_interp.interventions import UNEDITED
 from jaxasr_interp.store import reserve, write_json
 from jaxasr_interp.transcription import Transcript, transcribe_files
 

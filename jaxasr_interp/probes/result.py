@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxasr_interp.edit_kinds import Add
+from jaxasr_interp.edit_places import END, At
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.interventions import END, Add, At
 from jaxasr_interp.probes.fitting import Probe, Solution
 from jaxasr_interp.probes.grid import Split
 from jaxasr_interp.probes.layer import Features, Recipe
