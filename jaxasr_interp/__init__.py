@@ -40,10 +40,16 @@ from jaxasr_interp.language import detect_language
 from jaxasr_interp.lens import (
     DirectLogitAttribution,
     EncoderLens,
+    LensTraining,
     LogitLens,
+    Translators,
+    TunedLens,
     direct_logit_attribution,
     encoder_lens,
+    load_tuned_lens,
     logit_lens,
+    train_tuned_lens,
+    tuned_lens,
 )
 from jaxasr_interp.means import mean_activations
 from jaxasr_interp.model import Whisper
@@ -87,6 +93,7 @@ __all__ = [
     "Interchange",
     "Intervention",
     "Knockout",
+    "LensTraining",
     "LogitLens",
     "Noise",
     "Scale",
@@ -96,6 +103,8 @@ __all__ = [
     "TextSweep",
     "Tokenizer",
     "Transcript",
+    "Translators",
+    "TunedLens",
     "Utterance",
     "Whisper",
     "WhisperConfig",
@@ -122,6 +131,7 @@ __all__ = [
     "keep_compiled_programs",
     "load_audio",
     "load_model",
+    "load_tuned_lens",
     "log_mel_spectrogram",
     "logit_lens",
     "mean_activations",
@@ -131,7 +141,9 @@ __all__ = [
     "plan_sweep",
     "random_model",
     "save_model",
+    "train_tuned_lens",
     "transcribe",
     "transcribe_batch",
+    "tuned_lens",
     "verify_top",
 ]

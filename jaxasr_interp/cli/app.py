@@ -19,6 +19,7 @@ from jaxasr_interp.cli.output import console, errors, print_json
 from jaxasr_interp.cli.patch import patch
 from jaxasr_interp.cli.reading import transcribe
 from jaxasr_interp.cli.study import study
+from jaxasr_interp.cli.tuned_lens import tuned_lens
 from jaxasr_interp.cli.verify import verify
 from jaxasr_interp.demo import run_demo
 from jaxasr_interp.errors import InputError
@@ -43,6 +44,7 @@ for command in (transcribe, lens, patch, ablate, verify):
     app.command(cls=_Command)(command)
 app.command("encoder-lens")(encoder_lens)
 app.command("extract")(extract_command)
+app.command("tuned-lens")(tuned_lens)
 app.add_typer(study, name="study")
 
 

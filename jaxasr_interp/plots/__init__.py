@@ -10,6 +10,7 @@ from jaxasr_interp.plots.quantity import Quantity, change, share
 from jaxasr_interp.plots.sweep import plot_sweep
 from jaxasr_interp.plots.text_sweep import plot_text_sweep
 from jaxasr_interp.plots.timeline import plot_timeline
+from jaxasr_interp.plots.tuned_lens import plot_tuned_lens
 
 __all__ = [
     "Quantity",
@@ -25,5 +26,6 @@ __all__ = [
     "plot_sweep",
     "plot_text_sweep",
     "plot_timeline",
+    "plot_tuned_lens",
     "share",
 ]

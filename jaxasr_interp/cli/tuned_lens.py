@@ -1,0 +1,93 @@
+"""`tuned-lens`: train a tuned lens, for `lens --tuned` to read with."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from jaxasr_interp.checkpoint.load import load_model
+from jaxasr_interp.cli.clips import read_clips
+from jaxasr_interp.cli.options import (
+    DtypeOption,
+    JsonOption,
+    LanguageOption,
+    ModelOption,
+    OverwriteOption,
+)
+from jaxasr_interp.cli.output import console, print_json, steps_done
+from jaxasr_interp.lens import LensTraining, TunedLens, train_tuned_lens
+from jaxasr_interp.lens.tuned_checkpoints import CHECKPOINTS
+from jaxasr_interp.plots import plot_tuned_lens
+from jaxasr_interp.store import reserve, save_dataset
+
+_DEFAULT = LensTraining()
+
+
+def tuned_lens(
+    files: Annotated[
+        list[str], typer.Argument(help="A .tsv with column path, and perhaps text and lang.")
+    ],
+    model: ModelOption = "tiny.en",
+    dtype: DtypeOption = None,
+    language: LanguageOption = None,
+    given_text: Annotated[
+        bool,
+        typer.Option(help="Follow the text that the table gives, not what the model writes."),
+    ] = True,
+    steps: Annotated[int, typer.Option(help="Of the optimiser.")] = _DEFAULT.steps,
+    batch_size: Annotated[int, typer.Option(help="Positions a step.")] = _DEFAULT.batch_size,
+    learning_rate: Annotated[float, typer.Option(help="At the start.")] = _DEFAULT.learning_rate,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = _DEFAULT.weight_decay,
+    held_out: Annotated[
+        float, typer.Option(help="Share of the clips to measure on.")
+    ] = _DEFAULT.held_out,
+    seed: Annotated[int, typer.Option(help="Of the split and the order.")] = _DEFAULT.seed,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, store and picture.")] = Path(
+        "runs/tuned-lens"
+    ),
+    as_json: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train a tuned lens on clips; the same command goes on with one that was cut off."""
+    training = LensTraining(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        held_out=held_out,
+        seed=seed,
+    )
+    reserve(out / "tuned_lens.zarr", overwrite)
+    if overwrite:
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    whisper = load_model(model, dtype)
+    clips = read_clips(files, language)
+    if not given_text:
+        clips = [dataclasses.replace(clip, text=None) for clip in clips]
+    with steps_done() as say:
+        lens = train_tuned_lens(whisper, clips, out, training, on_progress=say)
+    dataset = lens.to_dataset().assign_attrs(dataclasses.asdict(training))
+    save_dataset(dataset, out / "tuned_lens.zarr", whisper, overwrite=overwrite)
+    picture = plot_tuned_lens(dataset, f"lenses of {Path(model).name}", out / "tuned_lens.png")
+    if as_json:
+        print_json(dataset[["kl"]].to_dict())
+        return
+    console.print(_table(lens))
+    print(f"wrote {out}: checkpoints, tuned_lens.zarr and {picture.name}")
+
+
+def _table(lens: TunedLens) -> Table:
+    trained, held_out = lens.rows
+    table = Table(
+        title=f"mean KL(final ‖ layer) in nats on {held_out} held-out positions "
+        f"({trained} trained on)",
+        title_justify="left",
+    )
+    for name in ("layer", "logit lens", "tuned lens"):
+        table.add_column(name, justify="right")
+    for layer, (logit, tuned) in enumerate(zip(lens.logit_kl, lens.tuned_kl, strict=True)):
+        table.add_row(str(layer), f"{logit:.3f}", f"{tuned:.3f}")
+    return table

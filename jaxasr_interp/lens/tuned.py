@@ -1,0 +1,106 @@
+"""The tuned lens: the logit lens after an affine map for each layer, learned from the model.
+
+`p[l, pos] = softmax(ln_final(h + A_l h + b_l) W_Eᵀ)` with `h = resid_post[l, pos]`: what later
+layers do to every residual stream alike is made up for, and what is left is what a layer knows. The
+last layer has no map. Belrose et al. 2023, "Eliciting Latent Predictions from Transformers with the
+Tuned Lens" (arXiv 2303.08112).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.forward import DecoderRun
+from jaxasr_interp.layers import accumulation_dtype
+from jaxasr_interp.lens.logit import LogitLens, logit_lens
+from jaxasr_interp.model import Whisper
+from jaxasr_interp.pytree import pytree_dataclass, static
+
+
+@pytree_dataclass
+class Translators:
+    """One affine map for every decoder layer but the last, in float32 or wider.
+
+    Attributes:
+        weight: `A`.
+        bias: `b`.
+        model: where the weights of the model that they belong to came from.
+    """
+
+    weight: Float[Array, "layer d_model d_model"]
+    bias: Float[Array, "layer d_model"]
+    model: str = static()
+
+    @classmethod
+    def zero(cls, model: Whisper) -> "Translators":
+        """Those that change nothing: the logit lens."""
+        layers, width = model.config.decoder_layers - 1, model.config.d_model
+        dtype = accumulation_dtype(model.dtype)
+        zeros = jnp.zeros((layers, width, width), dtype)
+        return cls(zeros, zeros[:, 0], model.source)
+
+    def __call__(
+        self, resid: Float[Array, "layer rows d_model"]
+    ) -> Float[Array, "layer rows d_model"]:
+        """`h + A_l h + b_l` of every layer's rows, which keep their dtype."""
+        wide = resid.astype(self.weight.dtype)
+        moved = jnp.einsum("lrd,led->lre", wide, self.weight) + self.bias[:, None, :]
+        return (wide + moved).astype(resid.dtype)
+
+    def check_model(self, model: Whisper) -> None:
+        """Raise `InputError` unless they were trained on these weights."""
+        if _weights(self.model) != _weights(model.source):
+            raise InputError(
+                f"The tuned lens is of the model {self.model}, not of {model.source}: train one."
+            )
+
+
+def tuned_lens(
+    model: Whisper,
+    run: DecoderRun,
+    translators: Translators,
+    *,
+    targets: Int[Array, " pos"] | Sequence[int] | np.ndarray | None = None,
+    top_k: int = 5,
+    implementation: str | None = None,
+) -> LogitLens:
+    """Read every layer's residual stream through its translator, then as the logit lens does.
+
+    Args:
+        model: the model of the run.
+        run: from `decode`, with `resid_post` among its activations.
+        translators: from `train_tuned_lens` or `load_tuned_lens`.
+        targets: for each position the next token to follow through the layers; by default the final
+            layer's most probable one.
+        top_k: how many of the most probable tokens to keep.
+        implementation: of the readout kernel; `None` for the best one available here.
+
+    Returns:
+        One value for each layer and position; the last layer is the model's own output.
+
+    Raises:
+        InputError: the translators are of another model, the run lacks `resid_post`, or the targets
+            do not fit it.
+    """
+    translators.check_model(model)
+    if run.acts.resid_post is not None:
+        translated = _translate(translators, run.acts.resid_post)
+        run = dataclasses.replace(run, acts=dataclasses.replace(run.acts, resid_post=translated))
+    return logit_lens(model, run, targets=targets, top_k=top_k, implementation=implementation)
+
+
+@jax.jit
+def _translate(
+    translators: Translators, resid: Float[Array, "layer pos d_model"]
+) -> Float[Array, "layer pos d_model"]:
+    return jnp.concatenate([translators(resid[:-1]), resid[-1:]])
+
+
+def _weights(source: str) -> str:
+    """The hash of a model's weights, wherever they lie; of weights without one, their name."""
+    return source.rpartition("sha256:")[2]

@@ -1,0 +1,134 @@
+"""A tuned lens on disk: Orbax checkpoints of the maps and of the training that makes them.
+
+A checkpoint is arrays and JSON. It appears whole, and the one before it goes afterwards.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.lens.tuned import Translators
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
+
+CHECKPOINTS = "checkpoints"
+"""What the folder of the checkpoints is called in that of the training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one training.
+
+    Attributes:
+        out: the training's folder.
+        about: what is trained and how, as JSON: `model` and `steps` among it.
+    """
+
+    out: Path
+    about: dict[str, Any]
+
+    def step(self) -> int:
+        """How many steps the last checkpoint has done, 0 if there is none.
+
+        Raises:
+            InputError: the folder holds another training, or cannot be written.
+        """
+        try:
+            (self.out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"Nothing can be written to {self.out}: {error.strerror}.") from None
+        with _manager(self.out) as manager:
+            step = manager.latest_step()
+            if step is not None and _about(manager) != json.loads(json.dumps(self.about)):
+                raise InputError(
+                    f"{self.out} holds a tuned lens of another model, other clips or settings: "
+                    "choose another folder, or remove it."
+                )
+        return step or 0
+
+    def restore(self, translators: Translators, training: Any) -> tuple[Translators, Any]:
+        """What the last checkpoint holds in place of these."""
+        with _manager(self.out) as manager:
+            kept = _arrays(manager, translators=translators, training=training)
+        return kept["translators"], kept["training"]
+
+    def save(self, step: int, translators: Translators, training: Any) -> None:
+        """Write a checkpoint after so many steps."""
+        import orbax.checkpoint as ocp
+
+        parts = ocp.args.Composite(
+            translators=ocp.args.StandardSave(translators),
+            training=ocp.args.StandardSave(training),
+            about=ocp.args.JsonSave(self.about),
+        )
+        with _manager(self.out) as manager:
+            manager.save(step, args=parts)
+
+
+def load_tuned_lens(out: str | Path) -> Translators:
+    """Load the translators of a finished training.
+
+    Args:
+        out: the folder that `train_tuned_lens` was given.
+
+    Returns:
+        The translators, which know the model that they belong to.
+
+    Raises:
+        InputError: the folder holds no finished training.
+    """
+    nothing = InputError(f"{out} holds no tuned lens: train one there first.")
+    if not (Path(out) / CHECKPOINTS).is_dir():
+        raise nothing
+    with _manager(Path(out)) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise nothing
+        try:
+            about = _about(manager)
+            last, like = about["steps"], _translators_like(about)
+            kept = _arrays(manager, translators=like)["translators"]
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise InputError(f"The tuned lens in {out} cannot be read: {error}.") from None
+    if step != last:
+        raise InputError(
+            f"The tuned lens in {out} has done {step} of {last} steps: run its training again."
+        )
+    return kept
+
+
+def _translators_like(about: dict[str, Any]) -> Translators:
+    layers, width, dtype = about["layers"], about["d_model"], jnp.dtype(about["dtype"])
+    weight, bias = jnp.zeros((layers, width, width), dtype), jnp.zeros((layers, width), dtype)
+    return Translators(weight, bias, about["model"])
+
+
+def _about(manager: "ocp.CheckpointManager") -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    args = ocp.args.Composite(about=ocp.args.JsonRestore())
+    return manager.restore(manager.latest_step(), args=args)["about"]
+
+
+def _arrays(manager: "ocp.CheckpointManager", **like: Any) -> Any:
+    """Some parts of the last checkpoint, each in the structure, shapes and dtypes of `like`."""
+    import orbax.checkpoint as ocp
+
+    abstract = jax.eval_shape(lambda: like)
+    parts = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+    return manager.restore(manager.latest_step(), args=ocp.args.Composite(**parts))
+
+
+def _manager(out: Path) -> "ocp.CheckpointManager":
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=1, create=False, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    )
+    return ocp.CheckpointManager((out / CHECKPOINTS).absolute(), options=options)
