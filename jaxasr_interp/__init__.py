@@ -65,6 +65,15 @@ from jaxasr_interp.patching import (
     plan_sweep,
     verify_top,
 )
+from jaxasr_interp.probes import (
+    ProbeReport,
+    Probes,
+    fit_probes,
+    load_probes,
+    probe_store,
+    save_probes,
+    score_probes,
+)
 from jaxasr_interp.programs import keep_compiled_programs
 from jaxasr_interp.sites import SITES, DecoderActivations, EncoderActivations
 from jaxasr_interp.text_result import Clip, TextSweep
@@ -96,6 +105,8 @@ __all__ = [
     "LensTraining",
     "LogitLens",
     "Noise",
+    "ProbeReport",
+    "Probes",
     "Scale",
     "Several",
     "SweepPlan",
@@ -124,6 +135,7 @@ __all__ = [
     "encode",
     "encoder_lens",
     "extract",
+    "fit_probes",
     "generate",
     "generate_batch",
     "generate_rows",
@@ -131,6 +143,7 @@ __all__ = [
     "keep_compiled_programs",
     "load_audio",
     "load_model",
+    "load_probes",
     "load_tuned_lens",
     "log_mel_spectrogram",
     "logit_lens",
@@ -139,8 +152,11 @@ __all__ = [
     "open_activations",
     "parse_edit",
     "plan_sweep",
+    "probe_store",
     "random_model",
     "save_model",
+    "save_probes",
+    "score_probes",
     "train_tuned_lens",
     "transcribe",
     "transcribe_batch",

@@ -13,6 +13,7 @@ from jaxasr_interp.lens import DirectLogitAttribution, LogitLens
 from jaxasr_interp.patching import SweepPlan
 from jaxasr_interp.patching.positions import FRAMES_PER_SECOND
 from jaxasr_interp.plots import Quantity, axis_labels
+from jaxasr_interp.probes import ProbeReport
 from jaxasr_interp.text_result import TextSweep
 from jaxasr_interp.tokens import Tokenizer
 
@@ -187,6 +188,27 @@ def text_sweep_table(swept: TextSweep, most: int = 12) -> Group:
             row.append(f"{100 * interval.estimate:.1f}% ({low:.1f}-{high:.1f})")
         table.add_row(*row)
     return Group("texts under each edit (word error rates; against the transcript with 95%)", table)
+
+
+def probe_table(name: str, report: ProbeReport) -> Group:
+    """A score of every layer with its interval, and of every control."""
+    score = report.scores[0]
+    table = Table()
+    table.add_column("layer", justify="right")
+    for curve in report.curves:
+        table.add_column(curve, justify="right")
+    for layer in range(len(report.probes.strength)):
+        cells = []
+        for scores in report.curves.values():
+            ends = (scores.estimate, scores.low, scores.high)
+            estimate, low, high = (float(end[score][layer]) for end in ends)
+            cells.append(f"{estimate:.3f} ({low:.3f}-{high:.3f})")
+        table.add_row(f"{layer}{' *' if layer == report.best_layer else ''}", *cells)
+    lines = ", ".join(f"{line} {scores[score]:.3f}" for line, scores in report.lines.items())
+    named = score.replace("_", " ")
+    return Group(
+        _plain(f"{name} in {report.variable}: {named} (95%), without layers: {lines}"), table
+    )
 
 
 def place(plan: SweepPlan, window: tuple[int, int]) -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import (
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -73,6 +74,20 @@ def progress_of_sound(unit: str) -> Iterator[Callable[[int, int, float], None]]:
                 return
             rate = f"{heard / (time.monotonic() - started):.1f}× real time"
             bar.update(job, completed=done, rate=rate)
+
+        yield on_progress
+
+
+@contextmanager
+def progress_of_stages(unit: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar for work in named stages; yields `on_progress(done, total, stage)`."""
+    with _bar() as bar:
+        jobs: dict[str, TaskID] = {}
+
+        def on_progress(done: int, total: int, stage: str) -> None:
+            if stage not in jobs:
+                jobs[stage] = bar.add_task("", total=total, unit=f"{unit} ({stage})", rate="")
+            bar.update(jobs[stage], completed=done, total=total)
 
         yield on_progress
 
