@@ -39,7 +39,8 @@ from jaxtyping import Array, Float
 
 import jaxasr_interp as ji
 from jaxasr_interp.decoding import MAX_NEW_TOKENS, Choice, generate_rows
-from jaxasr_interp.interventions import At, Several, Zero
+from jaxasr_interp.edit_kinds import Zero
+from jaxasr_interp.edit_places import At, Several
 from jaxasr_interp.patching import cost
 from jaxasr_interp.transcription import encode_batch
 

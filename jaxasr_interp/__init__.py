@@ -24,20 +24,18 @@ from jaxasr_interp.checkpoint.saved import save_model
 from jaxasr_interp.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.decoding import Choice, Generated, generate, generate_batch, generate_rows
 from jaxasr_interp.edit_grammar import parse_edit
+from jaxasr_interp.edit_kinds import Add, Interchange, Knockout, Noise, Scale, Zero
+from jaxasr_interp.edit_places import At, Several
 from jaxasr_interp.edits import Edit, identity
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.forward import DecoderRun, EncoderRun, decode, encode
-from jaxasr_interp.intervention import Intervention
-from jaxasr_interp.interventions import (
-    Add,
-    At,
-    Interchange,
-    Knockout,
-    Noise,
-    Scale,
-    Several,
-    Zero,
+from jaxasr_interp.extraction import (
+    Extraction,
+    extract,
+    open_activations,
+    random_model,
 )
+from jaxasr_interp.forward import DecoderRun, EncoderRun, decode, encode
+from jaxasr_interp.interventions import Intervention
 from jaxasr_interp.language import detect_language
 from jaxasr_interp.lens import (
     DirectLogitAttribution,
@@ -67,6 +65,15 @@ from jaxasr_interp.patching import (
     plan_sweep,
     verify_top,
 )
+from jaxasr_interp.probes import (
+    ProbeReport,
+    Probes,
+    fit_probes,
+    load_probes,
+    probe_store,
+    save_probes,
+    score_probes,
+)
 from jaxasr_interp.programs import keep_compiled_programs
 from jaxasr_interp.similarity import Similarity, cka
 from jaxasr_interp.sites import SITES, DecoderActivations, EncoderActivations
@@ -90,6 +97,7 @@ __all__ = [
     "EncoderActivations",
     "EncoderLens",
     "EncoderRun",
+    "Extraction",
     "Generated",
     "GenerationSettings",
     "InputError",
@@ -99,6 +107,8 @@ __all__ = [
     "LensTraining",
     "LogitLens",
     "Noise",
+    "ProbeReport",
+    "Probes",
     "Scale",
     "Several",
     "Similarity",
@@ -129,6 +139,8 @@ __all__ = [
     "direct_logit_attribution",
     "encode",
     "encoder_lens",
+    "extract",
+    "fit_probes",
     "generate",
     "generate_batch",
     "generate_rows",
@@ -136,14 +148,20 @@ __all__ = [
     "keep_compiled_programs",
     "load_audio",
     "load_model",
+    "load_probes",
     "load_tuned_lens",
     "log_mel_spectrogram",
     "logit_lens",
     "mean_activations",
     "metrics",
+    "open_activations",
     "parse_edit",
     "plan_sweep",
+    "probe_store",
+    "random_model",
     "save_model",
+    "save_probes",
+    "score_probes",
     "spectrum",
     "train_tuned_lens",
     "transcribe",

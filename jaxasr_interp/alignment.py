@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import DecoderRun, decode, encode
+from jaxasr_interp.generation.batches import padded_length
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching.positions import FRAMES_PER_SECOND, words_of
 from jaxasr_interp.tokens import require_tokenizer
@@ -66,6 +67,17 @@ def align_words(
     Raises:
         InputError: there is no prompt, or the clip fills no frame or more than there are.
     """
+    return align_states(model, encode(model, mel, sites=()).states, tokens, prompt, frames)
+
+
+def align_states(
+    model: Whisper,
+    states: Float[Array, "frame d_model"],
+    tokens: Sequence[int],
+    prompt: int,
+    frames: int,
+) -> tuple[Word, ...]:
+    """`align_words` for a clip that is encoded already."""
     tokenizer = require_tokenizer(model)
     if not 1 <= prompt <= len(tokens):
         raise InputError(f"The prompt is {prompt} of {len(tokens)} tokens: expected at least 1.")
@@ -79,8 +91,9 @@ def align_words(
     ]
     if not words:
         return ()
-    states = encode(model, mel, sites=()).states
     run = [*tokens, tokenizer.end_of_text][: model.config.max_tokens]
+    # Few lengths, as each is a compilation: tokens do not attend to those behind them.
+    run += [tokenizer.end_of_text] * (padded_length(len(run), model.config.max_tokens) - len(run))
     pattern = decode(model, run, states, sites=["cross_pattern"]).acts.cross_pattern
     assert pattern is not None
     layers, heads = np.array(following_heads(model)).T

@@ -1,6 +1,7 @@
 """Audio files to 16 kHz samples, and samples to log-mel spectrograms."""
 
 import functools
+import io
 from pathlib import Path
 
 import jax
@@ -30,19 +31,33 @@ def load_audio(path: str | Path) -> Float[np.ndarray, " samples"]:
     Raises:
         InputError: the file is missing, not audio, empty, or holds values that are not finite.
     """
-    import soundfile
-    import soxr
-
     if not Path(path).is_file():
         raise InputError(f"There is no audio file {path}.")
+    return read_audio(path, str(path))
+
+
+def read_audio(file: str | Path | io.BytesIO, origin: str) -> Float[np.ndarray, " samples"]:
+    """`load_audio` for the content of a file too; `origin` names it in errors."""
+    import soundfile
+
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise InputError(f"{path} cannot be read as audio: {error}") from None
-    mono = samples.mean(axis=1, dtype=np.float32)
+        reason = getattr(error, "error_string", error)
+        raise InputError(f"{origin} cannot be read as audio: {reason}") from None
+    return as_audio(samples.mean(axis=1, dtype=np.float32), rate, origin)
+
+
+def as_audio(
+    samples: Float[np.ndarray, " samples"], rate: int, origin: str
+) -> Float[np.ndarray, " _"]:
+    """One row of samples at any rate as 16 kHz float32; raise `InputError` if it holds no sound."""
+    import soxr
+
+    samples = check_audio(samples, origin).astype(np.float32)
     if rate != SAMPLE_RATE:
-        mono = soxr.resample(mono, rate, SAMPLE_RATE)
-    return check_audio(mono, str(path))
+        samples = soxr.resample(samples, rate, SAMPLE_RATE)
+    return check_audio(samples, origin)
 
 
 def check_audio(

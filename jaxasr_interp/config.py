@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.sites import Stack
 
 _HF_FIELDS = {
     "n_mels": "num_mel_bins",
@@ -57,6 +58,14 @@ class WhisperConfig:
     def mel_frames(self) -> int:
         """Columns of the spectrogram the encoder takes (3000)."""
         return 2 * self.max_frames
+
+    def layers(self, stack: Stack) -> int:
+        """Layers of a stack."""
+        return self.encoder_layers if stack == "encoder" else self.decoder_layers
+
+    def heads(self, stack: Stack) -> int:
+        """Attention heads in each layer of a stack."""
+        return self.encoder_heads if stack == "encoder" else self.decoder_heads
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "WhisperConfig":

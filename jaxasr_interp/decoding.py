@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxasr_interp.edits import Edit, as_pytree, identity, needs_source, shifted, with_source
+from jaxasr_interp.edits import (
+    Edit,
+    as_pytree,
+    edited_sites,
+    identity,
+    needs_source,
+    shifted,
+    with_source,
+)
 from jaxasr_interp.forward import decode
 from jaxasr_interp.generation.batches import generate_rows, padded_length
 from jaxasr_interp.generation.result import GREEDY, MAX_NEW_TOKENS, Choice, Generated
@@ -150,7 +158,8 @@ def _reread(
     padded = np.asarray(tokens + [0] * (size - len(tokens)), np.int32)
     edit = shifted(edit, jnp.zeros((), jnp.int32))
     if needs_source(edit) and reference is not None:
-        edit = with_source(edit, decode(model, padded, reference, sites="all").acts)
+        taken = edited_sites(edit) or "all"
+        edit = with_source(edit, decode(model, padded, reference, sites=taken).acts)
     acts = decode(model, padded, states, edit=edit, sites=sites).acts
     fields: dict[str, Array | None] = {}
     for site, value in vars(acts).items():

@@ -40,21 +40,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxasr_interp.audio import load_audio
+from jaxasr_interp.edit_kinds import Add, Interchange, Knockout, Noise, Scale, Zero
+from jaxasr_interp.edit_places import END, EVERY, At, together
 from jaxasr_interp.edits import Edit
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.intervention import Intervention
-from jaxasr_interp.interventions import (
-    END,
-    EVERY,
-    Add,
-    At,
-    Interchange,
-    Knockout,
-    Noise,
-    Scale,
-    Zero,
-    together,
-)
+from jaxasr_interp.interventions import Intervention
 from jaxasr_interp.means import mean_activations
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching import Utterance
@@ -68,6 +58,7 @@ from jaxasr_interp.sites import (
     Stack,
     check_site,
     check_stack,
+    counts_frames,
     head_axis,
 )
 from jaxasr_interp.tokens import require_tokenizer
@@ -204,7 +195,7 @@ class _Part:
         )
 
     def _windows(self, model: Whisper) -> tuple[tuple[int, int], ...]:
-        timed = _counts_frames(self.stack, self.site)
+        timed = counts_frames(self.stack, self.site)
         if "step" in self.values:
             if timed:
                 raise _wrong(self.text, f"step counts tokens and {self.site} counts frames")
@@ -287,10 +278,6 @@ def _merged(windows: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple(merged)
 
 
-def _counts_frames(stack: Stack, site: str) -> bool:
-    return stack == "encoder" or "frame" in SITES[stack][site][:2]
-
-
 def _cells(
     text: str, stack: Stack, site: str, cells: str, model: Whisper
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -307,12 +294,10 @@ def _cells(
     if heads and head_axis(site) is None:
         raise _wrong(text, f"{site} has no heads: leave out .{heads}")
     config = model.config
-    n_layers, n_heads = (
-        (config.encoder_layers, config.encoder_heads)
-        if stack == "encoder"
-        else (config.decoder_layers, config.decoder_heads)
+    return (
+        _numbers(text, "layers", layers, config.layers(stack)),
+        _numbers(text, "heads", heads, config.heads(stack)),
     )
-    return _numbers(text, "layers", layers, n_layers), _numbers(text, "heads", heads, n_heads)
 
 
 def _numbers(text: str, what: str, numbers: str, size: int) -> tuple[int, ...]:

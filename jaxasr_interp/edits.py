@@ -3,7 +3,8 @@
 The model calls its edit at every site. `layer` is the (possibly traced) layer index, or `None` for
 sites outside the layers; `value` is the whole activation of that layer. An edit that is a pytree
 can pass through `jax.jit`, be mapped with `jax.vmap` (a batch of edits is a sweep) and be
-differentiated with `jax.grad` (attribution patching). `interventions` has the usual ones.
+differentiated with `jax.grad` (attribution patching). `edit_kinds` has the usual ones, and
+`edit_places` says where.
 
 Generation calls the decoder on one position at a time. An edit that treats positions differently
 has a method `shifted(offset)`, which gives the edit for values that begin at position `offset`; one
@@ -16,8 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
+from jaxasr_interp.config import WhisperConfig
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.pytree import pytree_dataclass
 from jaxasr_interp.sites import PATTERN_SITES, Stack, check_site
@@ -69,10 +71,17 @@ def edited_sites(edit: Edit) -> frozenset[str] | None:
     return getattr(edit, "touches", None)
 
 
-def check_edit(edit: Any, stack: Stack) -> None:
-    """Raise `InputError` if the edit names a site that `stack` lacks, where it would do nothing."""
+def check_edit(edit: Any, stack: Stack, config: WhisperConfig) -> None:
+    """Raise `InputError` if the edit names what the model lacks, where it would do nothing.
+
+    Sites are those that it `touches`; an edit that knows more of its cells has a method
+    `check(stack, config)`.
+    """
     for site in sorted(edited_sites(edit) or ()):
         check_site(stack, site)
+    check = getattr(edit, "check", None)
+    if check is not None:
+        check(stack, config)
 
 
 def apply_edit(edit: Edit, site: str, layer: LayerIndex, value: Array) -> Array:
@@ -115,3 +124,10 @@ class Tap:
 def untouched() -> Tap:
     """A tap that edits nothing, for parts of a block that are called on rows of their own."""
     return Tap(identity, None)
+
+
+def indices_along(axis: int, value: Array) -> Int[Array, "..."]:
+    """Indices along one axis, shaped to broadcast against `value`."""
+    shape = [1] * value.ndim
+    shape[axis] = -1
+    return jnp.arange(value.shape[axis], dtype=jnp.int32).reshape(shape)

@@ -73,7 +73,7 @@ def encode(
     expected = (model.config.n_mels, model.config.mel_frames)
     if mel.shape != expected:
         raise InputError(f"The spectrogram is {mel.shape}: this model takes {expected}.")
-    check_edit(edit, "encoder")
+    check_edit(edit, "encoder", model.config)
     return _encode(model, mel, as_pytree(edit), requested_sites("encoder", sites))
 
 
@@ -103,7 +103,7 @@ def decode(
     """
     tokens = check_tokens(model.config, tokens)
     check_states(model.config, states)
-    check_edit(edit, "decoder")
+    check_edit(edit, "decoder", model.config)
     return _decode(model, tokens, states, as_pytree(edit), requested_sites("decoder", sites))
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxasr_interp.interventions import Noise
+from jaxasr_interp.edit_kinds import Noise
 from jaxasr_interp.metrics import LogProb, log_prob
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching.chunks import base_bytes

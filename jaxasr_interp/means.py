@@ -14,6 +14,7 @@ from jaxasr_interp.sites import (
     DecoderActivations,
     EncoderActivations,
     Stack,
+    counts_frames,
     position_axis,
 )
 
@@ -61,10 +62,9 @@ def mean_activations(
     for site in sites:
         axis = position_axis(site) + (SITES[stack][site][0] == "layer")
         values = [jnp.moveaxis(getattr(acts, site), axis, 0) for acts in runs]
-        timed = stack == "encoder" or SITES[stack][site][:2] == ("layer", "frame")
         mean = (
             _spread([x[:n] for x, n in zip(values, frames, strict=True)], 0, len(values[0]))
-            if timed
+            if counts_frames(stack, site)
             else _spread(values, prompt, n_tokens)
         )
         means[site] = jnp.moveaxis(mean, 0, axis)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxasr_interp.edit_kinds import Interchange
+from jaxasr_interp.edit_places import At
 from jaxasr_interp.edits import Edit, LayerIndex
 from jaxasr_interp.forward import decode, encode
-from jaxasr_interp.interventions import At, Interchange
 from jaxasr_interp.invariants import Case, Check, random_windows
 from jaxasr_interp.layers import KeysValues
 from jaxasr_interp.metrics import Metric
@@ -22,7 +23,7 @@ from jaxasr_interp.model import Decoder, Whisper
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.runs import Utterance
 from jaxasr_interp.pytree import pytree_dataclass, static
-from jaxasr_interp.sites import SITES, Stack, head_axis, sweepable_sites
+from jaxasr_interp.sites import SITES, Stack, counts_frames, head_axis, sweepable_sites
 
 _KEPT = 1 << 29
 
@@ -70,7 +71,7 @@ def site_groups(case: Case, stack: Stack) -> list[Sites]:
     """
     kinds: dict[tuple[bool, bool], list[str]] = {}
     for site in sweepable_sites(stack):
-        kind = SITES[stack][site][0] == "layer", _counts_frames(stack, site)
+        kind = SITES[stack][site][0] == "layer", counts_frames(stack, site)
         kinds.setdefault(kind, []).append(site)
     if stack == "decoder":
         return [tuple(sites) for sites in kinds.values()]
@@ -183,7 +184,7 @@ def _sample(
     rng = np.random.default_rng(case.seed)
     # A patch of the encoder takes a run of it: it gets half as many.
     some = dataclasses.replace(case, cells=-(-case.cells // 2)) if stack == "encoder" else case
-    windows = random_windows(some, rng, frames=_counts_frames(stack, sites[0]))
+    windows = random_windows(some, rng, frames=counts_frames(stack, sites[0]))
     have_heads = any(head_axis(site) is not None for site in sites)
     heads = "each" if have_heads else None
     plan = case.plan(stack=stack, site=sites, heads=heads, positions=windows, **options)
@@ -202,7 +203,3 @@ def _of_one_layer(
 ) -> Int[np.ndarray, "site some"]:
     """The sample's cells of each site's first layer: chunks of the shape that all cells have."""
     return cells[:, :: len(plan.layers)]
-
-
-def _counts_frames(stack: Stack, site: str) -> bool:
-    return stack == "encoder" or site in ("cross_k", "cross_v")

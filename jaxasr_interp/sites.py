@@ -149,6 +149,15 @@ def position_axis(site: str) -> int:
     return next(i for i, axis in enumerate(axes) if axis in ("pos", "frame", "query"))
 
 
+def counts_frames(stack: Stack, site: str) -> bool:
+    """Whether a site's positions are encoder frames rather than decoder tokens.
+
+    They are in all of the encoder, and at the decoder's `cross_k` and `cross_v`. False of a site
+    that the stack lacks.
+    """
+    return stack == "encoder" or "frame" in SITES[stack].get(site, ())[:2]
+
+
 def head_axis(site: str) -> int | None:
     """Which axis of one layer's activation counts heads, if any does."""
     axes = layer_axes(site)

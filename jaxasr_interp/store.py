@@ -80,8 +80,16 @@ def save_dataset(
     Raises:
         InputError: `path` exists.
     """
+    return write_dataset(dataset.assign_attrs(provenance(model)), path, overwrite=overwrite)
+
+
+def write_dataset(dataset: "xarray.Dataset", path: Path, *, overwrite: bool = False) -> Path:
+    """Write a dataset as a Zarr store, whole or not at all.
+
+    Raises:
+        InputError: `path` exists.
+    """
     reserve(path, overwrite)
-    dataset = dataset.assign_attrs(provenance(model))
     for name in dataset.variables:
         if dataset[name].dtype.kind == "U":
             # Zarr has a standard for strings of variable length and none for fixed ones.

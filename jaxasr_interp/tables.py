@@ -9,10 +9,11 @@ from rich.console import Group
 from rich.table import Table
 
 from jaxasr_interp.alignment import Word
-from jaxasr_interp.lens import LogitLens
+from jaxasr_interp.lens import DirectLogitAttribution, LogitLens
 from jaxasr_interp.patching import SweepPlan
 from jaxasr_interp.patching.positions import FRAMES_PER_SECOND
 from jaxasr_interp.plots import Quantity, axis_labels
+from jaxasr_interp.probes import ProbeReport
 from jaxasr_interp.text_result import TextSweep
 from jaxasr_interp.tokens import Tokenizer
 
@@ -24,26 +25,75 @@ _LONGEST_TEXT = 300
 
 def lens_table(lens: LogitLens, tokenizer: Tokenizer, tokens: Sequence[int]) -> Table:
     """One row for each token read: what each layer would say next, and how sure the last one is."""
-    n_layers = len(lens.top_tokens)
+    columns = len(lens.targets)
+    top = np.asarray(lens.top_tokens)[..., 0].reshape(-1, columns)
+    log_prob, entropy = (
+        np.asarray(x).reshape(-1, columns)[-1] for x in (lens.target_log_prob, lens.entropy)
+    )
+    settled = lens.saturation_layer
     table = Table(
-        title=f"logit lens: next token by layer (0-{n_layers - 1}), saturation layer, log-prob and "
-        "entropy (nats) at the end",
+        title=f"logit lens of {lens.site}: next token by layer (0-{len(top) - 1}), saturation "
+        "layer, log-prob and entropy (nats) at the end",
         title_justify="left",
     )
     table.add_column("read")
-    for layer in range(n_layers):
+    for layer in range(len(top)):
         table.add_column(str(layer))
     for name in ("sat.", "log p", "entr."):
         table.add_column(name, justify="right", no_wrap=True)
-    top = np.asarray(lens.top_tokens)[:, :, 0]
     for pos, read in enumerate(axis_labels(tokenizer, tokens)):
         table.add_row(
             _plain(read),
             *(_plain(label) for label in axis_labels(tokenizer, top[:, pos])),
-            str(int(lens.saturation_layer[pos])),
-            f"{float(lens.target_log_prob[-1, pos]):.2f}",
-            f"{float(lens.entropy[-1, pos]):.2f}",
+            "" if settled is None or settled[pos] == len(top) else str(int(settled[pos])),
+            f"{log_prob[pos]:.2f}",
+            f"{entropy[pos]:.2f}",
         )
+    return table
+
+
+def lens_heads_table(lens: LogitLens, start: int = 0, most: int = 8) -> Table:
+    """The heads that by themselves find what the model says most probable, from `start` on."""
+    log_prob, rank = (np.asarray(x)[..., start:] for x in (lens.target_log_prob, lens.target_rank))
+    mean = log_prob.mean(-1)
+    table = Table(
+        title=f"logit lens of {lens.site}: the token the model says", title_justify="left"
+    )
+    for name in ("layer", "head", "mean log p", "median rank", "on top"):
+        table.add_column(name, justify="right")
+    for cell in np.argsort(-mean, axis=None)[:most]:
+        layer, head = map(int, np.unravel_index(cell, mean.shape))
+        ranks = rank[layer, head]
+        table.add_row(
+            str(layer),
+            str(head),
+            f"{mean[layer, head]:.2f}",
+            f"{np.median(ranks):.0f}",
+            f"{(ranks == 0).mean():.0%}",
+        )
+    return table
+
+
+def attribution_table(attribution: DirectLogitAttribution, start: int = 0, most: int = 12) -> Table:
+    """The components and heads that add most to the next token's logit, from `start` on."""
+    parts = {name: np.asarray(x) for name, x in attribution.by_component().items()}
+    for site, heads in (
+        ("attn", attribution.attn_heads),
+        ("cross_attn", attribution.cross_attn_heads),
+    ):
+        for (layer, head), _ in np.ndenumerate(np.asarray(heads)[..., 0]):
+            parts[f"{site} {layer}, head {head}"] = np.asarray(heads)[layer, head]
+    mean = {name: float(part[start:].mean()) for name, part in parts.items()}
+    total = float(np.asarray(attribution.logit)[start:].mean())
+    table = Table(
+        title=f"direct logit attribution: of the next token's mean logit {total:.2f}",
+        title_justify="left",
+    )
+    for name in ("component", "mean", "least", "most"):
+        table.add_column(name, justify="left" if name == "component" else "right")
+    for name in sorted(mean, key=lambda name: -abs(mean[name]))[:most]:
+        part = parts[name][start:]
+        table.add_row(name, *(f"{x:.2f}" for x in (mean[name], part.min(), part.max())))
     return table
 
 
@@ -138,6 +188,27 @@ def text_sweep_table(swept: TextSweep, most: int = 12) -> Group:
             row.append(f"{100 * interval.estimate:.1f}% ({low:.1f}-{high:.1f})")
         table.add_row(*row)
     return Group("texts under each edit (word error rates; against the transcript with 95%)", table)
+
+
+def probe_table(name: str, report: ProbeReport) -> Group:
+    """A score of every layer with its interval, and of every control."""
+    score = report.scores[0]
+    table = Table()
+    table.add_column("layer", justify="right")
+    for curve in report.curves:
+        table.add_column(curve, justify="right")
+    for layer in range(len(report.probes.strength)):
+        cells = []
+        for scores in report.curves.values():
+            ends = (scores.estimate, scores.low, scores.high)
+            estimate, low, high = (float(end[score][layer]) for end in ends)
+            cells.append(f"{estimate:.3f} ({low:.3f}-{high:.3f})")
+        table.add_row(f"{layer}{' *' if layer == report.best_layer else ''}", *cells)
+    lines = ", ".join(f"{line} {scores[score]:.3f}" for line, scores in report.lines.items())
+    named = score.replace("_", " ")
+    return Group(
+        _plain(f"{name} in {report.variable}: {named} (95%), without layers: {lines}"), table
+    )
 
 
 def place(plan: SweepPlan, window: tuple[int, int]) -> str:

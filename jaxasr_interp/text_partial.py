@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxasr_interp.decoding import Choice, Generated
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.intervention import Intervention
+from jaxasr_interp.interventions import Intervention
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.tokens import Tokenizer
 

@@ -10,15 +10,13 @@ from jaxtyping import Float, Int
 
 from jaxasr_interp.bootstrap import Interval, bootstrap_interval
 from jaxasr_interp.decoding import Generated
+from jaxasr_interp.edit_places import END, At, together
 from jaxasr_interp.edits import Identity
-from jaxasr_interp.intervention import Intervention
-from jaxasr_interp.interventions import END, At, together
+from jaxasr_interp.interventions import Intervention
+from jaxasr_interp.loops import compression_ratio, is_loop, longest_repeat
 from jaxasr_interp.text_metrics import (
     Errors,
     character_errors,
-    compression_ratio,
-    is_loop,
-    normalize,
     word_errors,
     words_on_silence,
 )
@@ -82,7 +80,7 @@ class TextSweep:
 
     @functools.cached_property
     def loops(self) -> np.ndarray:
-        """Whether each transcript loops, `[intervention, clip]`; see `text_metrics.is_loop`."""
+        """Whether each transcript loops, `[intervention, clip]`; see `loops.is_loop`."""
         return self._each(lambda one, _: is_loop(one.text))
 
     def rate(self, i: int, against: str = "transcript", unit: str = "word") -> float:
@@ -103,14 +101,16 @@ class TextSweep:
         both = ("intervention", "clip")
         errors = (*both, "against", "unit", "operation")
         cells = [cell_of(one) for one in self.interventions]
-        length = self._each(lambda one, language: len(normalize(one.text, language).split()))
+        counts = self.errors[:, :, :, UNITS.index("word")]
+        right, written = counts[..., :3].sum(-1), counts[..., [0, 1, 3]].sum(-1)
         data = {
             "text": (both, self._each(lambda one, _: one.text.strip()).astype(str)),
             "errors": (errors, self.errors),
             "loop": (both, self.loops),
             "compression_ratio": (both, self._each(lambda one, _: compression_ratio(one.text))),
-            "words": (both, length),
-            "length_ratio": (both, length / np.where(length[0] > 0, length[0], np.nan)),
+            "repeats": (both, self._each(lambda one, _: longest_repeat(one.text).times)),
+            "words": (both, written[..., AGAINST.index("unedited")]),
+            "length_ratio": ((*both, "against"), written / np.where(right > 0, right, np.nan)),
             "any_words": (
                 both,
                 self._each(lambda one, language: words_on_silence(one.text, language)),

@@ -7,7 +7,7 @@ Each clip is encoded once; all interventions on the decoder then write side by s
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,10 +19,11 @@ from jaxtyping import Array, Float
 from jaxasr_interp.audio import CHUNK_SAMPLES, log_mel_spectrogram
 from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_rows
 from jaxasr_interp.edit_grammar import as_intervention
+from jaxasr_interp.edit_places import At, Several
 from jaxasr_interp.edits import Edit, Identity, needs_source
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.intervention import UNEDITED, Intervention, encode_under
-from jaxasr_interp.interventions import At, Several
+from jaxasr_interp.forward import EncoderRun
+from jaxasr_interp.interventions import UNEDITED, Intervention, encode_under, hear_reference
 from jaxasr_interp.language import detect_language
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.pytree import replace
@@ -63,18 +64,15 @@ def component_edits(
     Raises:
         InputError: there is no such site, layer or head, or the kind cannot be read.
     """
-    config = model.config
-    n_layers = config.encoder_layers if stack == "encoder" else config.decoder_layers
-    n_heads = config.encoder_heads if stack == "encoder" else config.decoder_heads
     name, _, options = kind.partition(":")
     places = [
         f"{site}@{layer}" + ("" if head is None else f".{head}")
         for site in sites
-        for layer in (range(n_layers) if layers is None else layers)
+        for layer in (range(model.config.layers(stack)) if layers is None else layers)
         for head in (
             [None]
             if head_axis(check_site(stack, site)) is None or heads == "all"
-            else range(n_heads)
+            else range(model.config.heads(stack))
             if heads is None
             else heads
         )
@@ -162,12 +160,13 @@ def _under_all(
     # A clip's draws are its own, whichever clips are beside it.
     draws = [zlib.crc32(clip.name.encode()) >> 1 for clip in clips]
     results: list[dict[int, Generated]] = [{} for _ in clips]
+    hear = _remembering(len(clips))
     for group in _groups(edits, len(prompts[0])):
         if group.encodes:
             for start in range(0, len(group.members), _ENCODED_AT_ONCE):
                 some = slice(start, start + _ENCODED_AT_ONCE)
                 members, own = group.members[some], group.edits[some]
-                each = [encode_under(model, audio, edits[i], mels) for i in members]
+                each = [encode_under(model, audio, edits[i], mels, hear) for i in members]
                 written = generate_rows(
                     model,
                     jnp.concatenate([heard for heard, _ in each]),
@@ -181,9 +180,10 @@ def _under_all(
                 for n, (row,) in enumerate(written):
                     results[n % len(clips)][members[n // len(clips)]] = row
             continue
-        references = None
-        if needs_source(group.edits[0]):
-            _, references = encode_under(model, audio, edits[group.members[0]], mels)
+        references, one = None, edits[group.members[0]]
+        if needs_source(group.edits[0]) and one.reference is not None:
+            runs = [hear(model, clip, one.reference, one.seed, ()) for clip in audio]
+            references = jnp.stack([run.states for run in runs])
         written = generate_rows(
             model,
             states,
@@ -210,6 +210,23 @@ def _prompt(model: Whisper, clip: Clip, states: Float[Array, "frame d_model"]) -
 def _language(tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
     """The language that a prompt names."""
     return next((code for code, token in tokenizer.languages.items() if token in prompt), "en")
+
+
+def _remembering(count: int) -> Callable[..., EncoderRun]:
+    """`hear_reference`, keeping its last runs: interventions of one reference follow another."""
+    runs: dict[Hashable, EncoderRun] = {}
+
+    def hear(
+        model: Whisper, clip: np.ndarray, reference: str, seed: int, sites: str | Iterable[str]
+    ) -> EncoderRun:
+        key = id(clip), reference, seed, sites
+        if key not in runs:
+            if len(runs) == count:
+                runs.clear()
+            runs[key] = hear_reference(model, clip, reference, seed, sites)
+        return runs[key]
+
+    return hear
 
 
 def _joined(

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,7 +73,7 @@ class Tokenizer:
         """Language codes and their token ids; empty for English-only models."""
         if not self.multilingual:
             return {}
-        ids, names = _special_ids(self.path), _language_names()
+        ids, names = _special_ids(self.path), language_names()
         return {code: ids[f"<|{code}|>"] for code in names if f"<|{code}|>" in ids}
 
     def language_code(self, language: str) -> str:
@@ -82,15 +82,7 @@ class Tokenizer:
         Raises:
             InputError: the model does not know the language.
         """
-        known = self.languages or {"en": 0}
-        names = _language_names()
-        by_name = {names[code]: code for code in known if code in names}
-        code = by_name.get(language.lower(), language.lower())
-        if code not in known:
-            raise InputError(
-                f"Unknown language {language!r}: this model knows {', '.join(sorted(known))}."
-            )
-        return code
+        return language_code(language, self.languages or {"en": 0})
 
     def prompt(
         self,
@@ -148,9 +140,34 @@ def require_tokenizer(model: "Whisper") -> Tokenizer:
     return model.tokenizer
 
 
+def language_code(language: str, known: Collection[str]) -> str:
+    """The code of a language given by code or English name.
+
+    Raises:
+        InputError: it is not among the known codes.
+    """
+    names = language_names()
+    by_name = {names[code]: code for code in known if code in names}
+    code = by_name.get(language.lower(), language.lower())
+    if code not in known:
+        raise InputError(
+            f"Unknown language {language!r}: choose one of {', '.join(sorted(known))}."
+        )
+    return code
+
+
+@functools.cache
+def language_names() -> dict[str, str]:
+    """English names, in lower case, of the languages that Whisper knows, by their codes."""
+    with without_warnings():
+        from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    return LANGUAGES
+
+
 @functools.cache
 def _load_backend(path: str) -> Any:
-    with _without_warnings():
+    with without_warnings():
         from transformers import WhisperTokenizer
 
     try:
@@ -160,7 +177,7 @@ def _load_backend(path: str) -> Any:
 
 
 @contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """transformers logs, when imported, that torch is absent: it is not needed here."""
     logging.disable(logging.WARNING)
     try:
@@ -172,11 +189,3 @@ def _without_warnings() -> Iterator[None]:
 @functools.cache
 def _special_ids(path: str) -> dict[str, int]:
     return dict(_load_backend(path).get_added_vocab())
-
-
-@functools.cache
-def _language_names() -> dict[str, str]:
-    with _without_warnings():
-        from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
-    return LANGUAGES

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxasr_interp.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
-from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_batch
+from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_rows
 from jaxasr_interp.edit_grammar import as_intervention
 from jaxasr_interp.edits import Identity
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.intervention import UNEDITED, Intervention, encode_under
+from jaxasr_interp.interventions import UNEDITED, Intervention, encode_under
 from jaxasr_interp.language import detect_language_batch
 from jaxasr_interp.model import Encoder, Whisper
 from jaxasr_interp.tokens import require_tokenizer
@@ -133,15 +133,15 @@ def transcribe_batch(
         heard = states if plain else encode_batch(model.encoder, mels)
         codes = [next(iter(ranked)) for ranked in detect_language_batch(model, heard)]
     prompts = [tokenizer.prompt(code, task) for code in codes]
-    results = generate_batch(
+    written = generate_rows(
         model,
         states,
+        [[intervention.decoder_edit(len(prompts[0]))]] * len(clips),
         prompts=prompts,
-        edit=intervention.decoder_edit(len(prompts[0])),
         references=references,
-        **dataclasses.asdict(choice),
+        choice=choice,
     )
-    return [_transcript(result, code) for result, code in zip(results, codes, strict=True)]
+    return [_transcript(result, code) for (result,), code in zip(written, codes, strict=True)]
 
 
 def transcribe_files(

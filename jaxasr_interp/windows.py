@@ -16,9 +16,9 @@ from jaxasr_interp.audio import (
     SAMPLE_RATE,
     log_mel_spectrogram,
 )
-from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_batch
+from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_rows
 from jaxasr_interp.edit_grammar import as_intervention
-from jaxasr_interp.intervention import UNEDITED, Intervention, encode_under
+from jaxasr_interp.interventions import UNEDITED, Intervention, encode_under
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.tokens import SECONDS_PER_TIMESTAMP, require_tokenizer
 
@@ -93,13 +93,13 @@ def transcribe_windows(
         )
         previous = written[-longest_context:] if condition_on_previous_text else []
         prompt = tokenizer.prompt(language, task, timestamps=True, previous=previous)
-        (result,) = generate_batch(
+        ((result,),) = generate_rows(
             model,
             states,
+            [[intervention.decoder_edit(len(prompt))]],
             prompts=[prompt],
-            edit=intervention.decoder_edit(len(prompt)),
             references=references,
-            **dataclasses.asdict(choice),
+            choice=choice,
         )
         if _is_silent(result):
             seek += size

@@ -21,6 +21,8 @@ jaxtyping.install_import_hook("jaxasr_interp", "beartype.beartype")
 
 GOLDEN = Path(__file__).parent / "golden"
 REAL_MODELS = ("tiny.en", "base")
+TINY_FIRST = ("tiny.en", pytest.param("base", marks=pytest.mark.corpus))
+"""Every real model, the larger ones with the corpus: for what one of them shows."""
 
 
 def data_folder() -> Path | None:
@@ -123,6 +125,24 @@ def tiny_tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     backend.save(str(path))
     return WhisperTokenizer(str(path))
+
+
+@pytest.fixture
+def invoke(capsys, monkeypatch, tmp_path):
+    """The command line in this process: its exit code, output and errors."""
+    from jaxasr_interp.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
+    compile_time = jax.config.jax_persistent_cache_min_compile_time_secs
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main(list(map(str, arguments)))
+        return (end.value.code or 0, *capsys.readouterr())
+
+    yield call
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", compile_time)
 
 
 @pytest.fixture

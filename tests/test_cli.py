@@ -1,11 +1,10 @@
-"""The command line as a user runs it: a process, its output, its files, its exit code."""
+"""The command line as a user runs it: its output, its files, its exit code."""
 
 import json
 import subprocess
 import sys
 from importlib import resources
 
-import jax
 import numpy as np
 import pytest
 import soundfile
@@ -13,7 +12,7 @@ import xarray
 from conftest import GOLDEN, real_model
 
 import jaxasr_interp as ji
-from jaxasr_interp.cli import main, options
+from jaxasr_interp.cli import options
 
 DATA = resources.files("jaxasr_interp") / "data"
 GRASS, GLASS = str(DATA / "grass.flac"), str(DATA / "glass.flac")
@@ -23,22 +22,6 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def run(*arguments, cwd=None):
     command = [sys.executable, "-m", "jaxasr_interp", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
-
-
-@pytest.fixture
-def invoke(capsys, monkeypatch, tmp_path):
-    """The command line in this process: its exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
-    compile_time = jax.config.jax_persistent_cache_min_compile_time_secs
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as end:
-            main(list(map(str, arguments)))
-        return (end.value.code or 0, *capsys.readouterr())
-
-    yield call
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", compile_time)
 
 
 @pytest.fixture(autouse=True)
@@ -69,10 +52,10 @@ def test_transcribe_prints_text_and_json(tmp_path):
 
 
 @pytest.mark.real
-def test_lens_writes_a_store_and_a_picture(tmp_path):
-    done = run("lens", GRASS, "--out", tmp_path / "lens")
-    assert done.returncode == 0, done.stderr
-    assert "grass" in done.stdout
+def test_lens_writes_a_store_and_a_picture(tmp_path, invoke):
+    code, printed, errors = invoke("lens", GRASS, "--out", tmp_path / "lens")
+    assert code == 0, errors
+    assert "grass" in printed
     stored = xarray.open_zarr(tmp_path / "lens" / "lens.zarr", consolidated=False)
     assert stored.top_tokens.dims == ("layer", "pos", "top")
     assert (tmp_path / "lens" / "lens.png").read_bytes().startswith(PNG)
@@ -80,12 +63,11 @@ def test_lens_writes_a_store_and_a_picture(tmp_path):
 
 
 @pytest.mark.real
-def test_patch_writes_a_store_and_pictures(tmp_path):
-    done = run(
-        "patch", GRASS, GLASS, "--site", "cross_attn_out", "--out", tmp_path / "patch", "--json"
-    )
-    assert done.returncode == 0, done.stderr
-    printed = json.loads(done.stdout)
+def test_patch_writes_a_store_and_pictures(tmp_path, invoke):
+    options = ["--site", "cross_attn_out", "--out", tmp_path / "patch", "--json"]
+    code, printed, errors = invoke("patch", GRASS, GLASS, *options)
+    assert code == 0, errors
+    printed = json.loads(printed)
     stored = xarray.open_zarr(tmp_path / "patch" / "sweep.zarr", consolidated=False)
     assert printed["data_vars"]["recovered"]["dims"] == ["metric", "layer", "pos"]
     assert stored.attrs["target"] == "grass"

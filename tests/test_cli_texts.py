@@ -12,28 +12,12 @@ import xarray
 from conftest import real_model
 
 import jaxasr_interp as ji
-from jaxasr_interp.cli import generating, main
+from jaxasr_interp.cli import generating
 
 DATA = resources.files("jaxasr_interp") / "data"
 GRASS, GLASS = str(DATA / "grass.flac"), str(DATA / "glass.flac")
 PNG = b"\x89PNG\r\n\x1a\n"
 SHORT = ("--max-new-tokens", "15")
-
-
-@pytest.fixture
-def invoke(capsys, monkeypatch, tmp_path):
-    """The command line in this process: its exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
-    compile_time = jax.config.jax_persistent_cache_min_compile_time_secs
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as end:
-            main(list(map(str, arguments)))
-        return (end.value.code or 0, *capsys.readouterr())
-
-    yield call
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", compile_time)
 
 
 @pytest.fixture
@@ -65,6 +49,7 @@ def is_png(path):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_transcripts_under_edits(model, invoke, tmp_path):
     options = ["--edit", "scale:decoder.mlp_out@2:factor=-2:alpha=0.3", "--edit"]
     options += ["scale:decoder.mlp_out@3:factor=-1:step=2..5", "--json", "--out", "texts.json"]

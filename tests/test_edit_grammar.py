@@ -11,10 +11,10 @@ import soundfile
 from conftest import real_model
 
 import jaxasr_interp as ji
-from jaxasr_interp import contrast, intervention, text_sweep, transcription
+from jaxasr_interp import contrast, interventions, text_sweep, transcription
 from jaxasr_interp.decoding import Choice
 from jaxasr_interp.edit_grammar import parse_edit
-from jaxasr_interp.intervention import encode_under
+from jaxasr_interp.interventions import encode_under
 from jaxasr_interp.pytree import pytree_dataclass
 
 PROMPT = [31, 32, 35, 39]
@@ -60,7 +60,7 @@ def hear_briefly(monkeypatch):
     def log_mel(audio, n_mels):
         return ji.log_mel_spectrogram(audio, n_mels, 24)
 
-    for module in (contrast, intervention, text_sweep, transcription):
+    for module in (contrast, interventions, text_sweep, transcription):
         monkeypatch.setattr(module, "log_mel_spectrogram", log_mel)
     return log_mel
 

@@ -146,8 +146,8 @@ def test_contributions_are_those_of_each_component_and_add_up(tiny, run, golden,
         of_site = golden[f"decoder/{site}"][..., :7, :]
         np.testing.assert_allclose(getattr(found, site), share(of_site), **exact)
     for prefix, heads, of_bias in (
-        ("", found.head, found.attn_bias),
-        ("cross_", found.cross_head, found.cross_attn_bias),
+        ("", found.attn_heads, found.attn_bias),
+        ("cross_", found.cross_attn_heads, found.cross_attn_bias),
     ):
         result = golden[f"decoder/{prefix}result"].swapaxes(1, 2)
         np.testing.assert_allclose(heads, share(result), **exact)
@@ -161,7 +161,7 @@ def test_contributions_are_those_of_each_component_and_add_up(tiny, run, golden,
     np.testing.assert_allclose(sum(found.by_component().values()), logits, rtol=0, atol=1e-10)
     dataset = found.to_dataset()
     assert ("others" in dataset) == against
-    assert dataset.cross_head.dims == ("layer", "head", "pos")
+    assert dataset.cross_attn_heads.dims == ("layer", "head", "pos")
     np.testing.assert_allclose(dataset.contribution.sum("component"), logits, rtol=0, atol=1e-10)
     assert dataset.component.values[[0, 3, -1]].tolist() == [
         "embed",

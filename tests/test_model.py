@@ -241,6 +241,10 @@ def test_bfloat16_keeps_its_dtype_and_accumulates_in_float32(golden):
         (lambda m, g: ji.decode(m, np.array([1.5]), jnp.zeros((12, 16))), "expected integers"),
         (lambda m, g: ji.decode(m, [1], jnp.zeros((11, 16))), "Encoder states are"),
         (
+            lambda m, g: ji.encode(m, jnp.asarray(g["mel_a"]), edit=ji.At(ji.Zero(), 2)),
+            "acts at layer 2 of 'resid_pre': the encoder has 2",
+        ),
+        (
             lambda m, g: ji.encode(
                 m,
                 jnp.asarray(g["mel_a"]),

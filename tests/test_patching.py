@@ -322,6 +322,9 @@ def test_what_would_do_nothing_is_refused(tiny, tiny32, utterances):
     edit = ji.At(ji.Zero(), 1, 0, 7, site="z")
     with pytest.raises(ji.InputError, match="it would do nothing"):
         ji.activation_patching(tiny, plan, **runs, edit=edit)
+    edit = ji.At(ji.Zero(), 5)
+    with pytest.raises(ji.InputError, match="acts at layer 5 of 'resid_pre': the decoder has 3"):
+        ji.activation_patching(tiny, plan, **runs, edit=edit)
     with pytest.raises(ji.InputError, match="There is no layer 5"):
         ji.activation_patching(tiny, dataclasses.replace(plan, layers=(1, 5)), **runs)
     with pytest.raises(ji.InputError, match="made for another model"):

@@ -92,7 +92,9 @@ def expect_same(found, expected, label):
     np.testing.assert_allclose(found.no_speech_prob, expected.no_speech_prob, rtol=1e-9)
 
 
-@pytest.mark.parametrize("edits", [LIGHT, HEAVY], ids=["light", "heavy"])
+@pytest.mark.parametrize(
+    "edits", [LIGHT, pytest.param(HEAVY, marks=pytest.mark.slow)], ids=["light", "heavy"]
+)
 def test_every_cell_is_that_clip_alone_under_that_edit(model, hears, clips, edits):
     done = []
     swept = ji.ablation_sweep(model, clips, edits, choice=CHOICE, on_progress=done.append)
@@ -113,12 +115,26 @@ def test_every_cell_is_that_clip_alone_under_that_edit(model, hears, clips, edit
 
 def test_on_an_accelerator_clips_share_a_batch(model, hears, clips, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    done, edits = [], [LIGHT[2], *HEAVY[3:5], *HEAVY[7:9]]
+    done, edits = [], [LIGHT[2], HEAVY[0], *HEAVY[3:5], *HEAVY[7:9]]
     swept = ji.ablation_sweep(model, clips, edits, choice=CHOICE, on_progress=done.append)
     assert done == [3 * (1 + len(edits))]
     for text, row in zip(["", *edits], swept.written, strict=True):
         for clip, one in zip(clips, row, strict=True):
             expect_same(one, write_alone(model, hears, clip, text), (text, clip.name))
+
+
+def test_a_reference_is_heard_once_for_each_clip(model, hears, clips, monkeypatch):
+    heard, hear = [], text_sweep.hear_reference
+
+    def counted(model, clip, reference, seed, sites):
+        heard.append((len(clip), reference, seed, frozenset(sites)))
+        return hear(model, clip, reference, seed, sites)
+
+    monkeypatch.setattr(text_sweep, "hear_reference", counted)
+    edits = [f"mix:encoder.resid_post@{layer}:ref=noise" for layer in range(2)]
+    edits += ["mix:encoder.resid_post@0:ref=noise:alpha=0.5", "mix:decoder.resid_post@1:ref=noise"]
+    ji.ablation_sweep(model, clips[1:], edits, choice=ji.Choice(max_new_tokens=1))
+    assert len(heard) == len(set(heard)) == 4
 
 
 class CutOffError(Exception):
@@ -391,8 +407,11 @@ def test_the_dataset_has_named_axes_and_every_text(swept, tmp_path):
     ]
     words = [[5, 2, 2, 3, 4, 0], [6, 1, 0, 4, 3, 3], [3, 4, 0, 0, 24, 10]]
     np.testing.assert_array_equal(dataset.words, words)
-    ratio = np.array(words) / np.array([5, 2, 2, 3, 4, np.nan])
-    np.testing.assert_array_equal(dataset.length_ratio, ratio)
+    said = [[6, np.nan, np.nan, 4, 4, 3], [5, 2, 2, 3, 4, np.nan]]
+    for against, length in zip(AGAINST, said, strict=True):
+        ratio = np.array(words) / np.array(length)
+        np.testing.assert_array_equal(dataset.length_ratio.sel(against=against), ratio)
+    assert dataset.repeats.values[2].tolist() == [2, 2, 1, 0, 12, 5]
     np.testing.assert_array_equal(dataset.any_words, np.array(words) > 0)
     assert dataset.site.values.tolist() == ["", "z", ""]
     assert dataset.layer.values.tolist() == [-1, 1, -1]

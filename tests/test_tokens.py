@@ -60,8 +60,8 @@ def test_decoding_leaves_out_special_tokens_and_timestamps(multilingual):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda en, multi: multi.prompt("klingon"), "Unknown language 'klingon': this model knows"),
-        (lambda en, multi: en.prompt("de"), "Unknown language 'de': this model knows en"),
+        (lambda en, multi: multi.prompt("klingon"), "Unknown language 'klingon': choose one of af"),
+        (lambda en, multi: en.prompt("de"), "Unknown language 'de': choose one of en"),
         (lambda en, multi: en.prompt(task="translate"), "English-only model cannot translate"),
         (lambda en, multi: multi.prompt(task="sing"), "Unknown task 'sing'"),
         (lambda en, multi: multi.special("cat"), "has no token <|cat|>"),

@@ -13,13 +13,15 @@ Runs in the peers' environment (`environment.sh`) and imports nothing of ours. R
     {"op": "speech", "file": NPZ}
     {"op": "generate", "clips": [0, 1], "batch": 1, "max_new_tokens": 60, "share_states": false,
      "heads": [["cross_z", layer, head], ...]}
+    {"op": "extract", "paths": [FLAC, ...], "tokens": [[...], ...], "batch": 4, "file": NPZ}
 
 `run` also takes `head` (sites `z` and `cross_z`), `batch`, and `warm_up: false`. Cells patch the
 decoder, windows the encoder, whose sites are `resid_pre` and `ln_final` (its output: layer 0). Its
 answer holds the metric's `values` and `seconds`, the sum of `encode_seconds`, `clean_seconds` (the
 clean run that the patches are taken from) and `sweep_seconds` (all that grows with the patches).
 `generate` transcribes the clips of `speech`, once with each head zeroed (`null` zeroes none), and
-answers with the `tokens` of every head and clip.
+answers with the `tokens` of every head and clip. `extract` reads, runs and pools clips, and writes the
+activations to `file`.
 Every answer holds `"ok"`; a failed request is answered by `{"ok": false, "error": ...,
 "message": ...}` and the worker lives on. Whatever libraries print goes to stderr.
 """
@@ -34,6 +36,7 @@ from typing import Any
 import torch
 from batched import batched, batched_onednn
 from encoder import encoder_hooks_batched, encoder_output_windows
+from extracted import Extraction, extract, save
 from generated import Generation, generate, read_mels
 from hooked import hooks_decoder, hooks_model
 from job import Inputs, Stopwatch, matmul_rate, peak_bytes, read_inputs, reset_peak
@@ -162,6 +165,16 @@ class Worker:
             "peak_bytes": peak_bytes(self.device),
         }
 
+    def extract(self, file: str, **wanted: Any) -> Answer:
+        """Pool activations of clips; `file` gets them."""
+        if not hasattr(self, "model"):
+            raise ValueError("load a model first")
+        reset_peak(self.device)
+        clock = Stopwatch(self.device)
+        arrays = extract(self.model, Extraction(**wanted), clock)
+        save(arrays, Path(file))
+        return {"seconds": clock.seconds["extract"], "peak_bytes": peak_bytes(self.device)}
+
 
 def make_sweep(
     site: str,
@@ -193,6 +206,7 @@ def main() -> None:
             "run": worker.run,
             "speech": worker.hear,
             "generate": worker.generate,
+            "extract": worker.extract,
         }
     )
 

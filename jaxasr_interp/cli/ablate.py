@@ -43,9 +43,9 @@ from jaxasr_interp.cli.sweeping import (
     find_words,
 )
 from jaxasr_interp.contrast import Contrast, ask_transcript, ask_word, check_metric_name
+from jaxasr_interp.edit_kinds import Interchange, Knockout, Noise, Scale, Zero
 from jaxasr_interp.edits import Edit
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.interventions import Interchange, Knockout, Noise, Scale, Zero
 from jaxasr_interp.means import mean_activations
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching.positions import resolve_windows

@@ -12,10 +12,13 @@ from typer.core import TyperCommand
 from jaxasr_interp._version import __version__
 from jaxasr_interp.cli.ablate import ablate
 from jaxasr_interp.cli.encoder_lens import encoder_lens
+from jaxasr_interp.cli.extract import extract_command
+from jaxasr_interp.cli.lens import lens
 from jaxasr_interp.cli.options import JsonOption
 from jaxasr_interp.cli.output import console, errors, print_json
 from jaxasr_interp.cli.patch import patch
-from jaxasr_interp.cli.reading import lens, transcribe
+from jaxasr_interp.cli.probe import probe
+from jaxasr_interp.cli.reading import transcribe
 from jaxasr_interp.cli.study import study
 from jaxasr_interp.cli.tuned_lens import tuned_lens
 from jaxasr_interp.cli.verify import verify
@@ -41,7 +44,9 @@ class _Command(TyperCommand):
 for command in (transcribe, lens, patch, ablate, verify):
     app.command(cls=_Command)(command)
 app.command("encoder-lens")(encoder_lens)
+app.command("extract")(extract_command)
 app.command("tuned-lens")(tuned_lens)
+app.command()(probe)
 app.add_typer(study, name="study")
 
 

@@ -1,12 +1,12 @@
 """Which clips a command hears: audio files, and tables that name them."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxasr_interp.audio import CHUNK_SAMPLES, load_audio
 from jaxasr_interp.cli.output import errors
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.manifest import read_manifest
 from jaxasr_interp.text_result import Clip
 
 
@@ -36,15 +36,7 @@ def read_table(path: Path) -> list[tuple[Path, str | None, str | None]]:
     Raises:
         InputError: the table cannot be read or has no column `path`.
     """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a table: {error}.") from None
-    if not rows:
-        raise InputError(f"{path} has no rows: give tab-separated columns path and text.")
-    if "path" not in rows[0]:
-        raise InputError(f"{path} has no column 'path': give tab-separated columns path and text.")
+    rows = read_manifest(path)
     # Silence has no text; where the text is merely unknown the column says nothing either.
     return [
         (path.parent / row["path"], row.get("text") or None, row.get("lang") or None)

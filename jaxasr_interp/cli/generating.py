@@ -13,7 +13,7 @@ from jaxasr_interp.cli.options import parse_alphas
 from jaxasr_interp.cli.output import console, print_json, progress_of_total
 from jaxasr_interp.decoding import Choice
 from jaxasr_interp.edit_grammar import parse_edit
-from jaxasr_interp.intervention import Intervention
+from jaxasr_interp.interventions import Intervention
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.plots import plot_text_sweep
 from jaxasr_interp.ranges import parse_indices

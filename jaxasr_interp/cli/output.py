@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.progress import (
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -19,9 +21,7 @@ console = Console()
 errors = Console(stderr=True)
 
 
-@contextmanager
-def progress(total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left on standard error; yields `advance(n)`."""
+def _bar() -> Progress:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
@@ -30,7 +30,13 @@ def progress(total: int, unit: str) -> Iterator[Callable[[int], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+    return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+
+
+@contextmanager
+def progress(total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left on standard error; yields `advance(n)`."""
+    with _bar() as bar:
         job = bar.add_task("", total=total, unit=unit, rate="")
 
         def advance(steps: int) -> None:
@@ -51,6 +57,37 @@ def progress_of_total(total: int, unit: str) -> Iterator[Callable[[int], None]]:
             nonlocal done
             advance(now - done)
             done = now
+
+        yield on_progress
+
+
+@contextmanager
+def progress_of_sound(unit: str) -> Iterator[Callable[[int, int, float], None]]:
+    """A bar for work that hears sound; yields `on_progress(done, total, seconds_heard)`."""
+    started = time.monotonic()
+    with _bar() as bar:
+        job = bar.add_task("", total=None, unit=unit, rate="")
+
+        def on_progress(done: int, total: int, heard: float) -> None:
+            if not heard:
+                bar.reset(job, completed=done, total=total)
+                return
+            rate = f"{heard / (time.monotonic() - started):.1f}× real time"
+            bar.update(job, completed=done, rate=rate)
+
+        yield on_progress
+
+
+@contextmanager
+def progress_of_stages(unit: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar for work in named stages; yields `on_progress(done, total, stage)`."""
+    with _bar() as bar:
+        jobs: dict[str, TaskID] = {}
+
+        def on_progress(done: int, total: int, stage: str) -> None:
+            if stage not in jobs:
+                jobs[stage] = bar.add_task("", total=total, unit=f"{unit} ({stage})", rate="")
+            bar.update(jobs[stage], completed=done, total=total)
 
         yield on_progress
 

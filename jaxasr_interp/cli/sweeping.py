@@ -16,7 +16,7 @@ from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching import SweepPlan, plan_sweep
 from jaxasr_interp.patching.sweep import METHODS
 from jaxasr_interp.ranges import parse_indices
-from jaxasr_interp.sites import SITES, Stack, check_site, check_stack
+from jaxasr_interp.sites import Stack, check_site, check_stack, counts_frames
 
 _TIMED_WINDOW = 10
 
@@ -110,11 +110,6 @@ def check_method(method: str) -> None:
     """Raise `InputError` if there is no such method."""
     if method not in METHODS:
         raise InputError(f"Unknown method {method!r}: choose one of {', '.join(METHODS)}.")
-
-
-def counts_frames(stack: Stack, site: str) -> bool:
-    """Whether a site's positions are encoder frames rather than tokens."""
-    return stack == "encoder" or SITES[stack][site][:2] == ("layer", "frame")
 
 
 def word_frames(part: str, words: Sequence[Word]) -> str:

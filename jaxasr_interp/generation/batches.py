@@ -57,10 +57,12 @@ def generate_rows(
 
     Raises:
         InputError: see `generate`; or there are no clips or edits, not as many edits for each clip,
-            edits that differ in structure, or prompts that ask for timestamps in some clips only.
+            edits that differ in structure, a beam larger than the vocabulary, or prompts that ask
+            for timestamps in some clips only.
     """
     tokenizer = require_tokenizer(model)
     _check_edits(model, states, edits, references)
+    _check_beams(model.config, choice)
     if not any(needs_source(edit) for of_clip in edits for edit in of_clip):
         references = None
     n_clips, n_rows = len(states), len(edits[0])
@@ -120,6 +122,15 @@ def _run(job: Job, choice: Choice, draws: Int[np.ndarray, " clip"]) -> Written:
     )
 
 
+def _check_beams(config: WhisperConfig, choice: Choice) -> None:
+    """Raise `InputError` unless each sequence has as many continuations as a search looks at."""
+    if choice.beam_size >= config.d_vocab:
+        raise InputError(
+            f"beam_size is {choice.beam_size}: expected less than the {config.d_vocab} tokens of "
+            "the vocabulary."
+        )
+
+
 def _check_edits(
     model: Whisper,
     states: Float[Array, "clip frame d_model"],
@@ -141,7 +152,7 @@ def _check_edits(
             "one."
         )
     for edit in {id(edit): edit for of_clip in edits for edit in of_clip}.values():
-        check_edit(edit, "decoder")
+        check_edit(edit, "decoder", model.config)
         if needs_source(edit) and references is None:
             raise InputError("The edit takes values from a reference run: give its clip.")
 

@@ -105,7 +105,7 @@ def stack_edits(edits: Sequence[Sequence[Edit]]) -> EditRows:
         edits: of each clip, equally many, all of the same structure.
 
     Raises:
-        InputError: the structures differ.
+        InputError: the structures, or the shapes of arrays, differ.
     """
     flat = [[jax.tree.flatten(as_pytree(edit)) for edit in of_clip] for of_clip in edits]
     leaves, structure = flat[0][0]
@@ -117,6 +117,12 @@ def stack_edits(edits: Sequence[Sequence[Edit]]) -> EditRows:
         mine = any(value is not leaf for of_clip in values for value in of_clip)
         is_own.append(mine)
         if mine:
+            shapes = {jnp.shape(value) for of_clip in values for value in of_clip}
+            if len(shapes) > 1:
+                raise InputError(
+                    f"The edits of one batch hold arrays of different shapes, {sorted(shapes)}: "
+                    "give them one after another."
+                )
             own.append(jnp.stack([jnp.stack(list(map(jnp.asarray, row))) for row in values]))
         else:
             shared.append(jnp.asarray(leaf))

@@ -37,9 +37,9 @@ class DirectLogitAttribution:
         logit: of the target in the run, less that of the other.
         embed: of the token read.
         pos_embed: of its position.
-        head: of each head of self-attention.
+        attn_heads: of each head of self-attention.
         attn_bias: of the bias of self-attention's output.
-        cross_head: of each head of cross-attention.
+        cross_attn_heads: of each head of cross-attention.
         cross_attn_bias: of the bias of cross-attention's output.
         mlp_out: of each MLP.
         norm_bias: of the final LayerNorm's bias.
@@ -50,9 +50,9 @@ class DirectLogitAttribution:
     logit: Float[Array, " pos"]
     embed: Float[Array, " pos"]
     pos_embed: Float[Array, " pos"]
-    head: Float[Array, "layer head pos"]
+    attn_heads: Float[Array, "layer head pos"]
     attn_bias: Float[Array, "layer pos"]
-    cross_head: Float[Array, "layer head pos"]
+    cross_attn_heads: Float[Array, "layer head pos"]
     cross_attn_bias: Float[Array, "layer pos"]
     mlp_out: Float[Array, "layer pos"]
     norm_bias: Float[Array, " pos"]
@@ -64,8 +64,8 @@ class DirectLogitAttribution:
 
     def by_component(self) -> dict[str, Float[Array, " pos"]]:
         """Contributions in the order of the forward pass, heads and bias of a sublayer together."""
-        attn_out = self.head.sum(1) + self.attn_bias
-        cross_attn_out = self.cross_head.sum(1) + self.cross_attn_bias
+        attn_out = self.attn_heads.sum(1) + self.attn_bias
+        cross_attn_out = self.cross_attn_heads.sum(1) + self.cross_attn_bias
         components = {"embed": self.embed, "pos_embed": self.pos_embed}
         for layer in range(len(attn_out)):
             components[f"attn_out {layer}"] = attn_out[layer]
@@ -148,8 +148,8 @@ def _attribute(
     def along(component: Float[Array, "*stack d_model"]) -> Float[Array, "*stack"]:
         return jnp.einsum("...pm,pm->...p", component.astype(wide), direction)
 
-    head, attn_bias = _along_heads(decoder.blocks.attn, acts["z"], direction)
-    cross_head, cross_attn_bias = _along_heads(
+    attn_heads, attn_bias = _along_heads(decoder.blocks.attn, acts["z"], direction)
+    cross_attn_heads, cross_attn_bias = _along_heads(
         decoder.blocks.cross_attn, acts["cross_z"], direction
     )
     return DirectLogitAttribution(
@@ -158,9 +158,9 @@ def _attribute(
         logit=logit,
         embed=along(acts["embed"]),
         pos_embed=along(acts["pos_embed"]),
-        head=head,
+        attn_heads=attn_heads,
         attn_bias=attn_bias,
-        cross_head=cross_head,
+        cross_attn_heads=cross_attn_heads,
         cross_attn_bias=cross_attn_bias,
         mlp_out=along(acts["mlp_out"]),
         norm_bias=token @ decoder.final_norm.bias[...].astype(wide),

@@ -60,7 +60,8 @@ class EncoderLens:
         """
         import xarray
 
-        from jaxasr_interp.text_metrics import is_loop, word_errors
+        from jaxasr_interp.loops import is_loop
+        from jaxasr_interp.text_metrics import word_errors
 
         texts = self.texts
         against = texts[-1] if right is None else right

@@ -127,10 +127,8 @@ def logit_lens(
     Raises:
         InputError: a site that cannot be read, the run lacks it, or the targets do not fit it.
     """
-    if site not in LENS_SITES:
-        raise InputError(f"No lens can read {site!r}: choose one of {', '.join(LENS_SITES)}.")
-    needed = dict.fromkeys((site, "resid_post"))
-    require_sites(run, needed)
+    check_lens_site(site)
+    require_sites(run, dict.fromkeys((site, "resid_post")))
     said = run.logits.argmax(-1).astype(jnp.int32)
     followed = check_next_tokens(model, run, "target", said if targets is None else targets)
     if not 1 <= top_k <= model.config.d_vocab:
@@ -141,6 +139,12 @@ def logit_lens(
     read = _read(model.decoder, states, resid_post[-1], followed, top_k, implementation)
     saturation = _saturation(read.top_tokens[:, :, 0], said) if site in STREAM_SITES else None
     return LogitLens(targets=followed, saturation_layer=saturation, site=site, **vars(read))
+
+
+def check_lens_site(site: str) -> None:
+    """Raise `InputError` unless a lens can read the site."""
+    if site not in LENS_SITES:
+        raise InputError(f"No lens can read {site!r}: choose one of {', '.join(LENS_SITES)}.")
 
 
 def require_sites(run: DecoderRun, sites: Iterable[str]) -> None:

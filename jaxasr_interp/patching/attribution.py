@@ -243,16 +243,14 @@ def _n_layers(plan: SweepPlan) -> int:
     """Layers of the plan's sites; one for sites outside them."""
     if plan.layers == (None,):
         return 1
-    config = plan.config
-    return config.encoder_layers if plan.stack == "encoder" else config.decoder_layers
+    return plan.config.layers(plan.stack)
 
 
 def _cell_shape(model: Whisper, base: Run, stack: Stack, site: str) -> tuple[int, ...]:
     """The shape of one layer's activation with one value in place of its last axis."""
-    config, (frames, tokens) = model.config, (len(base.states), len(base.tokens))
-    heads = config.encoder_heads if stack == "encoder" else config.decoder_heads
+    frames, tokens = len(base.states), len(base.tokens)
     queries = frames if stack == "encoder" else tokens
-    sizes = {"frame": frames, "pos": tokens, "query": queries, "head": heads}
+    sizes = {"frame": frames, "pos": tokens, "query": queries, "head": model.config.heads(stack)}
     return (*(sizes[axis] for axis in SITES[stack][site][:-1] if axis != "layer"), 1)
 
 

@@ -129,16 +129,15 @@ def row_bytes(plan: "SweepPlan") -> int:
 def _site_size(plan: "SweepPlan", stack: Stack, site: str) -> int:
     """How many numbers a run has at a site."""
     c, encoder = plan.config, stack == "encoder"
-    heads = c.encoder_heads if encoder else c.decoder_heads
     length = c.max_frames if encoder else plan.n_tokens
     sizes = {
-        "layer": c.encoder_layers if encoder else c.decoder_layers,
+        "layer": c.layers(stack),
         "frame": c.max_frames,
         "pos": plan.n_tokens,
         "query": length,
         "key": length,
-        "head": heads,
-        "d_head": c.d_model // heads,
+        "head": c.heads(stack),
+        "d_head": c.d_model // c.heads(stack),
         "d_model": c.d_model,
         "d_mlp": c.encoder_d_mlp if encoder else c.decoder_d_mlp,
     }

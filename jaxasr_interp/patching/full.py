@@ -9,8 +9,8 @@ import functools
 import jax
 from jaxtyping import Array, Float
 
+from jaxasr_interp.edit_places import At
 from jaxasr_interp.edits import Edit
-from jaxasr_interp.interventions import At
 from jaxasr_interp.metrics import Metric
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching.chunks import Cells

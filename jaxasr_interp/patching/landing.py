@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxasr_interp.edit_places import At, blend
 from jaxasr_interp.edits import Edit, LayerIndex, Tap, apply_edit, untouched
-from jaxasr_interp.interventions import At, blend
 from jaxasr_interp.model import DecoderBlock, EncoderBlock, KeysValues
 from jaxasr_interp.patching.chunks import Cells
 from jaxasr_interp.patching.runs import Run

@@ -18,7 +18,15 @@ from jaxasr_interp.patching import cost
 from jaxasr_interp.patching.chunks import Chunk, base_bytes, make_chunks
 from jaxasr_interp.patching.landing import entry_layer
 from jaxasr_interp.patching.positions import Window, resolve_windows, words_of
-from jaxasr_interp.sites import SITES, Stack, check_site, check_stack, head_axis, sweepable_sites
+from jaxasr_interp.sites import (
+    SITES,
+    Stack,
+    check_site,
+    check_stack,
+    counts_frames,
+    head_axis,
+    sweepable_sites,
+)
 
 _ENCODER_WINDOW = 50
 
@@ -95,7 +103,7 @@ class SweepPlan:
     @property
     def counts_frames(self) -> bool:
         """Whether positions are encoder frames rather than decoder tokens."""
-        return _counts_frames(self.stack, self.sites[0])
+        return counts_frames(self.stack, self.sites[0])
 
     @property
     def component_names(self) -> tuple[str, ...]:
@@ -243,16 +251,14 @@ def plan_sweep(
     ids = check_tokens(config, tokens)
     size = config.max_frames if frames else len(ids)
     words = words_of(model.tokenizer, ids.tolist()) if model.tokenizer and not frames else ()
-    n_layers = config.encoder_layers if known == "encoder" else config.decoder_layers
-    n_heads = config.encoder_heads if known == "encoder" else config.decoder_heads
     inside = SITES[known][sites[0]][0] == "layer"
     if layers is not None and not inside:
         raise InputError(f"Site {sites[0]!r} is outside the layers: leave the layers out.")
     plan = SweepPlan(
         config=config,
         stack=known,
-        components=_components(sites, heads, n_heads),
-        layers=_indices("layer", layers, n_layers) if inside else (None,),
+        components=_components(sites, heads, config.heads(known)),
+        layers=_indices("layer", layers, config.layers(known)) if inside else (None,),
         windows=resolve_windows(
             positions,
             size,
@@ -283,16 +289,12 @@ def _check_sites(stack: Stack, sites: Sequence[str]) -> bool:
             )
     if len(set(sites)) < len(sites):
         raise InputError(f"A site is named twice in {sites}.")
-    kinds = {(SITES[stack][site][0] == "layer", _counts_frames(stack, site)) for site in sites}
+    kinds = {(SITES[stack][site][0] == "layer", counts_frames(stack, site)) for site in sites}
     if len(kinds) > 1:
         raise InputError(
             f"The sites {', '.join(sites)} do not share layers and positions: sweep them apart."
         )
-    return _counts_frames(stack, sites[0])
-
-
-def _counts_frames(stack: Stack, site: str) -> bool:
-    return stack == "encoder" or site in ("cross_k", "cross_v")
+    return counts_frames(stack, sites[0])
 
 
 def _components(

@@ -92,10 +92,11 @@ def words_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[tuple[str, Win
             words.append((before + text, (start, pos + 1)))
         else:
             words.append((text, (pos, pos + 1)))
-    return [(_plain(text), window) for text, window in words]
+    return [(plain_word(text), window) for text, window in words]
 
 
-def _plain(text: str) -> str:
+def plain_word(text: str) -> str:
+    """A word in lower case without the punctuation around it, as positions name it."""
     return re.sub(r"^\W+|\W+$", "", text.casefold())
 
 
@@ -156,7 +157,7 @@ def _index(text: str, part: str, timed: bool) -> int:
 
 
 def _find_word(word: str, words: Sequence[tuple[str, Window]]) -> list[Window]:
-    found = [window for text, window in words if text == _plain(word)]
+    found = [window for text, window in words if text == plain_word(word)]
     if not found:
         known = ", ".join(text for text, _ in words) or "none"
         raise InputError(f"There is no word {word!r} in the run; its words are: {known}.")

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.edits import Edit, as_pytree
+from jaxasr_interp.edit_kinds import Interchange
+from jaxasr_interp.edits import Edit, as_pytree, check_edit
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import check_tokens
-from jaxasr_interp.interventions import Interchange
 from jaxasr_interp.metrics import Metric, check_metric
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching.plan import SweepPlan
@@ -150,7 +150,7 @@ def _check_plan(model: Whisper, plan: SweepPlan, edit: Edit | None) -> None:
             f"The plan was made for another model, of {plan.dtype}: plan the sweep with the model, "
             f"of {model.dtype}, that is swept."
         )
-    layers = plan.config.encoder_layers if plan.stack == "encoder" else plan.config.decoder_layers
+    layers = plan.config.layers(plan.stack)
     outside = [layer for layer in plan.layers if layer is not None and not 0 <= layer < layers]
     if outside:
         raise InputError(f"There is no layer {outside[0]}: the {plan.stack} has {layers}.")
@@ -160,6 +160,8 @@ def _check_plan(model: Whisper, plan: SweepPlan, edit: Edit | None) -> None:
             f"The edit acts at {site!r} and the plan patches {', '.join(plan.sites)}: it would do "
             "nothing."
         )
+    if edit is not None:
+        check_edit(edit, plan.stack, plan.config)
 
 
 def _edits(plan: SweepPlan, source: Run, aligned: Int[np.ndarray, " pos"]) -> Edit:

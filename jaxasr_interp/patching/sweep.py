@@ -53,7 +53,7 @@ def activation_patching(
         clean: the run in which the behaviour of interest happens.
         corrupted: the run in which it does not.
         metric: one or several of `jaxasr_interp.metrics`.
-        edit: what a patch does instead of an interchange: one of `jaxasr_interp.interventions`, or
+        edit: what a patch does instead of an interchange: one of `jaxasr_interp.edit_kinds`, or
             any `edit(site, layer, value) -> value`.
         direction: `"clean_to_corrupted"` patches the corrupted run, `"corrupted_to_clean"` the
             clean one.

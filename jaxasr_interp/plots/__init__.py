@@ -2,9 +2,10 @@
 
 from jaxasr_interp.plots.ablation import plot_ablation
 from jaxasr_interp.plots.attention import plot_attention
+from jaxasr_interp.plots.attribution import plot_attribution, plot_attribution_heads
 from jaxasr_interp.plots.canvas import axis_labels
 from jaxasr_interp.plots.encoder_lens import plot_encoder_lens
-from jaxasr_interp.plots.lens import plot_lens
+from jaxasr_interp.plots.lens import plot_lens, plot_lens_heads
 from jaxasr_interp.plots.quantity import Quantity, change, share
 from jaxasr_interp.plots.sweep import plot_sweep
 from jaxasr_interp.plots.text_sweep import plot_text_sweep
@@ -17,8 +18,11 @@ __all__ = [
     "change",
     "plot_ablation",
     "plot_attention",
+    "plot_attribution",
+    "plot_attribution_heads",
     "plot_encoder_lens",
     "plot_lens",
+    "plot_lens_heads",
     "plot_sweep",
     "plot_text_sweep",
     "plot_timeline",

@@ -10,6 +10,8 @@ from jaxasr_interp.alignment import Word
 from jaxasr_interp.patching.positions import FRAMES_PER_SECOND
 from jaxasr_interp.plots.canvas import INK, bare, new_figure, plain, save, shorten, write_title
 
+_LEAST_GAP = 0.15
+
 
 def plot_attention(
     pattern: Float[np.ndarray, "pos frame"],
@@ -32,26 +34,43 @@ def plot_attention(
     """
     rows, frames = pattern.shape
     seconds = frames / FRAMES_PER_SECOND
-    figure = new_figure(max(6.0, min(16.0, 2.0 + 1.6 * seconds)), 1.9 + 0.22 * rows)
+    width, height = max(6.0, min(20.0, 2.0 + 1.6 * seconds)), 0.22 if rows <= 40 else 0.15
+    figure = new_figure(width, 1.9 + height * rows)
     axes = figure.subplots()
     # Each token's own scale: the first ones look at one frame and would hide all others.
     shown = pattern / np.maximum(pattern.max(1, keepdims=True), 1e-30)
     image = axes.imshow(
         shown, cmap="Blues", aspect="auto", extent=(0, seconds, rows - 0.5, -0.5), vmin=0, vmax=1
     )
-    axes.set_yticks(range(rows), [plain(shorten(label, 18)) for label in labels], fontsize=8)
+    axes.set_yticks(range(rows), [plain(shorten(label, 18)) for label in labels])
+    axes.tick_params(axis="y", labelsize=8 if rows <= 40 else 6.5)
     axes.set_xlabel("seconds")
     axes.set_ylabel("token read")
     bare(axes)
     top = axes.secondary_xaxis("top")
-    starts = [word.seconds[0] for word in words]
+    shown_words = _apart(words, _LEAST_GAP * seconds / width)
     top.set_xticks(
-        starts, [plain(word.text) for word in words], rotation=45, ha="left", fontsize=8, color=INK
+        [word.seconds[0] for word in shown_words],
+        [plain(word.text) for word in shown_words],
+        rotation=45,
+        ha="left",
+        fontsize=8,
+        color=INK,
     )
     top.spines[:].set_visible(False)
-    for start in starts:
-        axes.axvline(start, color="#888888", linewidth=0.5)
-    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
+    for word in words:
+        axes.axvline(word.seconds[0], color="#888888", linewidth=0.5)
+    bar = figure.colorbar(image, ax=axes, fraction=0.3 / width, pad=0.02, aspect=30)
     bar.set_label("attention (1: the token's largest)")
+    bar.outline.set_visible(False)
     write_title(figure, title)
     return save(figure, path)
+
+
+def _apart(words: Sequence[Word], gap: float) -> list[Word]:
+    """The words that start `gap` seconds after the one before: there is no room for others."""
+    kept: list[Word] = []
+    for word in words:
+        if not kept or word.seconds[0] >= kept[-1].seconds[0] + gap:
+            kept.append(word)
+    return kept

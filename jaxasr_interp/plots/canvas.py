@@ -1,6 +1,7 @@
 """The house style: ink, colours, cells with their numbers, colour bars, files."""
 
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from jaxasr_interp.tokens import Tokenizer
 INK = "#222222"
 NOTHING = "#cfcfcf"
 LEAST_WIDTH = 4.5
+_PAGE = 17.0
 _WORTH_WRITING = 0.03
 _BAR, _LETTER, _TITLE_LETTER = 0.16, 0.075, 0.088
 _ROOM_TO_WRITE = (0.42, 0.2)
@@ -41,6 +43,13 @@ def new_figure(width: float, height: float) -> Any:
     import matplotlib.figure
 
     return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+
+
+def wrap_columns(columns: int, width: float) -> list[slice]:
+    """Columns that are `width` inches wide in as few lines as fit the page, evenly filled."""
+    fit = max(1, int(_PAGE / width))
+    per_line = -(-columns // -(-columns // fit))
+    return [slice(i, min(i + per_line, columns)) for i in range(0, columns, per_line)]
 
 
 def write_title(figure: Any, title: str, note: str = "") -> None:
@@ -141,6 +150,9 @@ def save(figure: Any, path: Path) -> Path:
     """Write a PNG; it appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=130)
+    with warnings.catch_warnings():
+        # A letter that the font lacks (layers say tokens of any language) is drawn as a box.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        figure.savefig(partial, format="png", dpi=130)
     partial.replace(path)
     return path

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxasr_interp.lens import EncoderLens
+from jaxasr_interp.loops import is_loop
 from jaxasr_interp.plots.canvas import INK, bare, new_figure, plain, save, write_title
-from jaxasr_interp.text_metrics import is_loop
 
 _LETTERS, _LINES = 118, 3
 _LOOP = "#b3541e"

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.intervention import Intervention
+from jaxasr_interp.interventions import Intervention
 from jaxasr_interp.plots.canvas import (
     INK,
     LEAST_WIDTH,

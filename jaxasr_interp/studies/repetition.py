@@ -1,7 +1,7 @@
 """Which components a repetition loop depends on, and what it costs speech to do without them.
 
 Clips on which the model loops are transcribed again without each sublayer and each head in turn;
-so is transcribed speech. A loop is resolved where the new text does not loop (`text_metrics`). The
+so is transcribed speech. A loop is resolved where the new text does not loop (`loops`). The
 experiment of Glazer et al. 2025 (arXiv 2508.15882), who found one cross-attention head of
 large-v3 to carry most loops.
 """
@@ -16,9 +16,10 @@ from jaxasr_interp.audio import CHUNK_SAMPLES
 from jaxasr_interp.bootstrap import Interval, bootstrap_interval
 from jaxasr_interp.decoding import Choice
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.intervention import Intervention
+from jaxasr_interp.interventions import Intervention
+from jaxasr_interp.loops import is_loop
 from jaxasr_interp.model import Whisper
-from jaxasr_interp.text_metrics import is_loop, words_on_silence
+from jaxasr_interp.text_metrics import words_on_silence
 from jaxasr_interp.text_result import Clip, TextSweep
 from jaxasr_interp.text_sweep import ablation_sweep, component_edits
 from jaxasr_interp.transcription import transcribe_batch

@@ -1,0 +1,107 @@
+"""`extract`: activations of many clips, to a store."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxasr_interp.checkpoint.load import load_model
+from jaxasr_interp.cli.options import (
+    DtypeOption,
+    JsonOption,
+    LanguageOption,
+    ModelOption,
+    OverwriteOption,
+)
+from jaxasr_interp.cli.output import errors, print_json, progress_of_sound
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.extraction import DEFAULT_SITES, extract
+
+
+def extract_command(
+    manifest: Annotated[
+        Path,
+        typer.Argument(
+            help="A .tsv (tab-separated, no quoting) or .jsonl with path, text and labels."
+        ),
+    ],
+    model: ModelOption = "tiny.en",
+    dtype: DtypeOption = None,
+    site: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="STACK.SITE:REDUCTION, by default "
+            f"{' and '.join(DEFAULT_SITES)}; repeatable. Reductions: mean, max, end, at=3,-1, "
+            "word=COLUMN, every=K, all."
+        ),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="COLUMN=VALUE, such as kind=gender: only these clips; repeatable (columns "
+            "together, values of one column each)."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first clips.")] = None,
+    snr: Annotated[
+        list[float] | None,
+        typer.Option(help="Add a copy of every clip with white noise, dB; repeatable."),
+    ] = None,
+    text: Annotated[
+        str,
+        typer.Option(help="Column of what is said, or own: what the model writes itself."),
+    ] = "text",
+    language: LanguageOption = None,
+    control: Annotated[
+        bool,
+        typer.Option("--random/--no-random", help="Also extract from a model of random weights."),
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+    store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    batch: Annotated[int | None, typer.Option(min=1, help="Clips that run together.")] = None,
+    out: Annotated[Path, typer.Option(help="The Zarr store.")] = Path("runs/activations.zarr"),
+    as_json: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Extract activations of many clips: chosen sites, reduced on the device, with labels.
+
+    The same command goes on where it was cut off. A clip that cannot be read is named at the end
+    and left out. `probe` reads the store, and so does xarray.open_zarr(path, consolidated=False).
+    """
+    chosen = _read_where(where or [])
+    whisper = load_model(model, dtype)
+    with progress_of_sound("clip") as on_progress:
+        done = extract(
+            whisper,
+            manifest,
+            out,
+            sites=site or DEFAULT_SITES,
+            where=chosen,
+            limit=limit,
+            snr=snr or (),
+            text=text,
+            language=language,
+            random_seed=seed if control else None,
+            dtype=store_dtype,
+            batch=batch,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+    for path, problem in done.problems:
+        errors.print(f"left out: {path}: {problem}", markup=False, soft_wrap=True)
+    if as_json:
+        print_json(dataclasses.asdict(done) | {"path": str(done.path)})
+        return
+    print(f"wrote {done.path}: {done.done - len(done.problems)} of {done.clips} clips")
+
+
+def _read_where(conditions: Sequence[str]) -> dict[str, list[str]]:
+    chosen: dict[str, list[str]] = {}
+    for condition in conditions:
+        column, equals, value = condition.partition("=")
+        if not equals:
+            raise InputError(f"The condition {condition!r} cannot be read: write COLUMN=VALUE.")
+        chosen.setdefault(column, []).append(value)
+    return chosen

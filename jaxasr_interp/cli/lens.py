@@ -1,0 +1,169 @@
+"""`lens`: what each layer would say, and what every component adds to what is said."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from jaxtyping import Array, Float
+
+from jaxasr_interp.alignment import align_words, following_heads, mean_pattern
+from jaxasr_interp.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
+from jaxasr_interp.checkpoint.load import load_model
+from jaxasr_interp.cli.options import (
+    DtypeOption,
+    JsonOption,
+    LanguageOption,
+    ModelOption,
+    OverwriteOption,
+)
+from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.contrast import count_frames
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.forward import DecoderRun, decode, encode
+from jaxasr_interp.lens import DIRECT_SITES, direct_logit_attribution, logit_lens
+from jaxasr_interp.lens.logit import check_lens_site
+from jaxasr_interp.model import Whisper
+from jaxasr_interp.plots import (
+    axis_labels,
+    plot_attention,
+    plot_attribution,
+    plot_attribution_heads,
+    plot_lens,
+    plot_lens_heads,
+)
+from jaxasr_interp.store import reserve, save_dataset
+from jaxasr_interp.tables import attribution_table, lens_heads_table, lens_table
+from jaxasr_interp.tokens import Tokenizer, require_tokenizer
+from jaxasr_interp.transcription import transcribe_batch
+
+
+def lens(
+    file: Annotated[str, typer.Argument(help="An audio file of up to 30 s.")],
+    model: ModelOption = "tiny.en",
+    dtype: DtypeOption = None,
+    language: LanguageOption = None,
+    text: Annotated[
+        str | None, typer.Option(help="Read this transcript instead of the model's own.")
+    ] = None,
+    site: Annotated[
+        str,
+        typer.Option(help="What is read: the residual stream, a sublayer's output, or the heads'."),
+    ] = "resid_post",
+    attribution: Annotated[
+        bool,
+        typer.Option(
+            "--attribution", help="Also take the next token's logit apart by component and head."
+        ),
+    ] = False,
+    top_k: Annotated[int, typer.Option(help="Most probable tokens to keep.")] = 5,
+    out: Annotated[Path, typer.Option(help="Folder for stores and pictures.")] = Path("runs/lens"),
+    as_json: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Show the next token that every decoder layer would say: the logit lens."""
+    check_lens_site(site)
+    wanted = ["lens", *(["attribution"] if attribution else [])]
+    for name in wanted:
+        reserve(out / f"{name}.zarr", overwrite)
+    whisper = load_model(model, dtype)
+    tokenizer = require_tokenizer(whisper)
+    read = _read(whisper, tokenizer, file, language, text, site, attribution)
+    name = Path(model).name
+    result = logit_lens(whisper, read.run, site=site, top_k=top_k)
+    dataset = result.to_dataset().assign_coords(token=("pos", read.labels))
+    save_dataset(dataset, out / "lens.zarr", whisper, overwrite=overwrite)
+    pictures = [out / "lens.png", _plot_attention(whisper, read, name, out / "attention.png")]
+    title = f"logit lens of {name}, {site}: {Path(file).name}"
+    if "head" in result.axes:
+        plot_lens_heads(result, title, pictures[0], read.start)
+        tables = [lens_heads_table(result, read.start)]
+    else:
+        plot_lens(result, tokenizer, read.labels, title, pictures[0])
+        tables = [lens_table(result, tokenizer, read.tokens)]
+    printed = dataset.to_dict()["data_vars"] | {"tokens": read.tokens}
+    if attribution:
+        parts = direct_logit_attribution(whisper, read.run, read.following)
+        following = axis_labels(tokenizer, read.following)
+        coordinates = {"token": ("pos", read.labels), "target": ("pos", following)}
+        dataset = parts.to_dataset().assign_coords(coordinates)
+        save_dataset(dataset, out / "attribution.zarr", whisper, overwrite=overwrite)
+        title = f"direct logit attribution of {name}: {Path(file).name}"
+        pictures += [
+            plot_attribution(parts, following, title, out / "attribution.png"),
+            plot_attribution_heads(parts, title, out / "attribution_heads.png", read.start),
+        ]
+        tables.append(attribution_table(parts, read.start))
+        printed["attribution"] = dataset.to_dict()
+    if as_json:
+        print_json(printed)
+        return
+    for table in tables:
+        console.print(table)
+    written = [*(out / f"{name}.zarr" for name in wanted), *pictures]
+    print(f"wrote {', '.join(map(str, written[:-1]))} and {written[-1]}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """A clip and its transcript, read by the decoder.
+
+    Attributes:
+        mel: spectrogram of the clip.
+        frames: encoder frames that hold sound.
+        tokens: prompt and transcript.
+        start: the position that predicts the transcript's first token.
+        run: the decoder's run on them.
+        labels: text of every token.
+        following: the token behind each: at the end, the end of text.
+    """
+
+    mel: Float[Array, "n_mels mel_frame"]
+    frames: int
+    tokens: list[int]
+    start: int
+    run: DecoderRun
+    labels: list[str]
+    following: list[int]
+
+
+def _read(
+    whisper: Whisper,
+    tokenizer: Tokenizer,
+    file: str,
+    language: str | None,
+    text: str | None,
+    site: str,
+    attribution: bool,
+) -> _Read:
+    audio = load_audio(file)
+    if len(audio) > CHUNK_SAMPLES:
+        raise InputError(f"{file} is longer than 30 s: cut it to the sentence.")
+    if text is None or language is None:
+        heard = transcribe_batch(whisper, [audio], language=language)[0]
+        language = language or heard.language
+        written = heard.tokens if text is None else tokenizer.encode(" " + text.strip())
+    else:
+        written = tokenizer.encode(" " + text.strip())
+    prompt = tokenizer.prompt(language)
+    tokens = [*prompt, *written]
+    mel = log_mel_spectrogram(audio, whisper.config.n_mels)
+    sites = {site, "resid_post", "cross_pattern", *(DIRECT_SITES if attribution else ())}
+    run = decode(whisper, tokens, encode(whisper, mel, sites=()).states, sites=sites)
+    return _Read(
+        mel,
+        count_frames(whisper, audio),
+        tokens,
+        len(prompt) - 1,
+        run,
+        axis_labels(tokenizer, tokens),
+        [*tokens[1:], tokenizer.end_of_text],
+    )
+
+
+def _plot_attention(whisper: Whisper, read: _Read, name: str, path: Path) -> Path:
+    heads = following_heads(whisper)
+    words = align_words(whisper, read.mel, read.tokens, read.start + 1, read.frames)
+    title = f"where {name} listens: mean of the {len(heads)} heads that follow the audio"
+    pattern = mean_pattern(read.run, heads)[:, : read.frames]
+    return plot_attention(pattern, read.labels, words, title, path)

@@ -1,0 +1,128 @@
+"""`probe`: what every layer of an activation store knows about its labels."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from jaxasr_interp.cli.options import JsonOption, OverwriteOption
+from jaxasr_interp.cli.output import console, print_json, progress_of_stages
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.extraction import open_activations
+from jaxasr_interp.plots.probes import plot_probes
+from jaxasr_interp.probes import ProbeReport, probe_store, save_probes
+from jaxasr_interp.probes.labels import parse_target, relabel
+from jaxasr_interp.probes.layer import Method
+from jaxasr_interp.store import reserve, write_dataset, write_json
+from jaxasr_interp.tables import probe_table
+
+if TYPE_CHECKING:
+    import xarray
+
+
+def probe(
+    store: Annotated[Path, typer.Argument(help="What extract wrote.")],
+    target: Annotated[
+        list[str],
+        typer.Option(
+            help="A column, or classes of its values: "
+            "speech=kind:yes=read_en|gender;no=nonspeech (with * and ?); repeatable."
+        ),
+    ],
+    group: Annotated[
+        str | None,
+        typer.Option(help="Column whose values stay on one side of every split: speaker, word."),
+    ] = None,
+    site: Annotated[
+        list[str] | None,
+        typer.Option(help="Variables, such as encoder.resid_post.mean; all by default."),
+    ] = None,
+    method: Annotated[str, typer.Option(help=f"{', '.join(get_args(Method))}.")] = "lbfgs",
+    hidden: Annotated[
+        int | None, typer.Option(help="Also fit probes with a hidden layer of so many units.")
+    ] = None,
+    folds: Annotated[int, typer.Option(help="Of the cross-validation.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="How often the folds are dealt anew.")] = 1,
+    least: Annotated[
+        int, typer.Option(help="Leave out classes with fewer examples; by default --folds.")
+    ] = 0,
+    balanced: Annotated[bool, typer.Option(help="Weigh classes alike.")] = False,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="What the picture shows: accuracy, balanced_accuracy, auc "
+            "or macro_f1; r2 or mean_absolute_error."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for stores, pictures and probes.")] = Path(
+        "runs/probes"
+    ),
+    as_json: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Fit linear probes to every layer, with shuffled labels, random weights and mel beside."""
+    reserve(out / "probes.json", overwrite)
+    dataset = open_activations(store)
+    targets: dict[str, list[str]] = {}
+    for text in target:
+        name, column, patterns = parse_target(text)
+        targets[name] = relabel(_column(dataset, column), patterns, least or folds)
+    variables = site or [
+        str(name)
+        for name, values in dataset.data_vars.items()
+        if str(name).count(".") == 2 and values.dims[:1] == ("clip",) and values.ndim <= 3
+    ]
+    groups = None if group is None else _column(dataset, group)
+    rows: list[dict[str, Any]] = []
+    for variable in variables:
+        with progress_of_stages("probe") as on_progress:
+            reports = probe_store(
+                dataset,
+                variable,
+                targets,
+                groups=groups,
+                n_hidden=hidden,
+                n_folds=folds,
+                seeds=range(seeds),
+                method=method,
+                balanced=balanced,
+                on_progress=on_progress,
+            )
+        for name, report in reports.items():
+            path = out / name / variable
+            write_dataset(report.to_dataset().assign_attrs(_origin(dataset)), path / "scores.zarr")
+            save_probes(report.probes, path / "probes")
+            plot_probes(report, f"{name} in {variable}", path / "scores.png", score=score)
+            rows.append(_row(name, report))
+            if not as_json:
+                console.print(probe_table(name, report))
+    write_json(out / "probes.json", rows)
+    if as_json:
+        print_json(rows)
+    else:
+        print(f"wrote {out}: for each target and variable scores.zarr, scores.png and probes")
+
+
+def _column(dataset: "xarray.Dataset", name: str) -> list[str]:
+    if name not in dataset.variables or "." in name or dataset[name].dims != ("clip",):
+        known = [str(n) for n in dataset.variables if "." not in str(n)]
+        raise InputError(f"The store has no column {name!r}: it has {', '.join(known)}.")
+    return [str(value) for value in dataset[name].to_numpy().tolist()]
+
+
+def _origin(dataset: "xarray.Dataset") -> dict[str, Any]:
+    """Where the activations came from."""
+    return {name: dataset.attrs[name] for name in ("model", "dtype") if name in dataset.attrs}
+
+
+def _row(name: str, report: ProbeReport) -> dict[str, Any]:
+    return {
+        "target": name,
+        "variable": report.variable,
+        "best_layer": report.best_layer,
+        "curves": {
+            curve: {score: scores.estimate[score].tolist() for score in report.scores}
+            for curve, scores in report.curves.items()
+        },
+        "controls": {line: dict(scores) for line, scores in report.lines.items()},
+    }

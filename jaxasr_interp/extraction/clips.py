@@ -1,0 +1,145 @@
+"""The clips that activations are extracted from: of a manifest, or rows of a dataset."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxasr_interp.audio import as_audio, load_audio, read_audio
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.manifest import label_rows, read_manifest
+from jaxasr_interp.references import noise_like
+
+type Row = dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """Clips in order.
+
+    Attributes:
+        rows: the columns of each, as text.
+        read: gives the 16 kHz samples of one by its number; raises `InputError` if it cannot.
+    """
+
+    rows: tuple[Row, ...]
+    read: Callable[[int], Float[np.ndarray, " samples"]]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(self.rows[0])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all rows."""
+        return hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
+
+
+def find_clips(source: str | Path | Iterable[Mapping[str, Any]]) -> Clips:
+    """The clips of a manifest, or of rows such as a Hugging Face dataset's.
+
+    Args:
+        source: path of a manifest (see `read_manifest`), whose paths are relative to it; or rows:
+            mappings with `audio`, which is `{"array", "sampling_rate"}`, `{"bytes"}` or a path, or
+            with `path`. All other columns that hold single values are labels.
+
+    Returns:
+        The clips; rows without a `path` have `row 0`, `row 1`, … for it.
+
+    Raises:
+        InputError: the manifest cannot be read, there are no rows, or they name no audio.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        rows = tuple(read_manifest(path))
+        return Clips(rows, lambda i: load_audio(path.parent / rows[i]["path"]))
+    # A dataset decodes the audio of a row when asked for the row; an iterator has to be kept.
+    given: Any = source if hasattr(source, "__getitem__") else list(source)
+    silent = given.remove_columns("audio") if hasattr(given, "remove_columns") else given
+    values = [{k: v for k, v in row.items() if k != "audio"} for row in silent]
+    if not values:
+        raise InputError("There are no clips: give at least one row.")
+    named = [{"path": f"row {i}"} | row for i, row in enumerate(label_rows(values))]
+    return Clips(tuple(named), lambda i: _row_audio(given[i], i))
+
+
+def _row_audio(row: Mapping[str, Any], number: int) -> Float[np.ndarray, " samples"]:
+    audio: Any = row.get("audio", row.get("path"))
+    origin = f"The audio of row {number}"
+    if isinstance(audio, Mapping) and audio.get("array") is None:
+        if audio.get("bytes"):
+            return read_audio(io.BytesIO(audio["bytes"]), origin)
+        audio = audio.get("path")
+    if isinstance(audio, str | Path):
+        return load_audio(audio)
+    try:
+        samples, rate = np.asarray(audio["array"]), int(audio["sampling_rate"])
+    except (KeyError, TypeError):
+        raise InputError(
+            f"{origin} is {type(audio).__name__}: expected a path, or array and sampling_rate."
+        ) from None
+    return as_audio(samples, rate, origin)
+
+
+def choose(
+    clips: Clips, where: Mapping[str, Sequence[str]] | None = None, limit: int | None = None
+) -> Clips:
+    """The clips whose columns hold one of the given values, at most `limit` of them.
+
+    Raises:
+        InputError: there is no such column, or no such clip.
+    """
+    where = where or {}
+    for column in where:
+        if column not in clips.columns:
+            raise InputError(
+                f"The clips have no column {column!r}: choose one of {', '.join(clips.columns)}."
+            )
+    kept = [i for i, row in enumerate(clips.rows) if all(row[c] in where[c] for c in where)][:limit]
+    if not kept:
+        asked = ", ".join(f"{c}={' or '.join(v)}" for c, v in where.items())
+        raise InputError(f"No clip has {asked}." if asked else "There are no clips to extract.")
+    return Clips(tuple(clips.rows[i] for i in kept), lambda i: clips.read(kept[i]))
+
+
+def with_noise(clips: Clips, snrs: Sequence[float | int]) -> Clips:
+    """Every clip, followed by a copy for each ratio with white noise added.
+
+    `y = x + n` with `10 log10(Σx² / Σn²) = SNR`; the noise is the same at each ratio and drawn anew
+    for each path.
+
+    Args:
+        clips: the clean ones.
+        snrs: signal-to-noise ratios in dB; if there are none, the clips stay as they are.
+
+    Returns:
+        The clips, with a column `snr`: `clean`, or the ratio.
+
+    Raises:
+        InputError: a ratio is named twice or not finite, or the clips have a column `snr`.
+    """
+    if not snrs:
+        return clips
+    if "snr" in clips.columns:
+        raise InputError("The clips have a column 'snr' already: rename it, or add no noise.")
+    if len(set(snrs)) < len(snrs) or not np.isfinite(snrs).all():
+        raise InputError(f"The ratios {list(snrs)} are to be finite, and each named once.")
+    names = ("clean", *(f"{snr:g}" for snr in snrs))
+    n = len(names)
+
+    def read(i: int) -> Float[np.ndarray, " samples"]:
+        clean, which = clips.read(i // n), i % n
+        if which == 0:
+            return clean
+        noise = noise_like(clean, zlib.crc32(clips.rows[i // n]["path"].encode()))
+        return clean + noise * np.float32(10 ** (-snrs[which - 1] / 20))
+
+    return Clips(tuple(row | {"snr": name} for row in clips.rows for name in names), read)

@@ -1,0 +1,27 @@
+"""A model that has learnt nothing: what a probe reads without what training has put there."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxasr_interp.model import Whisper
+
+
+def random_model(model: Whisper, seed: int = 0) -> Whisper:
+    """A model of the same shape, dtype, tokenizer and settings with random weights.
+
+    Args:
+        model: whose shape.
+        seed: of the weights.
+
+    Returns:
+        The model. Linear maps and convolutions are drawn from `N(0, 1/fan_in)`, embeddings from
+        `N(0, 0.02²)`; biases are 0, and the encoder's positions are Whisper's fixed sinusoids.
+    """
+    control = Whisper(model.config, rngs=nnx.Rngs(seed))
+    control = jax.tree.map(
+        lambda x: x.astype(model.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, control
+    )
+    control.generation, control.tokenizer = model.generation, model.tokenizer
+    control.source = f"random weights (seed {seed}) in the shape of {model.source}"
+    return control

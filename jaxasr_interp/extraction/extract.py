@@ -1,0 +1,178 @@
+"""`extract`: activations of many clips to a store."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.extraction.clips import Clips, choose, find_clips, with_noise
+from jaxasr_interp.extraction.control import random_model
+from jaxasr_interp.extraction.hearing import hear_ahead
+from jaxasr_interp.extraction.job import Job
+from jaxasr_interp.extraction.request import Request, parse_requests
+from jaxasr_interp.extraction.store import open_store
+from jaxasr_interp.extraction.texts import Texts, longest_run
+from jaxasr_interp.model import Whisper
+from jaxasr_interp.sites import SITES
+from jaxasr_interp.store import provenance
+
+DEFAULT_SITES = ("encoder.resid_post:mean", "decoder.resid_post:end")
+STORE_DTYPES = ("float32", "float16")
+_ON_CPU, _ON_ACCELERATORS = 8, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """What became of an extraction.
+
+    Attributes:
+        path: of the store; see `open_activations`.
+        clips: how many there are.
+        done: how many are done, those with problems among them.
+        problems: path of every clip that was left out, and why.
+    """
+
+    path: Path
+    clips: int
+    done: int
+    problems: tuple[tuple[str, str], ...]
+
+
+def extract(
+    model: Whisper,
+    clips: str | Path | Iterable[Mapping[str, Any]],
+    out: str | Path,
+    *,
+    sites: Sequence[str] = DEFAULT_SITES,
+    where: Mapping[str, Sequence[str]] | None = None,
+    limit: int | None = None,
+    snr: Sequence[float | int] = (),
+    text: str = "text",
+    language: str | None = None,
+    random_seed: int | None = 0,
+    dtype: str = "float32",
+    batch: int | None = None,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int, float], None] | None = None,
+) -> Extraction:
+    """Run clips through the model and store activations, reduced on the device.
+
+    The store is a Zarr group. Each request is a variable `{stack}.{site}.{reduction}` with the axis
+    `clip` first, as `encoder.resid_post.mean` [clip, layer, d_model]; with the prefix `random.` the
+    same of a model with random weights. `mel` [clip, mel_feature] holds mean and standard deviation
+    of every mel band over the sound. The clips' columns are text along `clip`, and so are `frames`
+    (encoder frames that hold sound), `decoder_text` (what the decoder was given), `problem` (why a
+    clip was left out, its activations are NaN) and `done`.
+
+    The same call goes on where it was cut off. Clips run in fixed batches, so that the numbers are
+    those of an extraction that was not.
+
+    Args:
+        model: from `load_model`.
+        clips: a manifest (`.tsv` or `.jsonl`), or rows such as a Hugging Face dataset's; see
+            `clips.find_clips`.
+        out: path of the store.
+        sites: what to extract, as `encoder.resid_post:mean`; see `extraction.request`.
+        where: only clips whose columns hold one of these values, by column.
+        limit: at most so many clips.
+        snr: add a copy of every clip with white noise at each of these ratios in dB, and a column
+            `snr`; see `clips.with_noise`.
+        text: the column that holds what is said; or `"own"`: what the model itself writes, as it
+            also does where the column is empty.
+        language: of clips whose column `lang` is empty; by default detected.
+        random_seed: of the weights of the random model; `None` for no such control.
+        dtype: of the stored activations: `"float32"` or `"float16"`.
+        batch: clips that run together.
+        overwrite: replace what is at `out`.
+        on_progress: called at the start and after each batch with the clips done, of how many, and
+            the seconds of sound that were heard since the call.
+
+    Returns:
+        Where the store is, and what went wrong with which clips.
+
+    Raises:
+        InputError: the clips or a request cannot be read, `out` holds something else, or a value is
+            too large for `dtype`; all that is done stays done.
+    """
+    requests = parse_requests(list(sites))
+    chosen = with_noise(choose(find_clips(clips), where, limit), snr)
+    texts = Texts(text, language)
+    size = batch or (_ON_CPU if jax.default_backend() == "cpu" else _ON_ACCELERATORS)
+    _check(requests, chosen, texts, dtype, size)
+    control = None if random_seed is None else random_model(model, random_seed)
+    n_tokens = 1
+    if any(r.stack == "decoder" for r in requests):
+        n_tokens = longest_run(model, chosen.rows, texts)
+    job = Job(model, control, requests, chosen, texts, dtype, n_tokens)
+    identity = {
+        "model": model.source,
+        "model_dtype": str(model.dtype),
+        "sites": [str(request) for request in requests],
+        "dtype": dtype,
+        "text": text,
+        "language": language,
+        "random_seed": random_seed,
+        "clips": f"{len(chosen.rows)} sha256:{chosen.digest}",
+        "batch": size,
+    }
+    store = open_store(
+        Path(out),
+        batch=size,
+        variables=job.variables,
+        labels={column: [row[column] for row in chosen.rows] for column in chosen.columns},
+        coordinates=_coordinates(job),
+        identity=identity,
+        attributes=provenance(model) | {"sites": json.dumps(identity["sites"])},
+        overwrite=overwrite,
+    )
+    done, seconds = store.done, 0.0
+    starts = [start for start in range(0, len(done), size) if not done[start : start + size].all()]
+    say = on_progress or (lambda done, clips, seconds: None)
+    say(int(done.sum()), len(done), seconds)
+    for heard in hear_ahead(chosen, starts, size, model.config):
+        store.write(heard.start, job.run(heard))
+        done[heard.start : heard.start + size] = True
+        seconds += heard.seconds
+        say(int(done.sum()), len(done), seconds)
+    return Extraction(store.path, len(done), int(done.sum()), tuple(store.problems))
+
+
+def _check(requests: Sequence[Request], clips: Clips, texts: Texts, dtype: str, batch: int) -> None:
+    """Raise `InputError` if there is no such column or dtype, or a column has a name of ours."""
+    if dtype not in STORE_DTYPES:
+        raise InputError(f"Activations are not stored as {dtype!r}: choose float32 or float16.")
+    if batch < 1:
+        raise InputError(f"The batch is {batch}: expected at least 1 clip.")
+    axes = {axis for sites in SITES.values() for of_site in sites.values() for axis in of_site}
+    ours = {"clip", "mel", "mel_feature", "frames", "problem", "done", "decoder_text"} | axes
+    for column in clips.columns:
+        if column in ours or "." in column or not column:
+            raise InputError(
+                f"The column {column!r} cannot be stored, as its name is taken or has a dot: "
+                "rename it."
+            )
+    named = {r.argument for r in requests if r.reduction == "word"}
+    for column in sorted(named | ({texts.column} - {"text", "own"})):
+        if column not in clips.columns:
+            raise InputError(
+                f"The clips have no column {column!r}: choose one of {', '.join(clips.columns)}."
+            )
+
+
+def _coordinates(job: Job) -> dict[str, Sequence[int] | Sequence[str]]:
+    """Which positions the axes of `at` and `every` count."""
+    found: dict[str, Sequence[int] | Sequence[str]] = {}
+    for request in job.requests:
+        variable = job.variables[request.name]
+        name = variable.axes[request.axis] if len(variable.axes) > request.axis else ""
+        if request.reduction == "at":
+            found[name] = request.places
+        elif request.reduction == "every":
+            size = variable.shape[request.axis]
+            found[name] = np.arange(0, size * request.step, request.step).tolist()
+    return found

@@ -1,0 +1,80 @@
+"""Batches of clips as spectrograms, read ahead of the model."""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxasr_interp.audio import HOP, SAMPLE_RATE, log_mel_spectrogram
+from jaxasr_interp.config import WhisperConfig
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.extraction.clips import Clips
+
+_AHEAD = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Heard:
+    """A batch of clips before the model runs; slots without a clip hold zeros.
+
+    Attributes:
+        start: number of its first clip.
+        mels: spectrograms.
+        features: mean and standard deviation of each mel band over the columns that hold sound.
+        frames: encoder frames that hold sound.
+        problems: why a clip is left out, `""` where it is not.
+        seconds: of sound in all.
+    """
+
+    start: int
+    mels: Float[np.ndarray, "clip n_mels mel_frame"]
+    features: Float[np.ndarray, "clip mel_feature"]
+    frames: tuple[int, ...]
+    problems: tuple[str, ...]
+    seconds: float
+
+
+def hear(clips: Clips, start: int, batch: int, config: WhisperConfig) -> Heard:
+    """Read the clips from number `start` on, at most `batch` of them."""
+    mels = np.zeros((batch, config.n_mels, config.mel_frames), np.float32)
+    features = np.full((batch, 2 * config.n_mels), np.nan, np.float32)
+    lengths, problems = np.zeros(batch, int), [""] * batch
+    for i, number in enumerate(range(start, min(start + batch, len(clips.rows)))):
+        try:
+            audio = _read(clips, number, config)
+        except InputError as error:
+            problems[i] = str(error)
+            continue
+        mels[i] = log_mel_spectrogram(audio, config.n_mels, config.mel_frames)
+        sound = mels[i, :, : -(-len(audio) // HOP)]
+        features[i] = np.concatenate([sound.mean(1), sound.std(1)])
+        lengths[i] = len(audio)
+    frames = tuple((-(-lengths // (2 * HOP))).tolist())
+    return Heard(start, mels, features, frames, tuple(problems), lengths.sum() / SAMPLE_RATE)
+
+
+def hear_ahead(
+    clips: Clips, starts: Sequence[int], batch: int, config: WhisperConfig
+) -> Iterator[Heard]:
+    """Batches in order, the next ones read in a thread while the model is busy."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: collections.deque[Future[Heard]] = collections.deque()
+        for start in starts:
+            waiting.append(pool.submit(hear, clips, start, batch, config))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _read(clips: Clips, number: int, config: WhisperConfig) -> Float[np.ndarray, " samples"]:
+    audio, most = clips.read(number), config.mel_frames * HOP
+    if len(audio) > most:
+        raise InputError(
+            f"{clips.rows[number]['path']} is {len(audio) / SAMPLE_RATE:.1f} s long: the model "
+            f"hears {most / SAMPLE_RATE:g} s."
+        )
+    return audio

@@ -1,0 +1,153 @@
+"""What is done with every batch: clips through the model, to the arrays of the store."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxasr_interp.extraction.clips import Clips
+from jaxasr_interp.extraction.engine import decode_reduced, encode_reduced
+from jaxasr_interp.extraction.hearing import Heard
+from jaxasr_interp.extraction.places import anywhere
+from jaxasr_interp.extraction.reductions import fit, narrowed
+from jaxasr_interp.extraction.request import Request
+from jaxasr_interp.extraction.slots import Slots
+from jaxasr_interp.extraction.store import Variable
+from jaxasr_interp.extraction.texts import Texts
+from jaxasr_interp.model import Whisper
+
+CONTROL = "random."
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What all batches have in common.
+
+    Attributes:
+        model: whose activations are extracted.
+        control: a model with random weights that runs on the same input, if any.
+        requests: what is extracted.
+        clips: all of them.
+        texts: where the decoder's texts come from.
+        dtype: of the store.
+        n_tokens: tokens of the longest run.
+    """
+
+    model: Whisper
+    control: Whisper | None
+    requests: tuple[Request, ...]
+    clips: Clips
+    texts: Texts
+    dtype: str
+    n_tokens: int
+
+    @property
+    def encoder(self) -> tuple[Request, ...]:
+        """What is asked of the encoder."""
+        return tuple(request for request in self.requests if request.stack == "encoder")
+
+    @property
+    def decoder(self) -> tuple[Request, ...]:
+        """What is asked of the decoder."""
+        return tuple(request for request in self.requests if request.stack == "decoder")
+
+    @property
+    def names_words(self) -> bool:
+        """Whether words have to be found before activations are read."""
+        return any(request.reduction == "word" for request in self.requests)
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether each clip needs a text."""
+        return self.names_words or bool(self.decoder)
+
+    @property
+    def models(self) -> dict[str, Whisper]:
+        """The model and its control, by the prefix of their variables."""
+        return {"": self.model} | ({} if self.control is None else {CONTROL: self.control})
+
+    @functools.cached_property
+    def variables(self) -> dict[str, Variable]:
+        """The arrays of the store.
+
+        An axis that is not as long in both stacks bears the stack's name: `encoder_layer`.
+        """
+        shapes = self._shapes()
+        sizes: dict[str, set[int]] = {}
+        for request in self.requests:
+            for axis, size in zip(request.axes, shapes[request.name], strict=True):
+                sizes.setdefault(axis, set()).add(size)
+        found = {}
+        for prefix in self.models:
+            for request in self.requests:
+                axes = tuple(
+                    axis if len(sizes[axis]) == 1 else f"{request.stack}_{axis}"
+                    for axis in request.axes
+                )
+                found[prefix + request.name] = Variable(axes, shapes[request.name], self.dtype)
+        found["mel"] = Variable(("mel_feature",), (2 * self.model.config.n_mels,), "float32")
+        found["frames"] = Variable((), (), "int32")
+        texts = ("problem", "decoder_text") if self.needs_texts else ("problem",)
+        return found | {name: Variable((), (), "T") for name in texts}
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        config = self.model.config
+        encode = functools.partial(encode_reduced, requests=self.encoder)
+        decode = functools.partial(decode_reduced, requests=self.decoder)
+        mels = jax.ShapeDtypeStruct((1, config.n_mels, config.mel_frames), jnp.float32)
+        tokens = jax.ShapeDtypeStruct((1, self.n_tokens), jnp.int32)
+        some = {r: jnp.asarray([anywhere(r)], jnp.int32) for r in self.requests}
+        states, arrays = jax.eval_shape(
+            encode, self.model.encoder, mels, tuple(some[r] for r in self.encoder)
+        )
+        arrays |= jax.eval_shape(
+            decode, self.model.decoder, states, tokens, tuple(some[r] for r in self.decoder)
+        )
+        return {name: array.shape[1:] for name, array in arrays.items()}
+
+    def run(self, heard: Heard) -> dict[str, np.ndarray]:
+        """The arrays of one batch, as the store holds them.
+
+        Raises:
+            InputError: a value is too large for the store's dtype.
+        """
+        model, mels = self.model, jnp.asarray(heard.mels)
+        slots = Slots(heard, self.clips.rows[heard.start : heard.start + len(mels)])
+        if self.names_words:
+            states, _ = encode_reduced(model.encoder, mels, (), requests=())
+            slots.write(model, states, self.texts, words=True)
+        where, states, arrays = slots.where(self.encoder), {}, {}
+        for prefix, one in self.models.items():
+            states[prefix], kept = encode_reduced(one.encoder, mels, where, requests=self.encoder)
+            arrays |= {prefix + name: value for name, value in kept.items()}
+        if self.needs_texts and not self.names_words:
+            slots.write(model, states[""], self.texts, words=False)
+        if self.decoder:
+            tokens, where = slots.tokens(model.config.max_tokens), slots.where(self.decoder)
+            for prefix, one in self.models.items():
+                kept = decode_reduced(
+                    one.decoder, states[prefix], tokens, where, requests=self.decoder
+                )
+                arrays |= {prefix + name: value for name, value in kept.items()}
+        columns = {
+            "mel": heard.features,
+            "frames": np.asarray(heard.frames, np.int32),
+            "problem": np.asarray(slots.problems, "T"),
+        }
+        if self.needs_texts:
+            columns["decoder_text"] = np.asarray(slots.texts(model), "T")
+        return self._stored(arrays, slots.left_out) | columns
+
+    def _stored(self, arrays: dict[str, Array], left_out: list[int]) -> dict[str, np.ndarray]:
+        stored = {}
+        for request in self.requests:
+            for prefix in self.models:
+                name = prefix + request.name
+                variable = self.variables[name]
+                value = np.array(arrays[name])
+                value[left_out] = np.nan
+                stored[name] = narrowed(fit(value, request.axes, variable.shape), name, self.dtype)
+        return stored

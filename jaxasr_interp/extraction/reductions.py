@@ -1,0 +1,89 @@
+"""Activations of one clip to what is kept of them, on the device."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.extraction.request import Request
+from jaxasr_interp.layers import accumulation_dtype
+from jaxasr_interp.sites import DecoderActivations, EncoderActivations
+
+
+def reduced(
+    requests: Sequence[Request],
+    acts: EncoderActivations | DecoderActivations,
+    where: Sequence[Int[Array, " _"]],
+) -> dict[str, Array]:
+    """Every request's activation, reduced, by the request's name.
+
+    Args:
+        requests: of the activations' stack.
+        acts: of one clip.
+        where: for each request the clip's positions: see `reduce`.
+    """
+    return {
+        request.name: reduce(request, getattr(acts, request.site), places)
+        for request, places in zip(requests, where, strict=True)
+    }
+
+
+def reduce(
+    request: Request, value: Float[Array, "..."], where: Int[Array, " _"]
+) -> Float[Array, "..."]:
+    """Reduce the position axis of one activation, in float32 or wider.
+
+    Args:
+        request: says how.
+        value: axes `request.site_axes`.
+        where: `(start, stop)`; for `end` and `at` the positions themselves.
+
+    Returns:
+        Axes `request.axes`.
+    """
+    axis = request.axis
+    wide = value.astype(accumulation_dtype(value.dtype))
+    if request.reduction == "end":
+        return jnp.take(wide, where[0], axis)
+    if request.reduction == "at":
+        return jnp.take(wide, where, axis)
+    start, stop = where
+    positions = jnp.arange(value.shape[axis], dtype=where.dtype)
+    inside = (positions >= start) & (positions < stop)
+    inside = inside.reshape([-1 if i == axis else 1 for i in range(value.ndim)])
+    match request.reduction:
+        case "max":
+            return jnp.where(inside, wide, -jnp.inf).max(axis)
+        case "mean" | "word":
+            return jnp.where(inside, wide, 0.0).sum(axis) / (stop - start).astype(wide.dtype)
+        case _:
+            every = [slice(None, None, request.step if i == axis else 1) for i in range(value.ndim)]
+            return jnp.where(inside, wide, jnp.nan)[tuple(every)]
+
+
+def fit(
+    value: Float[np.ndarray, "clip ..."], axes: Sequence[str], shape: Sequence[int]
+) -> Float[np.ndarray, "clip ..."]:
+    """Activations of one batch as long as the store has them: NaN behind, no attention to `key`."""
+    for i, (axis, size) in enumerate(zip(axes, shape, strict=True), start=1):
+        missing = max(0, size - value.shape[i])
+        widths = [(0, missing if j == i else 0) for j in range(value.ndim)]
+        value = np.pad(value, widths, constant_values=0 if axis == "key" else np.nan)
+    return value[(slice(None), *(slice(size) for size in shape))]
+
+
+def narrowed(value: Float[np.ndarray, "..."], name: str, dtype: str) -> Float[np.ndarray, "..."]:
+    """The same values in the store's dtype.
+
+    Raises:
+        InputError: one is too large for it.
+    """
+    with np.errstate(over="ignore"):
+        stored = value.astype(dtype)
+    if (np.isinf(stored) & ~np.isinf(value)).any():
+        raise InputError(
+            f"{name} reaches {np.nanmax(np.abs(value)):.3g}, beyond {dtype}: store it as float32."
+        )
+    return stored

@@ -1,0 +1,80 @@
+"""The slots of one batch while the model runs: which hold a clip, and what the decoder is given."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.extraction.clips import Row
+from jaxasr_interp.extraction.engine import Where
+from jaxasr_interp.extraction.hearing import Heard
+from jaxasr_interp.extraction.places import anywhere, positions
+from jaxasr_interp.extraction.request import Request
+from jaxasr_interp.extraction.texts import Run, Texts, make_runs, with_words
+from jaxasr_interp.generation.batches import padded_length
+from jaxasr_interp.model import Whisper
+from jaxasr_interp.tokens import require_tokenizer
+
+
+class Slots:
+    """What is known of a batch's clips; a problem found on the way leaves a clip out.
+
+    Args:
+        heard: the batch.
+        rows: columns of its clips.
+    """
+
+    def __init__(self, heard: Heard, rows: Sequence[Row]):
+        self.frames, self.problems = heard.frames, list(heard.problems)
+        self.rows = [*rows, *[{}] * (len(heard.frames) - len(rows))]
+        self.runs: list[Run | None] = [None] * len(self.rows)
+
+    @property
+    def left_out(self) -> list[int]:
+        """Numbers of the clips that have a problem."""
+        return [i for i, problem in enumerate(self.problems) if problem]
+
+    def write(
+        self,
+        model: Whisper,
+        states: Float[Array, "clip frame d_model"],
+        texts: Texts,
+        *,
+        words: bool,
+    ) -> None:
+        """Find what the decoder is given in each clip, and when its words are said."""
+        runs = make_runs(model, states, self.rows, texts)
+        for i, run in enumerate(runs):
+            if isinstance(run, InputError):
+                self.problems[i] = self.problems[i] or str(run)
+            elif self.frames[i]:
+                found = with_words(model, states[i], run, self.frames[i]) if words else run
+                self.runs[i] = found
+
+    def where(self, requests: Sequence[Request]) -> Where:
+        """Where each request applies in each clip."""
+        found = [self._places(i, requests) for i in range(len(self.rows))]
+        return tuple(jnp.asarray(np.asarray(one, np.int32)) for one in zip(*found, strict=True))
+
+    def _places(self, i: int, requests: Sequence[Request]) -> list[list[int]]:
+        if self.frames[i] and not self.problems[i]:
+            try:
+                return [positions(r, self.rows[i], self.frames[i], self.runs[i]) for r in requests]
+            except InputError as error:
+                self.problems[i] = str(error)
+        return [anywhere(request) for request in requests]
+
+    def tokens(self, max_tokens: int) -> Int[Array, "clip pos"]:
+        """The runs of all clips with zeros behind them, few lengths as each is a compilation."""
+        runs = [() if run is None else run.tokens for run in self.runs]
+        tokens = np.zeros((len(runs), padded_length(max(map(len, runs)), max_tokens)), np.int32)
+        for row, run in zip(tokens, runs, strict=True):
+            row[: len(run)] = run
+        return jnp.asarray(tokens)
+
+    def texts(self, model: Whisper) -> list[str]:
+        """What the decoder is given in each clip."""
+        decode = require_tokenizer(model).decode
+        return ["" if run is None else decode(run.tokens).strip() for run in self.runs]

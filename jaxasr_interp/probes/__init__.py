@@ -1,0 +1,20 @@
+"""Linear probes: what activations know about labels."""
+
+from jaxasr_interp.probes.fit import STRENGTHS, fit_probes
+from jaxasr_interp.probes.report import ProbeReport, probe_store
+from jaxasr_interp.probes.result import Probes
+from jaxasr_interp.probes.saved import load_probes, save_probes
+from jaxasr_interp.probes.scores import Scores, score_probes, selectivity
+
+__all__ = [
+    "STRENGTHS",
+    "ProbeReport",
+    "Probes",
+    "Scores",
+    "fit_probes",
+    "load_probes",
+    "probe_store",
+    "save_probes",
+    "score_probes",
+    "selectivity",
+]

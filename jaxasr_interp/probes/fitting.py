@@ -1,0 +1,156 @@
+"""Fitting many probes on the same activations: the loop that all solvers share.
+
+One step of one probe is a solver's; here it is `vmap`ped over probes and repeated until each has
+converged, has stopped getting better on its validation examples, or has taken all its steps.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxasr_interp.probes.families import FAMILIES, Kind
+from jaxasr_interp.probes.linear import Linear, Task, mean_loss
+from jaxasr_interp.probes.mlp import MLPProbe
+from jaxasr_interp.pytree import pytree_dataclass
+
+Probe = Linear | MLPProbe
+
+
+class Step(NamedTuple):
+    """What a solver's step gives.
+
+    Attributes:
+        outputs: of the probe that the step started from.
+        probe: the next one.
+        state: of the solver.
+        decrement: estimate of what the objective can still lose, 0 to stop.
+    """
+
+    outputs: Float[Array, "output example"]
+    probe: Probe
+    state: Any
+    decrement: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """How one probe is fitted, one step after another.
+
+    Attributes:
+        start: `(x, task, family, n_outputs) -> probe, state`.
+        step: `(x, task, family, probe, state) -> Step`.
+        axes: where a batch of states has its `probe` axis, as `jax.vmap` takes it.
+    """
+
+    start: Callable[..., tuple[Probe, Any]]
+    step: Callable[..., Step]
+    axes: Any = 0
+
+
+@pytree_dataclass
+class Solution:
+    """Fitted probes.
+
+    Attributes:
+        probe: their weights, for standardised features.
+        outputs: of every example, training or not.
+        train_loss: `Σ train · ℓ`, without the penalty.
+        validation_loss: the same on the validation examples.
+    """
+
+    probe: Probe
+    outputs: Float[Array, "probe output example"]
+    train_loss: Float[Array, " probe"]
+    validation_loss: Float[Array, " probe"]
+
+
+@pytree_dataclass
+class _Best:
+    """The probe with the lowest validation loss so far, and how many steps ago that was."""
+
+    probe: Probe
+    loss: Float[Array, ""]
+    since: Int[Array, ""]
+
+
+@functools.partial(jax.jit, static_argnames=("solver", "kind", "n_outputs", "steps", "patience"))
+def fit_tasks(
+    x: Float[Array, "example feature"],
+    tasks: Task,
+    *,
+    solver: Solver,
+    kind: Kind,
+    n_outputs: int,
+    steps: int,
+    tolerance: float,
+    patience: int | None,
+) -> Solution:
+    """Fit one probe to each task.
+
+    Args:
+        x: activations, which all probes share.
+        tasks: with a leading `probe` axis.
+        solver: how.
+        kind: of the labels.
+        n_outputs: of every probe.
+        steps: most steps to take.
+        tolerance: a probe is done when its objective has no more than this share of the loss of an
+            empty probe left to lose.
+        patience: steps without a better validation loss after which a probe is done, and the best
+            one is returned; `None` to go on until it has converged.
+    """
+    family = FAMILIES[kind]
+    start = jax.vmap(
+        lambda task: solver.start(x, task, family, n_outputs), out_axes=(0, solver.axes)
+    )
+    step = jax.vmap(
+        lambda task, probe, state: solver.step(x, task, family, probe, state),
+        in_axes=(0, 0, solver.axes),
+        out_axes=Step(0, 0, solver.axes, 0),  # pyright: ignore[reportArgumentType]
+    )
+    loss = jax.vmap(functools.partial(mean_loss, family))
+    probe, state = start(tasks)
+    empty = jnp.zeros((len(tasks.strength), n_outputs, len(x)), x.dtype)
+    enough = tolerance * loss(empty, tasks.labels, tasks.train)
+    infinite = jnp.full_like(tasks.strength, jnp.inf)
+    best = _Best(probe, infinite, jnp.zeros(len(infinite), jnp.int32))
+
+    def advance(carry):
+        taken, done, probe, state, best = carry
+        new = step(tasks, probe, state)
+        stop = done | (new.decrement <= enough)
+        if patience is not None:
+            held_out = loss(new.outputs, tasks.labels, tasks.validation)
+            better = ~done & (held_out < best.loss)
+            best = _Best(
+                _where(better, probe, best.probe),
+                jnp.where(better, held_out, best.loss),
+                jnp.where(better, 0, best.since + 1),
+            )
+            stop |= best.since >= patience
+        return taken + 1, stop, _where(done, probe, new.probe), new.state, best
+
+    carry = (jnp.zeros((), jnp.int32), infinite < 0, probe, state, best)
+    going = lambda carry: (carry[0] < steps) & ~carry[1].all()  # noqa: E731
+    _, _, probe, _, best = jax.lax.while_loop(going, advance, carry)
+    if patience is not None:
+        probe = best.probe
+    outputs = jax.vmap(lambda probe: probe.outputs(x))(probe)
+    return Solution(
+        probe,
+        outputs,
+        loss(outputs, tasks.labels, tasks.train),
+        loss(outputs, tasks.labels, tasks.validation),
+    )
+
+
+def _where(chosen: Bool[Array, " probe"], these: Probe, those: Probe) -> Probe:
+    def pick(a: Array, b: Array) -> Array:
+        return jnp.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(pick, these, those)

@@ -1,0 +1,185 @@
+"""All probes of one layer: its activations on the device, probes in blocks over them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxasr_interp.probes.adamw import adamw
+from jaxasr_interp.probes.closed import CLOSED
+from jaxasr_interp.probes.families import Kind
+from jaxasr_interp.probes.fitting import Solution, Solver, fit_tasks
+from jaxasr_interp.probes.grid import Weights
+from jaxasr_interp.probes.lbfgs import LBFGS
+from jaxasr_interp.probes.linear import Linear, Task
+from jaxasr_interp.pytree import pytree_dataclass
+
+Method = Literal["lbfgs", "adamw", "ridge", "lda"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How probes are fitted; see `fit_probes`."""
+
+    strengths: tuple[float, ...]
+    method: Method
+    n_hidden: int | None
+    balanced: bool
+    steps: int
+    tolerance: float
+    patience: int | None
+    learning_rate: float
+
+    @property
+    def solver(self) -> Solver:
+        """Of the methods that search."""
+        return LBFGS if self.method == "lbfgs" else adamw(self.learning_rate, self.n_hidden)
+
+
+@pytree_dataclass
+class Features:
+    """The activations of a layer, standardised over all examples for the sake of rounding only.
+
+    Attributes:
+        x: activations.
+        centre: what was subtracted.
+        spread: what they were then divided by.
+        scale: standard deviation of each feature over the examples that train, in every split; 1
+            where it is constant there.
+    """
+
+    x: Float[Array, "example feature"]
+    centre: Float[Array, " feature"]
+    spread: Float[Array, " feature"]
+    scale: Float[Array, "split feature"]
+
+
+def fit_layer(
+    x: Float[np.ndarray, "example feature"],
+    weights: Weights,
+    recipe: Recipe,
+    kind: Kind,
+    n_outputs: int,
+    *,
+    order: Int[np.ndarray, " split"],
+    block: int,
+    on_progress: Callable[[int], None],
+) -> tuple[Solution, Features]:
+    """Fit a probe to every split with every strength.
+
+    Args:
+        x: activations of the layer.
+        weights: the splits.
+        recipe: how.
+        kind: of the labels.
+        n_outputs: of each probe.
+        order: splits in the order of how long a search they may take.
+        block: probes that are searched for together.
+        on_progress: called with the number of probes done since the last call.
+
+    Returns:
+        Solutions with leading axes `[strength, split]`, on the host, and the features they are of.
+    """
+    features = _standardise(jnp.asarray(x), weights)
+    n_splits, strengths = len(weights.train), np.asarray(recipe.strengths, x.dtype)
+    if recipe.method in CLOSED:
+        solved = _solve(features, weights, strengths, recipe.method, kind, n_outputs)
+        on_progress(n_splits * len(strengths))
+        return jax.tree.map(lambda leaf: np.swapaxes(leaf, 0, 1), jax.device_get(solved)), features
+    # A block takes as many steps as its slowest probe, so alike ones are searched for together.
+    probes = (order[:, None] + n_splits * np.arange(len(strengths))[None, ::-1]).ravel()
+    blocks = []
+    for start in range(0, len(probes), block):
+        chosen = np.resize(probes[start : start + block], min(block, len(probes)))
+        found = _search(features, weights, strengths, chosen, recipe, kind, n_outputs)
+        blocks.append(jax.device_get(found))
+        on_progress(min(block, len(probes) - start))
+    back = np.argsort(probes)
+
+    def joined(*leaves: np.ndarray) -> np.ndarray:
+        every = np.concatenate(leaves)[: len(probes)][back]
+        return every.reshape(len(strengths), n_splits, *every.shape[1:])
+
+    return jax.tree.map(joined, *blocks), features
+
+
+@jax.jit
+def _standardise(x: Float[Array, "example feature"], weights: Weights) -> Features:
+    centre, spread = x.mean(0), _or_one(x.std(0))
+    x = (x - centre[None, :]) / spread[None, :]
+    members = weights.members.astype(x.dtype)
+    shares = members / members.sum(1, keepdims=True)
+    mean = shares @ x
+    variance = shares @ jnp.square(x) - jnp.square(mean)
+    return Features(x, centre, spread, _or_one(jnp.sqrt(jnp.maximum(variance, 0))))
+
+
+def _or_one(deviation: Array) -> Array:
+    """1 where a deviation is nothing but rounding."""
+    return jnp.where(deviation > 1e-6, deviation, jnp.ones_like(deviation))
+
+
+@functools.partial(jax.jit, static_argnames=("recipe", "kind", "n_outputs"))
+def _search(
+    features: Features,
+    weights: Weights,
+    strengths: Float[Array, " strength"],
+    probes: Int[Array, " probe"],
+    recipe: Recipe,
+    kind: Kind,
+    n_outputs: int,
+) -> Solution:
+    split, strength = probes % len(weights.train), probes // len(weights.train)
+    return fit_tasks(
+        features.x,
+        Task(
+            weights.labels[split],
+            weights.train[split],
+            weights.validation[split],
+            features.scale[split],
+            strengths[strength],
+        ),
+        solver=recipe.solver,
+        kind=kind,
+        n_outputs=n_outputs,
+        steps=recipe.steps,
+        tolerance=recipe.tolerance,
+        patience=recipe.patience,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("method", "kind", "n_outputs"))
+def _solve(
+    features: Features,
+    weights: Weights,
+    strengths: Float[Array, " strength"],
+    method: str,
+    kind: Kind,
+    n_outputs: int,
+) -> Solution:
+    solve, loss = CLOSED[method]
+
+    def split(task: Task) -> Solution:
+        probes = solve(features.x, task, strengths, kind, n_outputs)
+
+        def read(probe: Linear) -> Solution:
+            outputs = probe.outputs(features.x)
+            each = loss(outputs, task.labels, kind)
+            return Solution(probe, outputs, task.train @ each, task.validation @ each)
+
+        return jax.vmap(read)(probes)
+
+    none = jnp.zeros(len(weights.train), strengths.dtype)
+    tasks = Task(
+        weights.labels,
+        weights.train,
+        weights.validation,
+        features.scale,
+        none,
+    )
+    return jax.lax.map(split, tasks)

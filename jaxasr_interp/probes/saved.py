@@ -1,0 +1,105 @@
+"""Probes on disk: arrays in an Orbax checkpoint, the rest as JSON beside it."""
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.probes.layer import Recipe
+from jaxasr_interp.probes.linear import Linear
+from jaxasr_interp.probes.mlp import MLPProbe
+from jaxasr_interp.probes.result import HeldOut, Probes
+from jaxasr_interp.probes.targets import Target
+from jaxasr_interp.store import write_json
+
+_MARKER, _ARRAYS = "probes.json", "arrays"
+
+
+def save_probes(probes: Probes, folder: str | Path) -> Path:
+    """Save the probes of one target so that `load_probes` gives back the same bits.
+
+    Args:
+        probes: from `fit_probes`.
+        folder: must not exist yet; appears only once everything is written.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the folder exists.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise InputError(f"{folder} exists: choose a new folder to save the probes in.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    description = {
+        "target": {k: v for k, v in vars(probes.target).items() if k != "labels"},
+        "recipe": dataclasses.asdict(probes.recipe),
+        "seeds": probes.seeds,
+    }
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        partial = Path(temporary) / folder.name
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial / _ARRAYS, _arrays(probes))
+        write_json(partial / _MARKER, description)
+        partial.rename(folder)
+    return folder
+
+
+def load_probes(folder: str | Path) -> Probes:
+    """Load what `save_probes` wrote.
+
+    Raises:
+        InputError: the folder holds no probes.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = Path(folder).absolute()
+    try:
+        description = json.loads((folder / _MARKER).read_text("utf-8"))
+        with ocp.StandardCheckpointer() as checkpointer:
+            arrays = jax.tree.map(np.asarray, checkpointer.restore(folder / _ARRAYS))
+        target = description["target"] | {"classes": tuple(description["target"]["classes"])}
+        recipe = description["recipe"] | {"strengths": tuple(description["recipe"]["strengths"])}
+        return Probes(
+            target=Target(labels=arrays["labels"], **target),
+            recipe=Recipe(**recipe),
+            seeds=tuple(description["seeds"]),
+            folds=arrays["folds"],
+            groups=arrays.get("groups"),
+            held_out=HeldOut(**arrays["held_out"]),
+            shuffled=HeldOut(**arrays["shuffled"]) if "shuffled" in arrays else None,
+            shuffled_labels=arrays.get("shuffled_labels"),
+            probe=_probe(arrays["probe"]),
+            strength=arrays["strength"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} holds no probes that can be read: {error}.") from None
+
+
+def _arrays(probes: Probes) -> dict[str, Any]:
+    probe = probes.probe
+    layers = {"linear": probe} if isinstance(probe, Linear) else vars(probe)
+    arrays: dict[str, Any] = {
+        "labels": probes.target.labels,
+        "folds": probes.folds,
+        "held_out": dict(vars(probes.held_out)),
+        "probe": {name: dict(vars(layer)) for name, layer in layers.items()},
+        "strength": probes.strength,
+        "groups": probes.groups,
+        "shuffled": None if probes.shuffled is None else dict(vars(probes.shuffled)),
+        "shuffled_labels": probes.shuffled_labels,
+    }
+    return {name: value for name, value in arrays.items() if value is not None}
+
+
+def _probe(layers: dict[str, dict[str, Any]]) -> Linear | MLPProbe:
+    parts = {name: Linear(**arrays) for name, arrays in layers.items()}
+    return parts["linear"] if "linear" in parts else MLPProbe(**parts)
