@@ -4,6 +4,7 @@ A row is a clip, or a position of one where the variable keeps them; its feature
 one position: `d_model`, or `head` and `d_head`. Positions beyond the speech are NaN and left out.
 """
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -33,21 +34,14 @@ def layers_of(dataset: "xarray.Dataset", name: str) -> list[int]:
 def features_of(dataset: "xarray.Dataset", name: str) -> int:
     """How many numbers a row of one layer has."""
     sizes = dataset[name].sizes
-    return int(np.prod([sizes[axis] for axis in sizes if _is(axis, *_FEATURES)]))
+    return math.prod(sizes[axis] for axis in sizes if _is(axis, *_FEATURES))
 
 
-def check_same_rows(dataset: "xarray.Dataset", first: str, second: str) -> None:
-    """Raise `InputError` unless every row of one variable has its own in the other."""
-    for name in (first, second):
-        _check(dataset, name)
-    rows, others = (_row_axes(dataset[name]) for name in (first, second))
-    if rows != others:
-        said = [
-            " and ".join(f"{axis} ({n})" for axis, n in axes.items()) for axes in (rows, others)
-        ]
-        raise InputError(
-            f"{first} has rows by {said[0]}, {second} by {said[1]}: choose two with the same rows."
-        )
+def row_axes(dataset: "xarray.Dataset", name: str) -> dict[str, int]:
+    """What a variable has a row for, and how many: clips, and positions where it keeps them."""
+    _check(dataset, name)
+    sizes = dataset[name].sizes
+    return {str(axis): sizes[axis] for axis in sizes if not _is(axis, "layer", *_FEATURES)}
 
 
 def row_blocks(
@@ -66,15 +60,11 @@ def row_blocks(
         How many clips the block holds, and each variable's rows that are known in all of them, in
         float64. The blocks are as large as fits in 256 MB, whatever the number of clips.
     """
-    numbers = sum(
-        len(chosen) * features_of(dataset, name) * _rows_of_clip(dataset[name])
-        for name, chosen in layers
-    )
-    size = max(1, _BLOCK_BYTES // (8 * numbers))
+    size = max(1, _BLOCK_BYTES // sum(_bytes_of_clip(dataset, *one) for one in layers))
     origins = None
     for start in range(0, dataset.sizes["clip"], size):
         block = dataset.isel(clip=slice(start, start + size))
-        arrays = [_rows(block[name], chosen) for name, chosen in layers]
+        arrays = [_rows(block, name, chosen) for name, chosen in layers]
         known = np.logical_and.reduce([~np.isnan(x).any((1, 2)) for x in arrays])
         arrays = [x[known] for x in arrays]
         if origins is None and known.any():
@@ -83,31 +73,25 @@ def row_blocks(
 
 
 def _rows(
-    array: "xarray.DataArray", layers: Sequence[int]
+    dataset: "xarray.Dataset", name: str, layers: Sequence[int]
 ) -> Float[np.ndarray, "rows layer feature"]:
+    array = dataset[name]
     axis = next((axis for axis in array.dims if _is(axis, "layer")), None)
     chosen = array.expand_dims("layer") if axis is None else array.isel({axis: list(layers)})
     features = [axis for axis in array.dims if _is(axis, *_FEATURES)]
-    ordered = chosen.transpose(*_row_axes(array), axis or "layer", *features)
-    sizes = (-1, len(layers), int(np.prod([array.sizes[axis] for axis in features])))
+    ordered = chosen.transpose(*row_axes(dataset, name), axis or "layer", *features)
+    sizes = (-1, len(layers), features_of(dataset, name))
     return ordered.values.astype(np.float64).reshape(sizes)
 
 
-def _row_axes(array: "xarray.DataArray") -> dict[str, int]:
-    return {str(axis): n for axis, n in array.sizes.items() if not _is(axis, "layer", *_FEATURES)}
-
-
-def _rows_of_clip(array: "xarray.DataArray") -> int:
-    return int(np.prod([n for axis, n in _row_axes(array).items() if axis != "clip"]))
+def _bytes_of_clip(dataset: "xarray.Dataset", name: str, layers: Sequence[int]) -> int:
+    positions = [n for axis, n in row_axes(dataset, name).items() if axis != "clip"]
+    return 8 * len(layers) * features_of(dataset, name) * math.prod(positions)
 
 
 def _is(axis: Hashable, *names: str) -> bool:
     """Whether an axis is one of these; what differs between the stacks bears the stack's name."""
     return str(axis).removeprefix("encoder_").removeprefix("decoder_") in names
-
-
-def _said(axes: dict[str, int]) -> str:
-    return " and ".join(f"{axis} ({n})" for axis, n in axes.items())
 
 
 def _check(dataset: "xarray.Dataset", name: str) -> None:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.memory import default_memory
-from jaxasr_interp.representations import check_same_rows, features_of, layers_of, row_blocks
+from jaxasr_interp.representations import features_of, layers_of, row_axes, row_blocks
 
 if TYPE_CHECKING:
     import xarray
@@ -85,7 +85,7 @@ def cka(
         second: another with the same rows; by default the same.
         unbiased: estimate HSIC without bias, rather than as Kornblith et al. do.
         memory: bytes that the sums may take; by default a quarter of the machine's.
-        on_progress: called with the clips read, of how many, and what they are.
+        on_progress: called with the clips read, of how many, and the variables.
 
     Returns:
         One value for each pair of layers.
@@ -94,7 +94,12 @@ def cka(
         InputError: no such variable, two with different rows, or fewer than four rows.
     """
     second = first if second is None else second
-    check_same_rows(dataset, first, second)
+    given, others = (row_axes(dataset, name) for name in (first, second))
+    if given != others:
+        raise InputError(
+            f"{first} has rows by {_said(given)}, {second} by {_said(others)}: choose two with "
+            "the same rows."
+        )
     rows, columns = (
         [(name, layer) for layer in layers_of(dataset, name)] for name in (first, second)
     )
@@ -105,6 +110,7 @@ def cka(
     largest = 8 * max(width.values()) ** 2
     at_once = max(1, (default_memory() if memory is None else memory) // largest)
     groups = list(itertools.batched(pairs, at_once))
+    name = first if first == second else f"{first} and {second}"
     total, done = dataset.sizes["clip"] * len(groups), 0
     sums: dict[tuple[Layer, Layer], HsicSums] = {}
     values: dict[tuple[Layer, Layer], float] = {}
@@ -115,7 +121,7 @@ def cka(
                 sums[a, b].add(block[a], block[b])
             done += n_clips
             if on_progress is not None:
-                on_progress(done, total, "clips")
+                on_progress(done, total, name)
         values |= {pair: one.hsic(unbiased) for pair, one in sums.items()}
     n = next(iter(sums.values())).n
     matrix = [[_alignment(values, a, b) for b in columns] for a in rows]
@@ -200,3 +206,7 @@ def _alignment(values: dict[tuple[Layer, Layer], float], a: Layer, b: Layer) -> 
 def _ordered(pair: tuple[Layer, Layer]) -> tuple[Layer, Layer]:
     """HSIC is symmetric."""
     return min(pair), max(pair)
+
+
+def _said(axes: dict[str, int]) -> str:
+    return " and ".join(f"{axis} ({n})" for axis, n in axes.items())

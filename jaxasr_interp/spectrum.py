@@ -69,7 +69,7 @@ def spectrum(
     Args:
         dataset: an activation store, from `open_activations`.
         name: a variable, such as `encoder.resid_post.mean`.
-        on_progress: called with the clips read, of how many, and what they are.
+        on_progress: called with the clips read, of how many, and the variable.
 
     Returns:
         The spectrum of each layer.
@@ -86,7 +86,7 @@ def spectrum(
         products += by_layer.swapaxes(1, 2) @ by_layer
         rows, done = rows + len(block), done + n_clips
         if on_progress is not None:
-            on_progress(done, dataset.sizes["clip"], "clips")
+            on_progress(done, dataset.sizes["clip"], name)
     if rows < 2:
         raise InputError(f"{name} has {rows} rows: a spectrum takes two or more.")
     covariance = (products - total[:, :, None] * total[:, None, :] / rows) / (rows - 1)
