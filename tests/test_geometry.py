@@ -1,6 +1,7 @@
 """CKA and spectra of a store against all of its rows at once in numpy, and what they ignore."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -200,3 +201,40 @@ def test_bad_input_is_named(dataset):
     ):
         with pytest.raises(ji.InputError, match=message):
             call()
+
+
+def test_the_command_line_compares_a_store(dataset, invoke, tmp_path):
+    """Clips without sound and those not done yet stay out; controls are drawn beside."""
+    random = dataset[MEAN] * 2 + np.arange(CLIPS)[:, None, None]
+    done = np.arange(CLIPS) < 30
+    full = dataset.assign({f"random.{MEAN}": random, "done": ("clip", done)})
+    full = full.assign(problem=("clip", np.where(np.arange(CLIPS) == 3, "cut off", "")))
+    full.attrs |= {"extraction": json.dumps({}), "model": "tiny", "dtype": "float64"}
+    full["problem"] = full.problem.astype("T")
+    full.load().drop_encoding().to_zarr(tmp_path / "acts.zarr", zarr_format=3, consolidated=False)
+    command = ["similarity", tmp_path / "acts.zarr", "--out", tmp_path / "out"]
+    sites = ["--site", MEAN, "--site", FRAME, "--site", HEADS]
+    code, printed, errors = invoke(*command, *sites)
+    assert code == 0, errors
+    usable = dataset.isel(clip=np.flatnonzero(done & (np.arange(CLIPS) != 3)))
+    pictures = sorted(path.relative_to(tmp_path / "out") for path in tmp_path.rglob("out/*/*.png"))
+    names = [MEAN, FRAME, HEADS, f"{MEAN}-{HEADS}"]
+    expected = [f"cka/{n}.png" for n in names] + [f"spectrum/{n}.png" for n in names[:3]]
+    assert [str(path) for path in pictures] == sorted(expected)
+    for name in names[:3]:
+        folder = tmp_path / "out"
+        kept = xarray.open_zarr(folder / "spectrum" / f"{name}.zarr", consolidated=False)
+        np.testing.assert_allclose(kept.variance, ji.spectrum(usable, name).variances)
+        assert kept.attrs["model"] == "tiny"
+    across = xarray.open_zarr(folder / "cka" / f"{MEAN}-{HEADS}.zarr", consolidated=False)
+    np.testing.assert_allclose(across.cka, ji.cka(usable, MEAN, HEADS).cka)
+    ranks = ji.spectrum(usable, MEAN).effective_rank
+    assert f"{ranks[1]:.1f}" in printed
+    assert "29 rows" in printed
+    assert invoke(*command)[0] == 2
+    options = ["--overwrite", "--json", "--site", MEAN, "--no-unbiased"]
+    code, printed, errors = invoke(*command, *options)
+    assert code == 0, errors
+    first, second = json.loads(printed)
+    np.testing.assert_allclose(first["cka"], ji.cka(usable, MEAN, unbiased=False).cka)
+    np.testing.assert_allclose(second["effective_rank"], ranks)

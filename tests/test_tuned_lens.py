@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray
 from conftest import real_model
-from test_cli import GLASS, GRASS, PNG, invoke  # noqa: F401
+from test_cli import GLASS, GRASS, PNG
 from test_edit_grammar import louder
 
 import jaxasr_interp as ji
@@ -295,7 +295,7 @@ def test_bad_input_is_named(tiny, hears, tmp_path, trained):
 
 
 @pytest.mark.real
-def test_the_command_line_trains_one_and_reads_with_it(tmp_path, invoke):  # noqa: F811
+def test_the_command_line_trains_one_and_reads_with_it(tmp_path, invoke):
     real_model("tiny.en")
     table = tmp_path / "clips.tsv"
     table.write_text(f"path\ttext\n{GRASS}\tMy brother went outside.\n{GLASS}\t\n")
