@@ -52,7 +52,9 @@ def adamw(learning_rate: float = 3e-3, n_hidden: int | None = None, seed: int = 
     ) -> Step:
         outputs, pull = jax.vjp(lambda probe: probe.outputs(x), probe)
         (slope,) = pull(task.train[None, :] * family.slope(outputs, task.labels))
-        update, state = cast(Any, optimizer(task).update)(slope, state, probe)
+        # Inside, optax mixes types that JAX's strict promotion keeps apart.
+        with jax.numpy_dtype_promotion("standard"):
+            update, state = cast(Any, optimizer(task).update)(slope, state, probe)
         new = jax.tree.map(jnp.add, probe, update)
         return Step(outputs, new, state, jnp.full((), jnp.inf, x.dtype))
 

@@ -148,18 +148,22 @@ def _fit_together(
     block = _CPU_BLOCK if on_cpu else _block(len(rows), x.shape[2], n_outputs, budget)
     hard = np.array([split.labelling.shuffled for split in splits])
 
+    wide = bool(jax.config.read("jax_enable_x64"))
+
     def one_layer(layer: Float[np.ndarray, "example feature"]) -> list[LayerProbes]:
-        solution, features = fit_layer(
-            layer[rows],
-            weights,
-            recipe,
-            kind,
-            n_outputs,
-            order=np.argsort(hard, kind="stable"),
-            block=block,
-            on_progress=on_progress,
-        )
-        return [read_layer(solution, features, splits, target) for target in targets]
+        # A thread does not know by itself that the caller computes in float64.
+        with jax.enable_x64(wide):
+            solution, features = fit_layer(
+                layer[rows],
+                weights,
+                recipe,
+                kind,
+                n_outputs,
+                order=np.argsort(hard, kind="stable"),
+                block=block,
+                on_progress=on_progress,
+            )
+            return [read_layer(solution, features, splits, target) for target in targets]
 
     with ThreadPoolExecutor(_CPU_WORKERS if on_cpu else 1) as workers:
         return list(workers.map(one_layer, x))

@@ -54,31 +54,30 @@ class Solver:
 
 @pytree_dataclass
 class Solution:
-    """Fitted probes.
+    """A fitted probe.
 
     Attributes:
-        probe: their weights, for standardised features.
+        probe: its weights.
         outputs: of every example, training or not.
         train_loss: `Σ train · ℓ`, without the penalty.
         validation_loss: the same on the validation examples.
     """
 
     probe: Probe
-    outputs: Float[Array, "probe output example"]
-    train_loss: Float[Array, " probe"]
-    validation_loss: Float[Array, " probe"]
+    outputs: Float[Array, "output example"]
+    train_loss: Float[Array, ""]
+    validation_loss: Float[Array, ""]
 
 
 @pytree_dataclass
 class _Best:
-    """The probe with the lowest validation loss so far, and how many steps ago that was."""
+    """The probes with the lowest validation loss so far, and how many steps ago that was."""
 
     probe: Probe
-    loss: Float[Array, ""]
-    since: Int[Array, ""]
+    loss: Float[Array, " probe"]
+    since: Int[Array, " probe"]
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "kind", "n_outputs", "steps", "patience"))
 def fit_tasks(
     x: Float[Array, "example feature"],
     tasks: Task,
@@ -103,6 +102,9 @@ def fit_tasks(
             empty probe left to lose.
         patience: steps without a better validation loss after which a probe is done, and the best
             one is returned; `None` to go on until it has converged.
+
+    Returns:
+        The probes, with a leading `probe` axis.
     """
     family = FAMILIES[kind]
     start = jax.vmap(
@@ -140,13 +142,16 @@ def fit_tasks(
     _, _, probe, _, best = jax.lax.while_loop(going, advance, carry)
     if patience is not None:
         probe = best.probe
-    outputs = jax.vmap(lambda probe: probe.outputs(x))(probe)
-    return Solution(
-        probe,
-        outputs,
-        loss(outputs, tasks.labels, tasks.train),
-        loss(outputs, tasks.labels, tasks.validation),
-    )
+
+    def read(probe: Probe, task: Task) -> Solution:
+        outputs = probe.outputs(x)
+        train, validation = (
+            mean_loss(family, outputs, task.labels, weights)
+            for weights in (task.train, task.validation)
+        )
+        return Solution(probe, outputs, train, validation)
+
+    return jax.vmap(read)(probe, tasks)
 
 
 def _where(chosen: Bool[Array, " probe"], these: Probe, those: Probe) -> Probe:

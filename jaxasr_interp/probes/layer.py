@@ -137,7 +137,7 @@ def _search(
     split, strength = probes % len(weights.train), probes // len(weights.train)
     return fit_tasks(
         features.x,
-        Task(
+        jax.vmap(Task)(
             weights.labels[split],
             weights.train[split],
             weights.validation[split],
@@ -175,7 +175,7 @@ def _solve(
         return jax.vmap(read)(probes)
 
     none = jnp.zeros(len(weights.train), strengths.dtype)
-    tasks = Task(
+    tasks = jax.vmap(Task)(
         weights.labels,
         weights.train,
         weights.validation,

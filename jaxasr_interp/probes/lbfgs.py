@@ -6,7 +6,7 @@ optax's L-BFGS (Liu and Nocedal 1989).
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,12 @@ from jaxtyping import Array, Float
 from jaxasr_interp.probes.families import Family
 from jaxasr_interp.probes.fitting import Solver, Step
 from jaxasr_interp.probes.linear import Linear, Task, gradient
-from jaxasr_interp.pytree import pytree_dataclass
 
 _SEARCHES = 2
 _OPTIMIZER = optax.scale_by_lbfgs(memory_size=5)
 
 
-@pytree_dataclass
-class Slope:
+class Slope(NamedTuple):
     """Where the search stands.
 
     Attributes:
@@ -51,7 +49,9 @@ def step(
     x: Float[Array, "example feature"], task: Task, family: Family, probe: Linear, slope: Slope
 ) -> Step:
     """Go to about the lowest point along the quasi-Newton direction."""
-    away, memory = cast(Any, _OPTIMIZER.update)(slope.gradient, slope.memory, probe)
+    # Inside, optax counts in other integers than JAX's strict promotion allows.
+    with jax.numpy_dtype_promotion("standard"):
+        away, memory = cast(Any, _OPTIMIZER.update)(slope.gradient, slope.memory, probe)
     decrement = jnp.asarray(optax.tree.vdot(away, slope.gradient)) / 2
     # Rounding can spoil the memory of a search that has arrived.
     away = jax.tree.map(lambda a, g: jnp.where(decrement > 0, a, g), away, slope.gradient)

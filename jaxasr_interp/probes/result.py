@@ -31,10 +31,10 @@ class HeldOut:
         validation_loss: of every probe.
     """
 
-    outputs: Float[np.ndarray, "layer seed output example"]
-    strength: Int[np.ndarray, "layer seed fold"]
-    train_loss: Float[np.ndarray, "layer strength seed fold"]
-    validation_loss: Float[np.ndarray, "layer strength seed fold"]
+    outputs: Float[np.ndarray, "*layer seed output example"]
+    strength: Int[np.ndarray, "*layer seed fold"]
+    train_loss: Float[np.ndarray, "*layer strength seed fold"]
+    validation_loss: Float[np.ndarray, "*layer strength seed fold"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,253 @@
+"""Probes against scikit-learn: losses, weights, standardisation, splits, early stopping."""
+
+import numpy as np
+import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.preprocessing import StandardScaler
+
+import jaxasr_interp as ji
+from jaxasr_interp.probes.splits import make_folds, shuffle_labels
+from jaxasr_interp.probes.targets import read_target
+
+N, FEATURES, LAYERS = 120, 10, 2
+STRENGTHS = (1e-3, 1e-1)
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Features of very different sizes, one of them constant; three kinds of labels; speakers."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(3, 1, (LAYERS, N, FEATURES)) * 10.0 ** np.arange(-4, 6)
+    x[:, :, 2] = 7.0
+    z = (x - x.mean(1, keepdims=True)) / np.maximum(x.std(1, keepdims=True), 1e-9)
+    noisy = z[0, :, :6] @ generator.normal(size=(6, 3)) + generator.normal(size=(N, 3))
+    return {
+        "x": x,
+        "two": np.where(noisy[:, 0] > 0.5, "yes", "no"),
+        "three": np.array(["a", "b", "c"])[noisy.argmax(1)],
+        "value": 5 + 3 * noisy[:, 0],
+        "speaker": np.array([f"s{i % 24}" for i in range(N)]),
+    }
+
+
+def sklearn_probe(x, labels, strength, **options):
+    """A pipeline's weights, for features as they are."""
+    scaler = StandardScaler().fit(x)
+    model = LogisticRegression(
+        C=1 / (strength * len(labels)), tol=1e-10, max_iter=10_000, **options
+    ).fit(scaler.transform(x), labels)
+    kernel = model.coef_ / scaler.scale_
+    return kernel, model.intercept_ - kernel @ scaler.mean_
+
+
+def log_loss(outputs, labels, weights=None):
+    if outputs.shape[0] == 1:
+        outputs = np.concatenate([np.zeros_like(outputs), outputs])
+    log_p = outputs - np.logaddexp.reduce(outputs, axis=0)
+    return -np.average(log_p[labels.astype(int), np.arange(len(labels))], weights=weights)
+
+
+def fit(x, y, **options):
+    return ji.fit_probes(x, y, **{"strengths": STRENGTHS, "shuffled": False} | options)
+
+
+@pytest.mark.parametrize("name", ["two", "three"])
+def test_probes_equal_scikit_learns(x64, data, name):
+    probes = fit(data["x"], {name: data[name]}, tolerance=1e-12)[name]
+    labels = probes.target.labels
+    for layer, x in enumerate(data["x"]):
+        for fold in range(5):
+            trains = (probes.folds[0] != fold) & (probes.folds[0] != (fold + 1) % 5)
+            validates = probes.folds[0] == (fold + 1) % 5
+            held_out = []
+            for i, strength in enumerate(STRENGTHS):
+                kernel, bias = sklearn_probe(x[trains], labels[trains], strength)
+                outputs = kernel @ x.T + bias[:, None]
+                ours = probes.held_out.train_loss[layer, i, 0, fold]
+                assert ours == pytest.approx(log_loss(outputs[:, trains], labels[trains]), abs=1e-6)
+                held_out.append(outputs)
+                loss = log_loss(outputs[:, validates], labels[validates])
+                ours = probes.held_out.validation_loss[layer, i, 0, fold]
+                assert ours == pytest.approx(loss, abs=1e-4)
+            tests = probes.folds[0] == fold
+            chosen = held_out[probes.held_out.strength[layer, 0, fold]][:, tests]
+            np.testing.assert_allclose(
+                probes.held_out.outputs[layer, 0][:, tests], chosen, atol=2e-3
+            )
+
+
+def test_the_probe_of_all_examples_reads_activations_as_they_are(x64, data):
+    probes = fit(data["x"], data["two"], tolerance=1e-13)["target"]
+    for layer, x in enumerate(data["x"]):
+        strength = STRENGTHS[probes.strength[layer]]
+        kernel, bias = sklearn_probe(x, probes.target.labels, strength)
+        np.testing.assert_allclose(
+            probes.outputs(data["x"])[layer], kernel @ x.T + bias[:, None], atol=1e-4
+        )
+        mean = probes.held_out.validation_loss[layer].mean((1, 2))
+        assert probes.strength[layer] == mean.argmin()
+
+
+def test_float32_reaches_the_loss_of_scikit_learn(data):
+    x = data["x"].astype(np.float32)
+    probes = fit(x, data["three"])["target"]
+    labels = probes.target.labels
+    for fold in range(5):
+        trains = (probes.folds[0] != fold) & (probes.folds[0] != (fold + 1) % 5)
+        for i, strength in enumerate(STRENGTHS):
+            kernel, bias = sklearn_probe(data["x"][0][trains], labels[trains], strength)
+            loss = log_loss(kernel @ data["x"][0][trains].T + bias[:, None], labels[trains])
+            assert probes.held_out.train_loss[0, i, 0, fold] == pytest.approx(loss, abs=1e-4)
+
+
+def test_balanced_probes_weigh_classes_alike(x64, data):
+    probes = fit(data["x"][:1], data["three"], balanced=True, tolerance=1e-12)["target"]
+    labels, x = probes.target.labels, data["x"][0]
+    kernel, bias = sklearn_probe(x, labels, STRENGTHS[probes.strength[0]], class_weight="balanced")
+    ours, theirs = probes.outputs(data["x"][:1])[0], kernel @ x.T + bias[:, None]
+    # The outputs of several classes are known up to a number that all of them share.
+    np.testing.assert_allclose(ours - ours.mean(0), theirs - theirs.mean(0), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["two", "three", "value"])
+def test_ridge_equals_scikit_learns(x64, data, name):
+    probes = fit(data["x"][:1], data[name], method="ridge")["target"]
+    x = StandardScaler().fit_transform(data["x"][0])
+    labels, strength = probes.target.labels, STRENGTHS[probes.strength[0]]
+    wanted = {"two": 2 * labels - 1, "three": np.eye(3)[(labels % 3).astype(int)], "value": labels}
+    model = Ridge(alpha=strength * N, tol=1e-12).fit(x, wanted[name])
+    theirs = np.atleast_2d(model.predict(x).T)
+    np.testing.assert_allclose(probes.outputs(data["x"][:1])[0], theirs, atol=1e-8)
+
+
+def test_regression_by_search_is_ridge(x64, data):
+    searched, solved = (
+        fit(data["x"], data["value"], method=method, tolerance=1e-13)["target"]
+        for method in ("lbfgs", "ridge")
+    )
+    np.testing.assert_allclose(
+        searched.outputs(data["x"]), solved.outputs(data["x"]), rtol=1e-5, atol=1e-5
+    )
+
+
+class Ridged:
+    """A covariance estimator of scikit-learn: λ on the diagonal."""
+
+    def __init__(self, strength):
+        self.strength = strength
+
+    def fit(self, x):
+        self.covariance_ = np.cov(x.T, bias=True) + self.strength * np.eye(x.shape[1])
+        return self
+
+
+def test_lda_equals_scikit_learns(x64, data):
+    probes = fit(data["x"][:1], data["three"], method="lda")["target"]
+    x, labels = StandardScaler().fit_transform(data["x"][0]), probes.target.labels
+    estimator = Ridged(STRENGTHS[probes.strength[0]])
+    within = np.concatenate([x[labels == c] - x[labels == c].mean(0) for c in range(3)])
+    covariance = estimator.fit(within).covariance_
+    means = np.stack([x[labels == c].mean(0) for c in range(3)])
+    model = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=estimator).fit(x, labels)
+    np.testing.assert_allclose(model.means_, means)
+    kernel = means @ np.linalg.inv(covariance)
+    bias = np.log(np.bincount(labels.astype(int)) / N) - (kernel * means).sum(1) / 2
+    np.testing.assert_allclose(
+        probes.outputs(data["x"][:1])[0], kernel @ x.T + bias[:, None], rtol=1e-6, atol=1e-7
+    )
+
+
+def test_many_targets_and_seeds_equal_one_at_a_time(x64, data):
+    targets = {"two": data["two"], "other": np.roll(data["two"], 7)}
+    together = fit(data["x"], targets, seeds=(0, 1), tolerance=1e-11)
+    for name, labels in targets.items():
+        alone = fit(data["x"][1:], labels, seeds=(1,), tolerance=1e-11)["target"]
+        np.testing.assert_array_equal(together[name].folds[1], alone.folds[0])
+        np.testing.assert_allclose(
+            together[name].held_out.outputs[1, 1], alone.held_out.outputs[0, 0], atol=1e-3
+        )
+
+
+def test_unknown_labels_take_no_part(x64, data):
+    labels = data["two"].astype(object)
+    labels[::3] = None
+    x = data["x"].copy()
+    x[:, ::3] *= -50
+    probes, clean = (fit(x, labels, tolerance=1e-12)["target"] for x in (data["x"], x))
+    assert np.isnan(probes.held_out.outputs[:, :, :, ::3]).all()
+    known = probes.target.known
+    np.testing.assert_allclose(
+        clean.held_out.outputs[..., known], probes.held_out.outputs[..., known], atol=1e-4
+    )
+
+
+def test_early_stopping_returns_the_probe_that_validates_best(data):
+    x = data["x"].astype(np.float32)
+    options = {"method": "adamw", "strengths": [1e-4], "learning_rate": 0.1, "steps": 400}
+    stopped = fit(x, data["three"], patience=400, **options)["target"]
+    trained = fit(x, data["three"], **options)["target"]
+    assert (stopped.held_out.validation_loss <= trained.held_out.validation_loss + 1e-6).all()
+    assert (stopped.held_out.train_loss > trained.held_out.train_loss).all()
+
+
+def test_a_hidden_layer_learns_what_no_line_separates():
+    generator = np.random.default_rng(1)
+    x = generator.normal(size=(1, 200, 4)).astype(np.float32)
+    labels = np.where(x[0, :, 0] * x[0, :, 1] > 0, "same", "other")
+    options = {"method": "adamw", "strengths": [1e-3], "learning_rate": 0.02, "patience": 100}
+    right = {}
+    for hidden in (None, 32):
+        probes = fit(x, labels, n_hidden=hidden, **options)["target"]
+        outputs = probes.held_out.outputs[0, 0, 0]
+        right[hidden] = ((outputs > 0) == probes.target.labels).mean()
+    assert right[None] < 0.65
+    assert right[32] > 0.85
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_folds_spread_classes_and_keep_groups_together(data, grouped):
+    target = read_target(data["three"], "three")
+    speakers = np.unique(data["speaker"], return_inverse=True)[1] if grouped else None
+    folds = make_folds(target, 4, 0, speakers)
+    assert set(folds) == set(range(4))
+    for number in range(3):
+        each = np.bincount(folds[target.labels == number], minlength=4)
+        assert each.max() - each.min() <= (6 if grouped else 1)
+    if speakers is not None:
+        for speaker in np.unique(speakers):
+            assert len(set(folds[speakers == speaker])) == 1
+    assert (folds != make_folds(target, 4, 1, speakers)).any()
+
+
+def test_shuffles_exchange_the_labels_of_groups(data):
+    speakers = np.unique(data["speaker"], return_inverse=True)[1]
+    own = (speakers % 2).astype(float)
+    dealt = shuffle_labels(own, 0, speakers)
+    assert (dealt != own).any()
+    for speaker in np.unique(speakers):
+        assert len(set(dealt[speakers == speaker])) == 1
+    alone = shuffle_labels(own, 0)
+    np.testing.assert_array_equal(np.sort(alone), np.sort(own))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": ["a"] * N}, "all alike"),
+        ({"y": ["a", "b"]}, "2 labels: expected 120"),
+        ({"n_folds": 2}, "at least 3"),
+        ({"y": ["rare"] * 3 + ["usual"] * (N - 3)}, "Class 'rare' .* has 3 examples"),
+        ({"groups": ["one"] * 60 + ["two"] * 60}, "groups: expected one for each of 5 folds"),
+        ({"strengths": [0.0]}, "numbers above 0"),
+        ({"n_hidden": 8}, "takes method='adamw'"),
+        ({"y": np.linspace(0, 1, N), "method": "lda"}, "LDA tells classes apart"),
+        ({"x": np.zeros((0, N, FEATURES))}, "expected \\[layer, example, feature\\]"),
+        ({"x": np.full((1, N, 2), np.nan)}, "not finite"),
+        ({"groups": ["a"]}, "There are 1 groups"),
+    ],
+)
+def test_bad_requests_are_named_in_one_sentence(data, change, message):
+    given = {"x": data["x"], "y": data["two"]} | change
+    with pytest.raises(ji.InputError, match=message):
+        ji.fit_probes(given.pop("x"), given.pop("y"), **given)
