@@ -15,7 +15,7 @@ CLIPS, LAYERS, WIDTH, FRAMES = 37, 3, 8, 5
 MEAN, HEADS, FRAME = "encoder.resid_post.mean", "decoder.z.end", "encoder.mlp_out.all"
 
 
-@pytest.fixture(params=[1, 1 << 28], ids=["clip by clip", "at once"])
+@pytest.fixture(params=[2000, 1 << 28], ids=["in blocks", "at once"])
 def dataset(tmp_path, request, monkeypatch):
     """A store on disk, read in small blocks or whole; far from 0, layers unlike each other."""
     monkeypatch.setattr(representations, "_BLOCK_BYTES", request.param)
@@ -189,6 +189,7 @@ def test_a_layer_without_differences_is_like_none():
     assert dataset.attrs["estimator"] == "unbiased"
 
 
+@pytest.mark.parametrize("dataset", [1 << 28], indirect=True)
 def test_bad_input_is_named(dataset):
     for call, message in (
         (lambda: ji.cka(dataset, "encoder.q.mean"), "no 'encoder.q.mean': choose one of"),
@@ -203,6 +204,7 @@ def test_bad_input_is_named(dataset):
             call()
 
 
+@pytest.mark.parametrize("dataset", [1 << 28], indirect=True)
 def test_the_command_line_compares_a_store(dataset, invoke, tmp_path):
     """Clips without sound and those not done yet stay out; controls are drawn beside."""
     random = dataset[MEAN] * 2 + np.arange(CLIPS)[:, None, None]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Group
 from rich.table import Table
 
 from jaxasr_interp.checkpoint.load import load_model
@@ -79,15 +80,15 @@ def tuned_lens(
     print(f"wrote {out}: checkpoints, tuned_lens.zarr and {picture.name}")
 
 
-def _table(lens: TunedLens) -> Table:
+def _table(lens: TunedLens) -> Group:
     trained, held_out = lens.rows
-    table = Table(
-        title=f"mean KL(final ‖ layer) in nats on {held_out} held-out positions "
-        f"({trained} trained on)",
-        title_justify="left",
-    )
+    table = Table()
     for name in ("layer", "logit lens", "tuned lens"):
         table.add_column(name, justify="right")
     for layer, (logit, tuned) in enumerate(zip(lens.logit_kl, lens.tuned_kl, strict=True)):
         table.add_row(str(layer), f"{logit:.3f}", f"{tuned:.3f}")
-    return table
+    # The title of a table is wrapped to its width.
+    title = (
+        f"mean KL(final ‖ layer) in nats on {held_out} held-out positions ({trained} trained on)"
+    )
+    return Group(title, table)
