@@ -129,7 +129,7 @@ def train_tuned_lens(
         raise InputError("A tuned lens takes two decoder layers or more: this model has one.")
     seen, unseen = _split(clips, training)
     checkpoints = Checkpoints(Path(out), _about(model, clips, training))
-    checkpoints.step()
+    checkpoints.step()  # Another training's folder is refused before the work.
     say = on_progress or (lambda done, of, what: None)
     rows = lens_rows(model, seen, on_progress=lambda done: say(done, len(clips), "clips"))
     held_out = lens_rows(
