@@ -239,6 +239,7 @@ def test_shuffles_exchange_the_labels_of_groups(data):
         ({"n_folds": 2}, "at least 3"),
         ({"y": ["rare"] * 3 + ["usual"] * (N - 3)}, "Class 'rare' .* has 3 examples"),
         ({"groups": ["one"] * 60 + ["two"] * 60}, "groups: expected one for each of 5 folds"),
+        ({"method": "magic"}, "Unknown method 'magic'"),
         ({"strengths": [0.0]}, "numbers above 0"),
         ({"n_hidden": 8}, "takes method='adamw'"),
         ({"y": np.linspace(0, 1, N), "method": "lda"}, "LDA tells classes apart"),
