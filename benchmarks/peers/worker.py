@@ -13,13 +13,16 @@ Runs in the peers' environment (`environment.sh`) and imports nothing of ours. R
     {"op": "speech", "file": NPZ}
     {"op": "generate", "clips": [0, 1], "batch": 1, "max_new_tokens": 60, "share_states": false,
      "heads": [["cross_z", layer, head], ...]}
+    {"op": "states", "file": NPZ}
+    {"op": "lens", "top_k": 5}
 
 `run` also takes `head` (sites `z` and `cross_z`), `batch`, and `warm_up: false`. Cells patch the
 decoder, windows the encoder, whose sites are `resid_pre` and `ln_final` (its output: layer 0). Its
 answer holds the metric's `values` and `seconds`, the sum of `encode_seconds`, `clean_seconds` (the
 clean run that the patches are taken from) and `sweep_seconds` (all that grows with the patches).
 `generate` transcribes the clips of `speech`, once with each head zeroed (`null` zeroes none), and
-answers with the `tokens` of every head and clip.
+answers with the `tokens` of every head and clip. `lens` reads the residual streams of `states`
+through the unembedding; its `extra_bytes` are the most that it held beside model and states.
 Every answer holds `"ok"`; a failed request is answered by `{"ok": false, "error": ...,
 "message": ...}` and the worker lives on. Whatever libraries print goes to stderr.
 """
@@ -37,6 +40,7 @@ from encoder import encoder_hooks_batched, encoder_output_windows
 from generated import Generation, generate, read_mels
 from hooked import hooks_decoder, hooks_model
 from job import Inputs, Stopwatch, matmul_rate, peak_bytes, read_inputs, reset_peak
+from lens import States, logit_lens, read_states
 from serving import Answer, serve
 from sites import Patch, Sweep
 from torch import Tensor
@@ -80,6 +84,7 @@ class Worker:
     model: WhisperForConditionalGeneration
     inputs: Inputs
     mels: Tensor
+    states: States
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
@@ -162,6 +167,25 @@ class Worker:
             "peak_bytes": peak_bytes(self.device),
         }
 
+    def take(self, file: str) -> Answer:
+        """Take the residual streams that the lens reads from now on."""
+        self.states = read_states(Path(file), self.device, self.dtype)
+        return {"positions": self.states.hidden.shape[1]}
+
+    def lens(self, top_k: int = 5) -> Answer:
+        """Read every layer's residual stream."""
+        if not hasattr(self, "model") or not hasattr(self, "states"):
+            raise ValueError("load a model and states first")
+        reset_peak(self.device)
+        before = peak_bytes(self.device)
+        clock = Stopwatch(self.device)
+        read = logit_lens(self.model, self.states, top_k, clock)
+        return {
+            "seconds": clock.seconds["lens"],
+            "extra_bytes": peak_bytes(self.device) - before,
+            **read,
+        }
+
 
 def make_sweep(
     site: str,
@@ -193,6 +217,8 @@ def main() -> None:
             "run": worker.run,
             "speech": worker.hear,
             "generate": worker.generate,
+            "states": worker.take,
+            "lens": worker.lens,
         }
     )
 

@@ -136,7 +136,7 @@ def logit_lens(
     states, resid_post = (getattr(run.acts, name) for name in (site, "resid_post"))
     if "head" in stack_axes(site):
         states = states.swapaxes(1, 2)
-    read = _read(model.decoder, states, resid_post[-1], followed, top_k, implementation)
+    read = read_states(model.decoder, states, resid_post[-1], followed, top_k, implementation)
     saturation = _saturation(read.top_tokens[:, :, 0], said) if site in STREAM_SITES else None
     return LogitLens(targets=followed, saturation_layer=saturation, site=site, **vars(read))
 
@@ -169,7 +169,7 @@ def check_next_tokens(
 
 
 @functools.partial(jax.jit, static_argnames=("top_k", "implementation"))
-def _read(
+def read_states(
     decoder: Decoder,
     states: Float[Array, "*stack pos d_model"],
     last: Float[Array, "pos d_model"],
