@@ -52,14 +52,22 @@ def test_transcribe_prints_text_and_json(tmp_path):
 
 
 @pytest.mark.real
-def test_lens_writes_a_store_and_a_picture(tmp_path, invoke):
-    code, printed, errors = invoke("lens", GRASS, "--out", tmp_path / "lens")
+def test_lens_writes_stores_and_pictures(tmp_path, invoke):
+    folder = tmp_path / "lens"
+    code, printed, errors = invoke(
+        "lens", GRASS, "--site", "cross_result", "--attribution", "--out", folder
+    )
     assert code == 0, errors
-    assert "grass" in printed
-    stored = xarray.open_zarr(tmp_path / "lens" / "lens.zarr", consolidated=False)
-    assert stored.top_tokens.dims == ("layer", "pos", "top")
-    assert (tmp_path / "lens" / "lens.png").read_bytes().startswith(PNG)
+    assert "logit lens of cross_result" in printed
+    assert "direct logit attribution" in printed
+    stored = xarray.open_zarr(folder / "lens.zarr", consolidated=False)
+    assert stored.top_tokens.dims == ("layer", "head", "pos", "top")
     assert "sha256:" in stored.attrs["model"]
+    parts = xarray.open_zarr(folder / "attribution.zarr", consolidated=False)
+    assert parts.target.values.tolist()[:3] == ["<|notimestamps|>", "My", "brother"]
+    np.testing.assert_allclose(parts.contribution.sum("component"), parts.logit, atol=1e-4)
+    for name in ("lens", "attention", "attribution", "attribution_heads"):
+        assert (folder / f"{name}.png").read_bytes().startswith(PNG)
 
 
 @pytest.mark.real
@@ -276,6 +284,7 @@ def noise(tmp_path, seconds=1.0):
         (["lens", "absent.wav"], "There is no audio file absent.wav"),
         (["lens", GRASS, "--model", str(GOLDEN / "tiny_random")], "without a tokenizer.json"),
         (["lens", GRASS, "--language", "klingon"], "Unknown language 'klingon'"),
+        (["lens", GRASS, "--site", "pattern"], "No lens can read 'pattern'"),
         (["lens", GRASS, "--text", "word " * 460], "expected one sequence of 1 to 448 tokens"),
         (["transcribe", GRASS, "--task", "translate"], "English-only model cannot translate"),
         (["lens", GRASS, "--out", f"{GRASS}/lens"], "Nothing can be written to"),

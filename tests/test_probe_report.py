@@ -183,10 +183,15 @@ def test_a_probe_steers_the_model(tiny32, golden):
     x = generator.normal(size=(config.decoder_layers, 40, config.d_model)).astype(np.float32)
     probes = ji.fit_probes(x, ["no", "yes"] * 20, shuffled=False, strengths=[0.1])["target"]
     states = ji.encode(tiny32, jnp.asarray(golden["mel_a"], jnp.float32)).states
-    edit = probes.steer(1, 3.0, towards="yes", start=2, stop=4)
     plain, steered = (
-        ji.decode(tiny32, golden["tokens_a"], states, edit=one, sites=["resid_post"])
-        for one in (ji.identity, edit)
+        ji.decode(
+            tiny32,
+            golden["tokens_a"],
+            states,
+            edit=probes.steer(1, amount, towards="yes", start=2, stop=4),
+            sites=["resid_post"],
+        )
+        for amount in (0.0, 3.0)
     )
     moved = np.asarray(steered.acts.resid_post - plain.acts.resid_post)
     np.testing.assert_array_equal(moved[0], 0)
@@ -275,7 +280,7 @@ def test_probe_writes_scores_pictures_and_probes(invoke, store, tmp_path):
         (["--target", "animal", "--method", "magic"], "Unknown method 'magic'"),
         (["--target", "animal", "--score", "beauty"], "Unknown score 'beauty'"),
         (["--target", "animal", "--score", "r2"], "'animal' has no score 'r2'"),
-        (["--value", "animal"], "'animal' holds 'cat', no number"),
+        (["--value", "animal"], "no number: probe it as a --target"),
         ([], "Nothing is asked"),
     ],
 )
