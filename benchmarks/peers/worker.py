@@ -20,8 +20,8 @@ decoder, windows the encoder, whose sites are `resid_pre` and `ln_final` (its ou
 answer holds the metric's `values` and `seconds`, the sum of `encode_seconds`, `clean_seconds` (the
 clean run that the patches are taken from) and `sweep_seconds` (all that grows with the patches).
 `generate` transcribes the clips of `speech`, once with each head zeroed (`null` zeroes none), and
-answers with the `tokens` of every head and clip. `extract` reads, runs and pools clips, and writes the
-activations to `file`.
+answers with the `tokens` of every head and clip. `extract` reads, runs and pools clips, and
+writes the activations to `file`.
 Every answer holds `"ok"`; a failed request is answered by `{"ok": false, "error": ...,
 "message": ...}` and the worker lives on. Whatever libraries print goes to stderr.
 """
