@@ -205,6 +205,7 @@ def test_the_encoder_lens_is_printed_and_drawn(model, invoke, tmp_path):
         (["ablate", GRASS, "--generate", "--site", "nose"], "no site 'nose'"),
         (["transcribe", GRASS, "--edit", "zero:decoder.z"], "say in which layers"),
         (["transcribe", GRASS, "--edit", "mix:decoder.z@1:ref=hum"], "'hum' is no file"),
+        (["transcribe", GRASS, "--seed", "1"], "--seed goes with a --temperature above 0"),
         (["transcribe", GRASS, "--temperature", "-1"], "temperature is -1.0"),
         (["transcribe", GRASS, "--beam-size", "2", "--temperature", "1"], "does not draw"),
         (["encoder-lens", "absent.wav"], "There is no audio file absent.wav"),

@@ -1,6 +1,9 @@
 """Sweeps on text: every cell against that clip alone under that edit, and what is counted."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import jiwer
 import numpy as np
 import pytest
@@ -228,6 +231,14 @@ def test_what_is_kept_under_another_vector_is_refused(model, hears, clips, tmp_p
         ji.ablation_sweep(model, clips[:1], edits, **options)
     np.save(tmp_path / "v.npy", np.ones(16))
     assert ji.ablation_sweep(model, clips[:1], edits, **options).written == whole.written
+    moved = dataclasses.replace(
+        ji.parse_edit(edits[0], model), decoder=ji.At(ji.Add(jnp.ones(16)), 1, site="resid_post")
+    )
+    with pytest.raises(ji.InputError, match="is of another sweep"):
+        ji.ablation_sweep(model, clips[:1], [moved], **options)
+    plain = ji.Intervention("mine", decoder=lambda site, layer, value: value)
+    with pytest.raises(ji.InputError, match="'mine' is a plain function"):
+        ji.ablation_sweep(model, clips[:1], [plain], **options)
 
 
 def test_bad_sweeps_are_named(model, hears, clips):
@@ -433,6 +444,8 @@ def test_one_component_is_known_from_its_edit(tiny):
         assert (cell.stack, cell.site, cell.layer, cell.head, cell.alpha) == expected
     for text in (
         "zero:decoder.mlp_out@0,1",
+        "zero:decoder.mlp_out@*",
+        "zero:decoder.embed",
         "scale:decoder.z@0.0:factor=2:step=0",
         "zero:encoder.mlp_out@0 + zero:decoder.mlp_out@0",
         "zero:decoder.mlp_out@0 + zero:decoder.mlp_out@1:step=0",

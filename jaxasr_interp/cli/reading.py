@@ -16,6 +16,7 @@ from jaxasr_interp.cli.options import (
     LanguageOption,
     ModelOption,
     OverwriteOption,
+    refuse_options,
 )
 from jaxasr_interp.cli.output import console, errors, print_json, progress
 from jaxasr_interp.contrast import count_frames
@@ -33,6 +34,7 @@ from jaxasr_interp.transcription import Transcript, transcribe_batch, transcribe
 
 
 def transcribe(
+    context: typer.Context,
     files: Annotated[list[str], typer.Argument(help="Audio files of any length.")],
     model: ModelOption = "tiny.en",
     dtype: DtypeOption = None,
@@ -55,6 +57,8 @@ def transcribe(
 ) -> None:
     """Write down what is said, by the model as it is or under an --edit."""
     choice = Choice(suppress, temperature=temperature, seed=seed, beam_size=beam_size)
+    if temperature == 0:
+        refuse_options(context, ("seed",), "goes with a --temperature above 0")
     if out is not None:
         reserve(out, overwrite)
     whisper = load_model(model, dtype)
