@@ -70,6 +70,17 @@ def golden() -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _keep_programs(tmp_path_factory):
+    """Modules, and the processes that they start, share what takes long to compile."""
+    from jaxasr_interp.programs import keep_compiled_programs
+
+    folder = str(tmp_path_factory.mktemp("programs"))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    keep_compiled_programs()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
     """Thousands of compiled programs in one process exhaust its memory maps."""
@@ -133,16 +144,13 @@ def invoke(capsys, monkeypatch, tmp_path):
     from jaxasr_interp.cli import main
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
-    compile_time = jax.config.jax_persistent_cache_min_compile_time_secs
 
     def call(*arguments):
         with pytest.raises(SystemExit) as end:
             main(list(map(str, arguments)))
         return (end.value.code or 0, *capsys.readouterr())
 
-    yield call
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", compile_time)
+    return call
 
 
 @pytest.fixture
