@@ -78,7 +78,16 @@ def test_a_table_of_clips_is_written_without_each_component(model, invoke, tmp_p
     said = "My brother went outside to cut the grass."
     table = f"path\ttext\tlang\n{GRASS}\t{said}\ten\nglass.wav\t\t\n"
     (tmp_path / "clips" / "all.tsv").write_text(table)
-    options = ["--layers", "1", "--site", "mlp_out", "--kind", "scale:-2", "--alpha", "0.5,1"]
+    options = [
+        "--layers",
+        "1",
+        "--site",
+        "mlp_out",
+        "--kind",
+        "scale:factor=-2",
+        "--alpha",
+        "0.5,1",
+    ]
     options += ["--out", "out", *SHORT]
     code, printed, errors = invoke("ablate", "clips/all.tsv", "--generate", "--json", *options)
     assert code == 0, errors

@@ -265,6 +265,9 @@ def test_every_component_has_an_edit(model):
         *(f"{place}{layer}" for place in sublayers for layer in range(3)),
         *(f"{place}{layer}.{head}" for place in heads for layer in range(3) for head in range(2)),
     ]
+    assert {text.split("@")[0] for text in texts(stack="encoder")} == {
+        f"zero:encoder.{site}" for site in ("attn_out", "mlp_out", "z")
+    }
     options = {"sites": ["z", "mlp_out"], "layers": [1], "heads": [0, 3], "alphas": [0.5, 1.0]}
     assert texts("mix:ref=noise", stack="encoder", **options) == [
         "mix:encoder.z@1.0:ref=noise:alpha=0.5",
