@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDEN, real_model
+from conftest import GOLDEN, TINY_FIRST, real_model
 from test_decoding import BEGIN, END, NO_TIMESTAMPS, PROMPT, forbidden_by_openai, log_softmax
 
 import jaxasr_interp as ji
@@ -842,11 +842,12 @@ def test_beams_equal_openai_whisper(data, count):
 
 
 @pytest.mark.real
-def test_edits_of_a_real_model_equal_the_full_recompute(data):
-    model = real_model("tiny.en")
+@pytest.mark.parametrize("name", TINY_FIRST)
+def test_edits_of_a_real_model_equal_the_full_recompute(data, name):
+    model = real_model(name)
     golden = json.loads((GOLDEN / "heads_tiny.en.json").read_text())
     clip, other = heard(model, data, list(golden["clips"])[:2])
-    prompt, n = golden["prompt"], 20
+    prompt, n = model.tokenizer.prompt(), 20
     text = [*prompt, *next(iter(golden["clips"].values()))["plain"]]
     source = ji.decode(model, text[:12], other, sites="cross_z").acts
     steer = np.random.default_rng(0).normal(0, 1, model.config.d_model)
