@@ -15,6 +15,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
+pytest.register_assert_rewrite("by_hand", "generating")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook("jaxasr_interp", "beartype.beartype")
