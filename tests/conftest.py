@@ -7,6 +7,7 @@ jaxtyping signature with beartype.
 import csv
 import functools
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -19,6 +20,12 @@ pytest.register_assert_rewrite("by_hand", "generating")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook("jaxasr_interp", "beartype.beartype")
+
+# Test modules, and the processes that they start, share the programs that take long to compile.
+_PROGRAMS = tempfile.TemporaryDirectory(prefix="programs-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _PROGRAMS.name
+jax.config.update("jax_compilation_cache_dir", _PROGRAMS.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 GOLDEN = Path(__file__).parent / "golden"
 REAL_MODELS = ("tiny.en", "base")
@@ -69,17 +76,6 @@ def golden() -> dict[str, np.ndarray]:
     """What torch computes at every site of the tiny random model, in float64."""
     with np.load(GOLDEN / "tiny_random" / "activations.npz") as arrays:
         return dict(arrays)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _keep_programs(tmp_path_factory):
-    """Modules, and the processes that they start, share what takes long to compile."""
-    from jaxasr_interp.programs import keep_compiled_programs
-
-    folder = str(tmp_path_factory.mktemp("programs"))
-    jax.config.update("jax_compilation_cache_dir", folder)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    keep_compiled_programs()
 
 
 @pytest.fixture(autouse=True, scope="module")
