@@ -246,6 +246,7 @@ SUBLAYERS = [("decoder", "attn_out", 1, -1)]
         (edits(*MLPS, *SUBLAYERS, *HEADS), 2),
         (edits(*MLPS, *HEADS) + edits(*MLPS, *HEADS, alpha=0.5), 4),
         (edits(MLPS[1]), 1),
+        (edits(*HEADS, *MLPS, *((("encoder"), *place[1:]) for place in (*HEADS, *MLPS))), 3),
         ([*edits(("encoder", "z", 0, 1)), ji.Intervention("unedited")], 1),
     ],
 )
@@ -283,10 +284,30 @@ def test_the_cells_of_a_text_sweep_are_where_their_components_are(tmp_path, figu
         assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1"]
 
 
+def test_where_stacks_share_names_panels_say_which(tmp_path, figures):
+    some = edits(HEADS[0], ("encoder", "z", 0, 0), MLPS[2], ("encoder", "mlp_out", 1, -1))
+    values = np.array([0.1, 0.2, 0.3, 0.4])
+    figure = draw(figures, plot_text_sweep, values, some, "rate", "title", tmp_path / "a.png")
+    whole, *heads = panels(figure)
+    shown = [[0.1, None, None], [0.2, None, None]]
+    assert [axes.images[0].get_array()[:, 0].tolist() for axes in heads] == shown
+    titles = [axes.get_title("left") for axes in heads]
+    assert titles == ["decoder.z, head", "encoder.z, head"]
+    names = [tick.get_text() for tick in whole.get_xticklabels()]
+    assert names == ["decoder.mlp_out", "encoder.mlp_out"]
+    assert whole.images[0].get_array().tolist() == [[None, None], [None, 0.4], [0.3, None]]
+
+
 def test_without_single_components_there_is_no_picture(tmp_path):
     both = ji.Intervention("both", decoder=ji.Several((ji.At(ji.Zero()), ji.At(ji.Zero()))))
     path = tmp_path / "a.png"
-    assert plot_text_sweep(np.ones(1), [both], "rate", "title", path) is None
+    twice = [
+        *edits(MLPS[1]),
+        ji.Intervention("scaled", decoder=ji.At(ji.Scale(2.0), 1, site="mlp_out")),
+    ]
+    everywhere = edits(("decoder", "mlp_out", -1, -1))
+    for some in ([both], twice, everywhere):
+        assert plot_text_sweep(np.ones(len(some)), some, "rate", "title", path) is None
     assert not path.exists()
 
 
