@@ -75,7 +75,9 @@ from jaxasr_interp.probes import (
     score_probes,
 )
 from jaxasr_interp.programs import keep_compiled_programs
+from jaxasr_interp.similarity import Similarity, cka
 from jaxasr_interp.sites import SITES, DecoderActivations, EncoderActivations
+from jaxasr_interp.spectrum import Spectrum, spectrum
 from jaxasr_interp.text_result import Clip, TextSweep
 from jaxasr_interp.text_sweep import ablation_sweep, component_edits
 from jaxasr_interp.tokens import Tokenizer
@@ -109,6 +111,8 @@ __all__ = [
     "Probes",
     "Scale",
     "Several",
+    "Similarity",
+    "Spectrum",
     "SweepPlan",
     "SweepResult",
     "TextSweep",
@@ -128,6 +132,7 @@ __all__ = [
     "agreement",
     "align_words",
     "attribution_patching",
+    "cka",
     "component_edits",
     "decode",
     "detect_language",
@@ -157,6 +162,7 @@ __all__ = [
     "save_model",
     "save_probes",
     "score_probes",
+    "spectrum",
     "train_tuned_lens",
     "transcribe",
     "transcribe_batch",

@@ -32,7 +32,7 @@ def lens_table(lens: LogitLens, tokenizer: Tokenizer, tokens: Sequence[int]) -> 
     )
     settled = lens.saturation_layer
     table = Table(
-        title=f"logit lens of {lens.site}: next token by layer (0-{len(top) - 1}), saturation "
+        title=f"{lens.site}: next token by layer (0-{len(top) - 1}), saturation "
         "layer, log-prob and entropy (nats) at the end",
         title_justify="left",
     )

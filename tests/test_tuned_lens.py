@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray
+from conftest import real_model
+from test_cli import GLASS, GRASS, PNG
 from test_edit_grammar import louder
 
 import jaxasr_interp as ji
@@ -289,3 +292,35 @@ def test_bad_input_is_named(tiny, hears, tmp_path, trained):
     for name, value in (("steps", 0), ("held_out", 1.0), ("learning_rate", -1.0)):
         with pytest.raises(ji.InputError, match=f"{name} is {value}"):
             ji.LensTraining(**{name: value})
+
+
+@pytest.mark.real
+def test_the_command_line_trains_one_and_reads_with_it(tmp_path, invoke):
+    real_model("tiny.en")
+    table = tmp_path / "clips.tsv"
+    table.write_text(f"path\ttext\n{GRASS}\tMy brother went outside.\n{GLASS}\t\n")
+    out = tmp_path / "tuned"
+    command = ["tuned-lens", table, "--out", out, "--steps", "3", "--batch-size", "8"]
+    code, printed, errors = invoke(*command)
+    assert code == 0, errors
+    assert "held-out positions" in printed
+    stored = xarray.open_zarr(out / "tuned_lens.zarr", consolidated=False)
+    assert dict(stored.sizes) == {"step": 3, "layer": 3, "lens": 2}
+    assert "sha256:" in stored.attrs["model"]
+    assert stored.attrs["steps"] == 3
+    assert (out / "tuned_lens.png").read_bytes().startswith(PNG)
+    assert invoke(*command)[0] == 2
+    code, _, errors = invoke("lens", GRASS, "--tuned", out, "--out", tmp_path / "lens")
+    assert code == 0, errors
+    with_it = xarray.open_zarr(tmp_path / "lens" / "lens.zarr", consolidated=False)
+    assert invoke("lens", GRASS, "--out", tmp_path / "plain")[0] == 0
+    plain = xarray.open_zarr(tmp_path / "plain" / "lens.zarr", consolidated=False)
+    assert np.abs(with_it.kl - plain.kl).values[:-1].min() > 0
+    np.testing.assert_array_equal(with_it.kl[-1], plain.kl[-1])
+    for options, message in (
+        (["--tuned", tmp_path], "holds no tuned lens"),
+        (["--tuned", out, "--site", "mlp_out"], "reads resid_post, not mlp_out"),
+    ):
+        code, _, errors = invoke("lens", GRASS, "--out", tmp_path / "other", *options)
+        assert code == 2
+        assert message in errors

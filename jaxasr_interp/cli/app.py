@@ -19,6 +19,7 @@ from jaxasr_interp.cli.output import console, errors, print_json
 from jaxasr_interp.cli.patch import patch
 from jaxasr_interp.cli.probe import probe
 from jaxasr_interp.cli.reading import transcribe
+from jaxasr_interp.cli.similarity import similarity
 from jaxasr_interp.cli.study import study
 from jaxasr_interp.cli.tuned_lens import tuned_lens
 from jaxasr_interp.cli.verify import verify
@@ -46,6 +47,7 @@ for command in (transcribe, lens, patch, ablate, verify):
 app.command("encoder-lens")(encoder_lens)
 app.command("extract")(extract_command)
 app.command("tuned-lens")(tuned_lens)
+app.command()(similarity)
 app.command()(probe)
 app.add_typer(study, name="study")
 

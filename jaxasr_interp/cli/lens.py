@@ -21,7 +21,13 @@ from jaxasr_interp.cli.output import console, print_json
 from jaxasr_interp.contrast import count_frames
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.forward import DecoderRun, decode, encode
-from jaxasr_interp.lens import DIRECT_SITES, direct_logit_attribution, logit_lens
+from jaxasr_interp.lens import (
+    DIRECT_SITES,
+    direct_logit_attribution,
+    load_tuned_lens,
+    logit_lens,
+    tuned_lens,
+)
 from jaxasr_interp.lens.logit import check_lens_site
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.plots import (
@@ -56,25 +62,38 @@ def lens(
             "--attribution", help="Also take the next token's logit apart by component and head."
         ),
     ] = False,
+    tuned: Annotated[
+        Path | None,
+        typer.Option(help="Read through the tuned lens in this folder, from tuned-lens."),
+    ] = None,
     top_k: Annotated[int, typer.Option(help="Most probable tokens to keep.")] = 5,
     out: Annotated[Path, typer.Option(help="Folder for stores and pictures.")] = Path("runs/lens"),
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Show the next token that every decoder layer would say: the logit lens."""
+    """Show the next token that every decoder layer would say: the logit lens, or a tuned one."""
     check_lens_site(site)
+    if tuned is not None and site != "resid_post":
+        raise InputError(f"A tuned lens reads resid_post, not {site}: leave out one of the two.")
+    translators = None if tuned is None else load_tuned_lens(tuned)
     wanted = ["lens", *(["attribution"] if attribution else [])]
     for name in wanted:
         reserve(out / f"{name}.zarr", overwrite)
     whisper = load_model(model, dtype)
+    if translators is not None:
+        translators.check_model(whisper)
     tokenizer = require_tokenizer(whisper)
     read = _read(whisper, tokenizer, file, language, text, site, attribution)
     name = Path(model).name
-    result = logit_lens(whisper, read.run, site=site, top_k=top_k)
+    if translators is None:
+        result = logit_lens(whisper, read.run, site=site, top_k=top_k)
+    else:
+        result = tuned_lens(whisper, read.run, translators, top_k=top_k)
     dataset = result.to_dataset().assign_coords(token=("pos", read.labels))
     save_dataset(dataset, out / "lens.zarr", whisper, overwrite=overwrite)
     pictures = [out / "lens.png", _plot_attention(whisper, read, name, out / "attention.png")]
-    title = f"logit lens of {name}, {site}: {Path(file).name}"
+    kind = "logit lens" if translators is None else "tuned lens"
+    title = f"{kind} of {name}, {site}: {Path(file).name}"
     if "head" in result.axes:
         plot_lens_heads(result, title, pictures[0], read.start)
         tables = [lens_heads_table(result, read.start)]

@@ -17,7 +17,7 @@ from jaxasr_interp.cli.options import (
     ModelOption,
     OverwriteOption,
 )
-from jaxasr_interp.cli.output import console, print_json, steps_done
+from jaxasr_interp.cli.output import console, print_json, progress_of_stages
 from jaxasr_interp.lens import LensTraining, TunedLens, train_tuned_lens
 from jaxasr_interp.lens.tuned_checkpoints import CHECKPOINTS
 from jaxasr_interp.plots import plot_tuned_lens
@@ -67,7 +67,7 @@ def tuned_lens(
     clips = read_clips(files, language)
     if not given_text:
         clips = [dataclasses.replace(clip, text=None) for clip in clips]
-    with steps_done() as say:
+    with progress_of_stages("done") as say:
         lens = train_tuned_lens(whisper, clips, out, training, on_progress=say)
     dataset = lens.to_dataset().assign_attrs(dataclasses.asdict(training))
     save_dataset(dataset, out / "tuned_lens.zarr", whisper, overwrite=overwrite)

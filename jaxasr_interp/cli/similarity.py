@@ -1,0 +1,112 @@
+"""`similarity`: which layers of an activation store are alike, and how many directions they use."""
+
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from jaxasr_interp.cli.options import JsonOption, MemoryOption, OverwriteOption, parse_memory
+from jaxasr_interp.cli.output import console, print_json, progress_of_stages
+from jaxasr_interp.extraction import open_activations
+from jaxasr_interp.plots.geometry import plot_similarity, plot_spectrum
+from jaxasr_interp.probes.report import RANDOM
+from jaxasr_interp.representations import row_axes
+from jaxasr_interp.similarity import Similarity, cka
+from jaxasr_interp.spectrum import Spectrum, spectrum
+from jaxasr_interp.store import reserve, write_dataset, write_json
+
+if TYPE_CHECKING:
+    import xarray
+
+
+def similarity(
+    store: Annotated[Path, typer.Argument(help="What extract wrote.")],
+    site: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Variables, such as encoder.resid_post.mean; by default all but the controls."
+        ),
+    ] = None,
+    unbiased: Annotated[
+        bool,
+        typer.Option(help="Estimate CKA without the bias of few clips and many features."),
+    ] = True,
+    memory: MemoryOption = None,
+    out: Annotated[Path, typer.Option(help="Folder for stores and pictures.")] = Path(
+        "runs/similarity"
+    ),
+    as_json: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Compare layers by CKA, also encoder with decoder, and count the directions they use."""
+    budget = parse_memory(memory)
+    reserve(out / "similarity.json", overwrite)
+    dataset = open_activations(store)
+    names = site or [
+        str(name)
+        for name, values in dataset.data_vars.items()
+        if str(name).count(".") == 2 and values.dtype.kind == "f"
+    ]
+    origin = {key: dataset.attrs[key] for key in ("model", "dtype") if key in dataset.attrs}
+    rows: list[dict[str, Any]] = []
+    tables: list[Table] = []
+
+    def write(result: Similarity | Spectrum, path: Path) -> None:
+        made = result.to_dataset().assign_attrs(origin)
+        write_dataset(made, path.with_name(f"{path.name}.zarr"), overwrite=overwrite)
+
+    with progress_of_stages("clip") as on_progress:
+        for first, second in _pairs(dataset, names):
+            stem = out / "cka" / (first if first == second else f"{first}-{second}")
+            alike = cka(
+                dataset, first, second, unbiased=unbiased, memory=budget, on_progress=on_progress
+            )
+            write(alike, stem)
+            plot_similarity(alike, "linear CKA", stem.with_name(f"{stem.name}.png"))
+            rows.append({"first": first, "second": second, "cka": alike.cka.tolist()})
+        for name in names:
+            stem = out / "spectrum" / name
+            own, control = (
+                spectrum(dataset, of, on_progress=on_progress) if of in dataset else None
+                for of in (name, RANDOM + name)
+            )
+            assert own is not None
+            write(own, stem)
+            plot_spectrum(own, control, name, stem.with_name(f"{stem.name}.png"))
+            rows.append({"variable": name, "effective_rank": own.effective_rank.tolist()})
+            tables.append(_table(own, control))
+    write_json(out / "similarity.json", rows)
+    if as_json:
+        print_json(rows)
+        return
+    for table in tables:
+        console.print(table)
+    print(f"wrote {out}: cka and spectrum, of each a store and a picture")
+
+
+def _pairs(dataset: "xarray.Dataset", names: list[str]) -> list[tuple[str, str]]:
+    """Every variable with itself, and the encoder's with the decoder's that have the same rows."""
+    across = itertools.product(
+        (name for name in names if name.startswith("encoder.")),
+        (name for name in names if name.startswith("decoder.")),
+    )
+    return [(name, name) for name in names] + [
+        pair for pair in across if row_axes(dataset, pair[0]) == row_axes(dataset, pair[1])
+    ]
+
+
+def _table(own: Spectrum, control: Spectrum | None) -> Table:
+    table = Table(title=f"{own.name}: {own.rows} rows", title_justify="left")
+    for name in ("layer", "effective rank", "with random weights", "share of first direction"):
+        table.add_column(name, justify="right")
+    for layer, rank in enumerate(own.effective_rank):
+        variances = own.variances[layer]
+        table.add_row(
+            str(layer),
+            f"{rank:.1f}",
+            "" if control is None else f"{control.effective_rank[layer]:.1f}",
+            f"{variances[0] / variances.sum():.0%}",
+        )
+    return table
