@@ -3,11 +3,11 @@
     benchmarks/peers/environment.sh [FOLDER]
     python benchmarks/extraction.py --peers FOLDER/bin/python [--case encoder] [--json FILE]
 
-Both sides start from the same FLAC files: they are decoded, turned into spectrograms and run through
-the model; `resid_post` of every layer is averaged over the frames that hold sound, and in the case
-`both` also read at the end-of-text token, the text given. Ours ends with the Zarr store, theirs with
-arrays in memory. The peer is `transformers` with SDPA, `WhisperFeatureExtractor` as it comes, a hook
-on every layer that pools at once, and a decoder without unembedding.
+Both sides start from the same FLAC files: they are decoded, turned into spectrograms and run
+through the model; `resid_post` of every layer is averaged over the frames that hold sound, and in
+the case `both` also read at the end-of-text token, the text given. Ours ends with the Zarr store,
+theirs with arrays in memory. The peer is `transformers` with SDPA, `WhisperFeatureExtractor` as it
+comes, a hook on every layer that pools at once, and a decoder without unembedding.
 
 Each side runs at the best of its batch sizes, found in a run of each. Then both run in turns (A B A
 B …), warm; the ratio is the median of the rounds' ratios. In the same line: the largest difference

@@ -40,15 +40,13 @@ from jaxtyping import Array, Float
 import jaxasr_interp as ji
 from jaxasr_interp.decoding import MAX_NEW_TOKENS, Choice, generate_rows
 from jaxasr_interp.edit_kinds import Zero
-from jaxasr_interp.edit_places import At, Several
+from jaxasr_interp.edit_places import END, At, Several
 from jaxasr_interp.patching import cost
 from jaxasr_interp.transcription import encode_batch
 
 BATCHES = (1, 8)
 MAX_WITHOUT_A_HEAD = 60
 HEAD_SITES = ("z", "cross_z")
-# `At` takes -1 for every layer.
-NO_LAYER = -2
 
 type Row = dict[str, Any]
 type Head = tuple[str, int, int]
@@ -320,7 +318,9 @@ def heads(heard: Heard, peers: Peers, rounds: int) -> list[Row]:
 def zeroed(site: str, layer: int, head: int) -> Several:
     """An edit that zeroes one head; of one structure for all heads."""
     return Several(
-        tuple(At(Zero(), layer if s == site else NO_LAYER, head=head, site=s) for s in HEAD_SITES)
+        tuple(
+            At(Zero(), layer, stop=END if s == site else 0, head=head, site=s) for s in HEAD_SITES
+        )
     )
 
 

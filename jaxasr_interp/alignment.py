@@ -93,11 +93,12 @@ def align_states(
         return ()
     run = [*tokens, tokenizer.end_of_text][: model.config.max_tokens]
     # Few lengths, as each is a compilation: tokens do not attend to those behind them.
-    run += [tokenizer.end_of_text] * (padded_length(len(run), model.config.max_tokens) - len(run))
-    pattern = decode(model, run, states, sites=["cross_pattern"]).acts.cross_pattern
+    padding = padded_length(len(run), model.config.max_tokens) - len(run)
+    padded = run + [tokenizer.end_of_text] * padding
+    pattern = decode(model, padded, states, sites=["cross_pattern"]).acts.cross_pattern
     assert pattern is not None
     layers, heads = np.array(following_heads(model)).T
-    followed = _sharpened(np.asarray(pattern[layers, heads, :, :frames], np.float64))
+    followed = _sharpened(np.asarray(pattern[layers, heads, : len(run), :frames], np.float64))
     # The row of a token attends to what its successor says.
     path = warp(-followed[prompt - 1 : len(tokens)])
     reached = path[1, np.diff(path[0], prepend=-1) > 0]

@@ -119,6 +119,7 @@ def _reading(
     """What the pictures show, from their numbers."""
     layers = len(lens.top_tokens)
     probability = float(np.exp(np.asarray(lens.target_log_prob)[-1, -1]))
+    assert lens.saturation_layer is not None
     lines = [
         f"lens.png: after {labels[-1]!r} the next word is settled in layer "
         f"{int(lens.saturation_layer[-1])} of 0-{layers - 1}, with probability {probability:.2f}.",

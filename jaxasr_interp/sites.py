@@ -124,6 +124,12 @@ RESIDUAL_SITES = (
 """The residual stream and what each sublayer adds to it: what is returned unless one asks."""
 
 
+COMPONENT_SITES: dict[str, tuple[str, ...]] = {
+    "encoder": ("attn_out", "mlp_out", "z"),
+    "decoder": ("attn_out", "cross_attn_out", "mlp_out", "z", "cross_z"),
+}
+"""What a layer is made of: its sublayers, and the heads of its attention."""
+
 UNSWEPT_SITES: dict[str, frozenset[str]] = {
     "encoder": frozenset({"conv1_out", "attn_scores"}),
     "decoder": frozenset({"attn_scores", "cross_attn_scores", "ln_final", "logits"}),

@@ -32,7 +32,7 @@ class PartialTexts:
         tokenizer: writes the texts.
 
     Raises:
-        InputError: the file is of another sweep.
+        InputError: the file is of another sweep, or an edit is a plain function.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class PartialTexts:
     ):
         self.path, self.tokenizer = path, tokenizer
         self.done: dict[str, list[dict[str, Any]]] = {}
+        if path is None:
+            return
         header = {
             "model": model.source,
             "dtype": str(model.dtype),
             "edits": [[edit.text, _fingerprint(edit)] for edit in edits],
             "choice": dataclasses.asdict(choice),
         }
-        if path is None:
-            return
         if path.is_file():
             # A line that was being written when the work was cut off lacks its end.
             lines = [line for line in path.read_text("utf-8").splitlines(True) if line[-1] == "\n"]
@@ -95,9 +95,15 @@ class PartialTexts:
 
 def _fingerprint(edit: Intervention) -> str:
     """Hash of all that an intervention writes: its text may name a file that has changed."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves((edit.encoder, edit.decoder, edit.steps)):
-        digest.update(np.asarray(leaf).tobytes() if not callable(leaf) else repr(leaf).encode())
+    leaves, structure = jax.tree.flatten((edit.encoder, edit.decoder, edit.steps))
+    if any(map(callable, leaves)) or " at 0x" in str(structure):
+        raise InputError(
+            f"The edit {edit.text!r} is a plain function, which cannot be known again: sweep "
+            "without a file to resume from."
+        )
+    digest = hashlib.sha256(str(structure).encode())
+    for leaf in map(np.asarray, leaves):
+        digest.update(str(leaf.shape).encode() + leaf.tobytes())
     if edit.reference is not None and Path(edit.reference).is_file():
         digest.update(Path(edit.reference).read_bytes())
     return digest.hexdigest()[:16]

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from jaxasr_interp.bootstrap import Interval, bootstrap_interval
 from jaxasr_interp.decoding import Generated
-from jaxasr_interp.edit_places import END, At, together
+from jaxasr_interp.edit_places import END, EVERY, At, together
 from jaxasr_interp.edits import Identity
 from jaxasr_interp.interventions import Intervention
 from jaxasr_interp.loops import compression_ratio, is_loop, longest_repeat
@@ -157,7 +157,7 @@ class Cell:
 
 
 def cell_of(intervention: Intervention) -> Cell | None:
-    """Which component an intervention edits, if it is one, at all positions."""
+    """Which component of one layer an intervention edits, if it is one, at all positions."""
     edits = {
         "encoder": intervention.encoder,
         "decoder": together([intervention.decoder, intervention.steps]),
@@ -166,7 +166,7 @@ def cell_of(intervention: Intervention) -> Cell | None:
     if len(edited) != 1:
         return None
     ((stack, edit),) = edited
-    if not isinstance(edit, At) or (edit.start, edit.stop) != (0, END):
+    if not isinstance(edit, At) or (edit.start, edit.stop) != (0, END) or edit.layer == EVERY:
         return None
     return Cell(stack, edit.site, int(edit.layer), int(edit.head), float(edit.alpha))
 

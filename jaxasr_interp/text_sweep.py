@@ -27,7 +27,7 @@ from jaxasr_interp.interventions import UNEDITED, Intervention, encode_under, he
 from jaxasr_interp.language import detect_language
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.pytree import replace
-from jaxasr_interp.sites import SITES, Stack, check_site, head_axis
+from jaxasr_interp.sites import COMPONENT_SITES, SITES, Stack, check_site, check_stack, head_axis
 from jaxasr_interp.text_partial import PartialTexts
 from jaxasr_interp.text_result import Clip, TextSweep
 from jaxasr_interp.tokens import Tokenizer, require_tokenizer
@@ -41,7 +41,7 @@ def component_edits(
     kind: str = "zero",
     *,
     stack: Stack = "decoder",
-    sites: Sequence[str] = ("attn_out", "cross_attn_out", "mlp_out", "z", "cross_z"),
+    sites: Sequence[str] | None = None,
     layers: Iterable[int] | None = None,
     heads: Iterable[int] | Literal["all"] | None = None,
     alphas: Sequence[float] = (1.0,),
@@ -53,7 +53,7 @@ def component_edits(
         kind: the edit's kind with its keys, such as `"zero"` or `"mix:ref=noise"`; see
             `edit_grammar`.
         stack: encoder or decoder.
-        sites: which; those with heads are taken head by head.
+        sites: which, by default `COMPONENT_SITES`; those with heads are taken head by head.
         layers: which, all by default.
         heads: which, each on its own by default; `"all"` together.
         alphas: strengths.
@@ -67,7 +67,7 @@ def component_edits(
     name, _, options = kind.partition(":")
     places = [
         f"{site}@{layer}" + ("" if head is None else f".{head}")
-        for site in sites
+        for site in (COMPONENT_SITES[check_stack(stack)] if sites is None else sites)
         for layer in (range(model.config.layers(stack)) if layers is None else layers)
         for head in (
             [None]

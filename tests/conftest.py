@@ -7,6 +7,7 @@ jaxtyping signature with beartype.
 import csv
 import functools
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -15,9 +16,16 @@ import jaxtyping
 import numpy as np
 import pytest
 
+pytest.register_assert_rewrite("by_hand", "generating")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook("jaxasr_interp", "beartype.beartype")
+
+# Test modules, and the processes that they start, share the programs that take long to compile.
+_PROGRAMS = tempfile.TemporaryDirectory(prefix="programs-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _PROGRAMS.name
+jax.config.update("jax_compilation_cache_dir", _PROGRAMS.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 GOLDEN = Path(__file__).parent / "golden"
 REAL_MODELS = ("tiny.en", "base")
@@ -133,16 +141,13 @@ def invoke(capsys, monkeypatch, tmp_path):
     from jaxasr_interp.cli import main
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
-    compile_time = jax.config.jax_persistent_cache_min_compile_time_secs
 
     def call(*arguments):
         with pytest.raises(SystemExit) as end:
             main(list(map(str, arguments)))
         return (end.value.code or 0, *capsys.readouterr())
 
-    yield call
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", compile_time)
+    return call
 
 
 @pytest.fixture

@@ -52,14 +52,22 @@ def test_transcribe_prints_text_and_json(tmp_path):
 
 
 @pytest.mark.real
-def test_lens_writes_a_store_and_a_picture(tmp_path, invoke):
-    code, printed, errors = invoke("lens", GRASS, "--out", tmp_path / "lens")
+def test_lens_writes_stores_and_pictures(tmp_path, invoke):
+    folder = tmp_path / "lens"
+    code, printed, errors = invoke(
+        "lens", GRASS, "--site", "cross_result", "--attribution", "--out", folder
+    )
     assert code == 0, errors
-    assert "grass" in printed
-    stored = xarray.open_zarr(tmp_path / "lens" / "lens.zarr", consolidated=False)
-    assert stored.top_tokens.dims == ("layer", "pos", "top")
-    assert (tmp_path / "lens" / "lens.png").read_bytes().startswith(PNG)
+    assert "logit lens of cross_result" in printed
+    assert "direct logit attribution" in printed
+    stored = xarray.open_zarr(folder / "lens.zarr", consolidated=False)
+    assert stored.top_tokens.dims == ("layer", "head", "pos", "top")
     assert "sha256:" in stored.attrs["model"]
+    parts = xarray.open_zarr(folder / "attribution.zarr", consolidated=False)
+    assert parts.target.values.tolist()[:3] == ["<|notimestamps|>", "My", "brother"]
+    np.testing.assert_allclose(parts.contribution.sum("component"), parts.logit, atol=1e-4)
+    for name in ("lens", "attention", "attribution", "attribution_heads"):
+        assert (folder / f"{name}.png").read_bytes().startswith(PNG)
 
 
 @pytest.mark.real
@@ -193,10 +201,10 @@ def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path, invoke, monkeypatch):
         ["--kind", "mean", "--site", "mlp_out"],
         ["--kind", "mean", "--reference", GLASS, "--site", "cross_z", "--heads", "0"],
         ["--kind", "mix", "--reference", GLASS, "--site", "cross_attn_out", "--word", "grass"],
-        ["--kind", "noise:2", "--site", "attn_out", "--positions", "2:5"],
-        ["--kind", "scale:0", "--site", "mlp_out", "--alpha", "0.5,1"],
-        ["--kind", "knockout:0.8s..2.2s", "--heads", "all"],
-        ["--kind", "knockout:0..2", "--site", "pattern", "--heads", "0"],
+        ["--kind", "noise:std=2", "--site", "attn_out", "--positions", "2:5"],
+        ["--kind", "scale:factor=0", "--site", "mlp_out", "--alpha", "0.5,1"],
+        ["--kind", "knockout:keys=0.8s..2.2s", "--heads", "all"],
+        ["--kind", "knockout:keys=0..2", "--site", "pattern", "--heads", "0"],
     ],
 )
 def test_every_kind_of_ablation_changes_the_run(tmp_path, invoke, options):
@@ -276,6 +284,7 @@ def noise(tmp_path, seconds=1.0):
         (["lens", "absent.wav"], "There is no audio file absent.wav"),
         (["lens", GRASS, "--model", str(GOLDEN / "tiny_random")], "without a tokenizer.json"),
         (["lens", GRASS, "--language", "klingon"], "Unknown language 'klingon'"),
+        (["lens", GRASS, "--site", "pattern"], "No lens can read 'pattern'"),
         (["lens", GRASS, "--text", "word " * 460], "expected one sequence of 1 to 448 tokens"),
         (["transcribe", GRASS, "--task", "translate"], "English-only model cannot translate"),
         (["lens", GRASS, "--out", f"{GRASS}/lens"], "Nothing can be written to"),
@@ -309,12 +318,18 @@ def noise(tmp_path, seconds=1.0):
         (["patch", GRASS, GLASS, "--attribution", "--steps", "0"], "number of steps is 0"),
         (["patch", GRASS, GLASS, "--attribution", "--metric", "rank"], "has no gradient"),
         (["ablate", GRASS, "--kind", "freeze"], "The kind 'freeze' cannot be read"),
-        (["ablate", GRASS, "--kind", "noise:-1"], "The kind 'noise:-1' cannot be read"),
+        (["ablate", GRASS, "--kind", "noise:std=-1"], "The kind 'noise:std=-1' cannot be read"),
+        (["ablate", GRASS, "--kind", "noise:0.5"], "write zero, mean, mix, noise:std=..., scale"),
+        (["ablate", GRASS, "--kind", "zero:std=1"], "The kind 'zero:std=1' cannot be read"),
+        (["ablate", GRASS, "--kind", "knockout:keys=1"], "'knockout:keys=1' cannot be read"),
         (["ablate", GRASS, "--stack", "middle"], "Unknown stack 'middle'"),
         (["ablate", GRASS, "--reference", "noise"], "goes with --kind mix or mean"),
         (["ablate", GRASS, "--kind", "mean", "--reference", "noise"], "over clips with speech"),
-        (["ablate", GRASS, "--kind", "knockout:0..2", "--site", "z"], "choose one --site, pattern"),
-        (["ablate", GRASS, "--kind", "knockout:2..2"], "no window from 2 up to 2"),
+        (
+            ["ablate", GRASS, "--kind", "knockout:keys=0..2", "--site", "z"],
+            "choose one --site, pattern",
+        ),
+        (["ablate", GRASS, "--kind", "knockout:keys=2..2"], "no window from 2 up to 2"),
         (["ablate", GRASS, "--kind", "mean", "--site", "pattern"], "'pattern' is none"),
         (["ablate", "{noise}"], "longer than 30 s"),
         (["lens", "{noise}"], "longer than 30 s"),

@@ -78,7 +78,16 @@ def test_a_table_of_clips_is_written_without_each_component(model, invoke, tmp_p
     said = "My brother went outside to cut the grass."
     table = f"path\ttext\tlang\n{GRASS}\t{said}\ten\nglass.wav\t\t\n"
     (tmp_path / "clips" / "all.tsv").write_text(table)
-    options = ["--layers", "1", "--site", "mlp_out", "--kind", "scale:-2", "--alpha", "0.5,1"]
+    options = [
+        "--layers",
+        "1",
+        "--site",
+        "mlp_out",
+        "--kind",
+        "scale:factor=-2",
+        "--alpha",
+        "0.5,1",
+    ]
     options += ["--out", "out", *SHORT]
     code, printed, errors = invoke("ablate", "clips/all.tsv", "--generate", "--json", *options)
     assert code == 0, errors
@@ -205,6 +214,7 @@ def test_the_encoder_lens_is_printed_and_drawn(model, invoke, tmp_path):
         (["ablate", GRASS, "--generate", "--site", "nose"], "no site 'nose'"),
         (["transcribe", GRASS, "--edit", "zero:decoder.z"], "say in which layers"),
         (["transcribe", GRASS, "--edit", "mix:decoder.z@1:ref=hum"], "'hum' is no file"),
+        (["transcribe", GRASS, "--seed", "1"], "--seed goes with a --temperature above 0"),
         (["transcribe", GRASS, "--temperature", "-1"], "temperature is -1.0"),
         (["transcribe", GRASS, "--beam-size", "2", "--temperature", "1"], "does not draw"),
         (["encoder-lens", "absent.wav"], "There is no audio file absent.wav"),

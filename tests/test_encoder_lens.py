@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import GOLDEN, REAL_MODELS, real_model
-from test_edit_grammar import PROMPT, louder
+from generating import louder
+from test_decoding import PROMPT
 
 import jaxasr_interp as ji
 

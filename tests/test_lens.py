@@ -1,5 +1,6 @@
 """The logit lens and direct logit attribution against torch and numpy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -111,6 +112,7 @@ def test_the_dataset_has_named_axes(tiny, run):
     [
         ({"targets": [1, 2]}, "targets for 7 positions"),
         ({"targets": [48] * 7}, "outside the vocabulary"),
+        ({"targets": np.full(7, 0.5)}, "targets are float64: expected tokens"),
         ({"top_k": 0}, "top_k is 0"),
         ({"top_k": 49}, "top_k is 49"),
         ({"implementation": "abacus"}, "No lens kernel 'abacus'"),
@@ -168,6 +170,26 @@ def test_contributions_are_those_of_each_component_and_add_up(tiny, run, golden,
         "cross_attn_out 0",
         "norm_bias",
     ]
+
+
+def test_a_batch_of_runs_is_mapped(tiny, run):
+    runs = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), run)
+    targets = jnp.asarray([[3, 41, 7, 12, 0, 21, 47], [1, 2, 3, 5, 8, 13, 21]])
+
+    @jax.vmap
+    def both(run, targets):
+        parts = ji.direct_logit_attribution(tiny, run, targets)
+        return ji.logit_lens(tiny, run, targets=targets), parts
+
+    of_batch = jax.tree.map(lambda x: x[1], both(runs, targets))
+    one = jax.tree.map(lambda x: x[1], runs)
+    alone = (
+        ji.logit_lens(tiny, one, targets=targets[1]),
+        ji.direct_logit_attribution(tiny, one, targets[1]),
+    )
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-11), of_batch, alone
+    )
 
 
 @pytest.mark.parametrize(("site", "explained"), [("z", True), ("resid_mid", False)])

@@ -95,6 +95,15 @@ def test_narrow_states_are_read_in_float32(implementation):
     expect(out, *map(np.asarray, (hidden, embed, targets)), {"rtol": 1e-5, "atol": 1e-5})
 
 
+def test_a_token_is_not_above_itself(implementation):
+    """Though its logit, of another dot, may be rounded down."""
+    hidden, embed = states((1, 300, 64, 1500))
+    best = (hidden[0].astype(np.float64) @ embed.T.astype(np.float64)).argmax(-1)
+    arguments = map(jnp.asarray, (hidden, hidden[-1], embed, best.astype(np.int32)))
+    out = read(*arguments, top_k=1, implementation=implementation)
+    np.testing.assert_array_equal(out.target_rank, 0)
+
+
 def test_more_top_tokens_than_a_chunk_has(implementation):
     hidden, embed = tied()
     targets = np.arange(5, dtype=np.int32)

@@ -1,5 +1,7 @@
 """Pictures: drawn whatever the axes of a sweep, with colours that fit what is shown."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -12,7 +14,11 @@ from jaxasr_interp.plots import (
     change,
     plot_ablation,
     plot_attention,
+    plot_attribution,
+    plot_attribution_heads,
     plot_encoder_lens,
+    plot_lens,
+    plot_lens_heads,
     plot_sweep,
     plot_text_sweep,
     plot_timeline,
@@ -240,6 +246,7 @@ SUBLAYERS = [("decoder", "attn_out", 1, -1)]
         (edits(*MLPS, *SUBLAYERS, *HEADS), 2),
         (edits(*MLPS, *HEADS) + edits(*MLPS, *HEADS, alpha=0.5), 4),
         (edits(MLPS[1]), 1),
+        (edits(*HEADS, *MLPS, *((("encoder"), *place[1:]) for place in (*HEADS, *MLPS))), 3),
         ([*edits(("encoder", "z", 0, 1)), ji.Intervention("unedited")], 1),
     ],
 )
@@ -277,10 +284,30 @@ def test_the_cells_of_a_text_sweep_are_where_their_components_are(tmp_path, figu
         assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1"]
 
 
+def test_where_stacks_share_names_panels_say_which(tmp_path, figures):
+    some = edits(HEADS[0], ("encoder", "z", 0, 0), MLPS[2], ("encoder", "mlp_out", 1, -1))
+    values = np.array([0.1, 0.2, 0.3, 0.4])
+    figure = draw(figures, plot_text_sweep, values, some, "rate", "title", tmp_path / "a.png")
+    whole, *heads = panels(figure)
+    shown = [[0.1, None, None], [0.2, None, None]]
+    assert [axes.images[0].get_array()[:, 0].tolist() for axes in heads] == shown
+    titles = [axes.get_title("left") for axes in heads]
+    assert titles == ["decoder.z, head", "encoder.z, head"]
+    names = [tick.get_text() for tick in whole.get_xticklabels()]
+    assert names == ["decoder.mlp_out", "encoder.mlp_out"]
+    assert whole.images[0].get_array().tolist() == [[None, None], [None, 0.4], [0.3, None]]
+
+
 def test_without_single_components_there_is_no_picture(tmp_path):
     both = ji.Intervention("both", decoder=ji.Several((ji.At(ji.Zero()), ji.At(ji.Zero()))))
     path = tmp_path / "a.png"
-    assert plot_text_sweep(np.ones(1), [both], "rate", "title", path) is None
+    twice = [
+        *edits(MLPS[1]),
+        ji.Intervention("scaled", decoder=ji.At(ji.Scale(2.0), 1, site="mlp_out")),
+    ]
+    everywhere = edits(("decoder", "mlp_out", -1, -1))
+    for some in ([both], twice, everywhere):
+        assert plot_text_sweep(np.ones(len(some)), some, "rate", "title", path) is None
     assert not path.exists()
 
 
@@ -328,6 +355,74 @@ def test_the_encoder_lens_shows_what_each_depth_writes(tmp_path, figures, lens):
     heights = [text.get_position()[1] for text in right.texts]
     assert heights == sorted(heights)
     assert ("without the final LayerNorm" in figure.get_suptitle()) != lens.normed
+
+
+def logit_lens_of(site, stack, pos, tokens=48):
+    """A lens of made-up numbers."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (*stack, pos, tokens))
+    log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    order = np.argsort(-log_p, axis=-1)[..., :3]
+    each = rng.normal(size=(*stack, pos))
+    saturation = rng.integers(0, stack[0] + 1, pos) if site == "resid_post" else None
+    top, target = np.take_along_axis(log_p, order, -1), (log_p[..., 0], order[..., 0])
+    arrays = (np.zeros(pos, int), order, top, *target, each, each, saturation)
+    return ji.LogitLens(*jax.tree.map(jnp.asarray, arrays), site)
+
+
+@pytest.mark.parametrize(
+    ("site", "stack", "pos", "lines"),
+    [("resid_post", (3,), 7, 1), ("mlp_out", (3,), 100, 5), ("embed", (), 7, 1)],
+)
+def test_the_lens_shows_every_cell_in_as_many_lines_as_it_needs(
+    tiny_tokenizer, tmp_path, figures, site, stack, pos, lines
+):
+    lens, path = logit_lens_of(site, stack, pos), tmp_path / "a.png"
+    labels = [f"${i}" for i in range(pos)]
+    figure = draw(figures, plot_lens, lens, tiny_tokenizer, labels, "lens of $a$", path)
+    assert inked(path) > 0.01
+    shown = panels(figure)[:lines]
+    assert sum(axes.images[0].get_array().shape[1] for axes in shown) == pos
+    assert len({axes.get_xlim() for axes in shown}) == 1, "cells of all lines are equally wide"
+    assert figure.get_figwidth() < 20
+    written = [text.get_text() for axes in shown for text in axes.texts]
+    assert len(written) == lens.top_tokens[..., 0].size
+    ticks = [label.get_text() for axes in shown for label in axes.get_xticklabels()]
+    assert ticks == [label.replace("$", "\\$") for label in labels]
+    frames = [patch for axes in shown for patch in axes.patches]
+    settled = np.zeros(0) if lens.saturation_layer is None else lens.saturation_layer
+    assert len(frames) == (settled < len(lens.top_tokens)).sum()
+
+
+def test_heads_have_a_cell_each(tmp_path, figures):
+    lens, path = logit_lens_of("cross_result", (3, 2), 5), tmp_path / "a.png"
+    figure = draw(figures, plot_lens_heads, lens, "heads of $a$", path, 1)
+    shown = panels(figure)[0].images[0].get_array()
+    np.testing.assert_allclose(shown, lens.target_log_prob[..., 1:].mean(-1))
+    assert len(texts(figure)) == 6
+
+
+@pytest.mark.parametrize("pos", [7, 60])
+def test_contributions_stand_in_columns_under_their_sum(tmp_path, figures, pos):
+    rng, path = np.random.default_rng(0), tmp_path / "a.png"
+    shapes = {"embed": 0, "pos_embed": 0, "attn_heads": 2, "attn_bias": 1, "cross_attn_heads": 2}
+    shapes |= {"cross_attn_bias": 1, "mlp_out": 1, "norm_bias": 0}
+    parts = {name: rng.normal(size=(*(3, 2)[:n], pos)) for name, n in shapes.items()}
+    fields = {"targets": np.zeros(pos, int), "others": None, "logit": np.arange(pos) / 2, **parts}
+    attribution = ji.DirectLogitAttribution(**jax.tree.map(jnp.asarray, fields))
+    labels = [f"${i}" for i in range(pos)]
+    figure = draw(figures, plot_attribution, attribution, labels, "parts of $a$", path)
+    assert inked(path) > 0.01
+    shown = panels(figure)[: 1 if pos == 7 else 2]
+    drawn = np.concatenate([axes.images[0].get_array() for axes in shown], axis=1)
+    np.testing.assert_allclose(drawn, np.stack([*attribution.by_component().values()]), rtol=1e-6)
+    assert shown[0].get_yticklabels()[-1].get_text() == "norm_bias"
+    sums = [label.get_text() for axes in shown for label in axes.child_axes[0].get_xticklabels()]
+    assert sums == [f"{i / 2:.1f}" for i in range(pos)]
+    figure = draw(figures, plot_attribution_heads, attribution, "heads of $a$", path, 2)
+    for axes, heads in zip(panels(figure), ("attn_heads", "cross_attn_heads"), strict=False):
+        mean = parts[heads][..., 2:].mean(-1)
+        np.testing.assert_allclose(axes.images[0].get_array(), mean, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("nothing", [False, True])

@@ -89,16 +89,19 @@ def test_the_probe_of_all_examples_reads_activations_as_they_are(x64, data):
         assert probes.strength[layer] == mean.argmin()
 
 
-def test_float32_reaches_the_loss_of_scikit_learn(data):
-    x = data["x"].astype(np.float32)
-    probes = fit(x, data["three"])["target"]
-    labels = probes.target.labels
-    for fold in range(5):
-        trains = (probes.folds[0] != fold) & (probes.folds[0] != (fold + 1) % 5)
-        for i, strength in enumerate(STRENGTHS):
-            kernel, bias = sklearn_probe(data["x"][0][trains], labels[trains], strength)
-            loss = log_loss(kernel @ data["x"][0][trains].T + bias[:, None], labels[trains])
-            assert probes.held_out.train_loss[0, i, 0, fold] == pytest.approx(loss, abs=1e-4)
+@pytest.mark.parametrize("name", ["two", "three"])
+def test_float32_reaches_the_loss_of_scikit_learn(data, name):
+    x, spread = data["x"][0], StandardScaler().fit(data["x"][0]).scale_
+    for strength in STRENGTHS:
+        probes = fit(x[None].astype(np.float32), data[name], strengths=[strength])["target"]
+        labels = probes.target.labels
+        ours = probes.probe.kernel[0], probes.probe.bias[0]
+        losses = [
+            log_loss(kernel @ x.T + bias[:, None], labels)
+            + strength / 2 * np.square(kernel * spread).sum()
+            for kernel, bias in (ours, sklearn_probe(x, labels, strength))
+        ]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_balanced_probes_weigh_classes_alike(x64, data):
@@ -187,7 +190,7 @@ def test_early_stopping_returns_the_probe_that_validates_best(data):
     options = {"method": "adamw", "strengths": [1e-4], "learning_rate": 0.1, "steps": 400}
     stopped = fit(x, data["three"], patience=400, **options)["target"]
     trained = fit(x, data["three"], **options)["target"]
-    assert (stopped.held_out.validation_loss <= trained.held_out.validation_loss + 1e-6).all()
+    assert (stopped.held_out.validation_loss <= trained.held_out.validation_loss + 1e-4).all()
     assert (stopped.held_out.train_loss > trained.held_out.train_loss).all()
 
 
@@ -239,6 +242,7 @@ def test_shuffles_exchange_the_labels_of_groups(data):
         ({"n_folds": 2}, "at least 3"),
         ({"y": ["rare"] * 3 + ["usual"] * (N - 3)}, "Class 'rare' .* has 3 examples"),
         ({"groups": ["one"] * 60 + ["two"] * 60}, "groups: expected one for each of 5 folds"),
+        ({"method": "magic"}, "Unknown method 'magic'"),
         ({"strengths": [0.0]}, "numbers above 0"),
         ({"n_hidden": 8}, "takes method='adamw'"),
         ({"y": np.linspace(0, 1, N), "method": "lda"}, "LDA tells classes apart"),

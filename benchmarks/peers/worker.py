@@ -14,14 +14,17 @@ Runs in the peers' environment (`environment.sh`) and imports nothing of ours. R
     {"op": "generate", "clips": [0, 1], "batch": 1, "max_new_tokens": 60, "share_states": false,
      "heads": [["cross_z", layer, head], ...]}
     {"op": "extract", "paths": [FLAC, ...], "tokens": [[...], ...], "batch": 4, "file": NPZ}
+    {"op": "states", "file": NPZ}
+    {"op": "lens", "top_k": 5}
 
 `run` also takes `head` (sites `z` and `cross_z`), `batch`, and `warm_up: false`. Cells patch the
 decoder, windows the encoder, whose sites are `resid_pre` and `ln_final` (its output: layer 0). Its
 answer holds the metric's `values` and `seconds`, the sum of `encode_seconds`, `clean_seconds` (the
 clean run that the patches are taken from) and `sweep_seconds` (all that grows with the patches).
 `generate` transcribes the clips of `speech`, once with each head zeroed (`null` zeroes none), and
-answers with the `tokens` of every head and clip. `extract` reads, runs and pools clips, and writes the
-activations to `file`.
+answers with the `tokens` of every head and clip. `extract` reads, runs and pools clips, and writes
+the activations to `file`. `lens` reads the residual streams of `states` through the unembedding;
+its `extra_bytes` are the most that it held beside model and states.
 Every answer holds `"ok"`; a failed request is answered by `{"ok": false, "error": ...,
 "message": ...}` and the worker lives on. Whatever libraries print goes to stderr.
 """
@@ -40,6 +43,7 @@ from extracted import Extraction, extract, save
 from generated import Generation, generate, read_mels
 from hooked import hooks_decoder, hooks_model
 from job import Inputs, Stopwatch, matmul_rate, peak_bytes, read_inputs, reset_peak
+from lens import States, logit_lens, read_states
 from serving import Answer, serve
 from sites import Patch, Sweep
 from torch import Tensor
@@ -83,6 +87,7 @@ class Worker:
     model: WhisperForConditionalGeneration
     inputs: Inputs
     mels: Tensor
+    states: States
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
@@ -175,6 +180,25 @@ class Worker:
         save(arrays, Path(file))
         return {"seconds": clock.seconds["extract"], "peak_bytes": peak_bytes(self.device)}
 
+    def take(self, file: str) -> Answer:
+        """Take the residual streams that the lens reads from now on."""
+        self.states = read_states(Path(file), self.device, self.dtype)
+        return {"positions": self.states.hidden.shape[1]}
+
+    def lens(self, top_k: int = 5) -> Answer:
+        """Read every layer's residual stream."""
+        if not hasattr(self, "model") or not hasattr(self, "states"):
+            raise ValueError("load a model and states first")
+        reset_peak(self.device)
+        before = peak_bytes(self.device)
+        clock = Stopwatch(self.device)
+        read = logit_lens(self.model, self.states, top_k, clock)
+        return {
+            "seconds": clock.seconds["lens"],
+            "extra_bytes": peak_bytes(self.device) - before,
+            **read,
+        }
+
 
 def make_sweep(
     site: str,
@@ -207,6 +231,8 @@ def main() -> None:
             "speech": worker.hear,
             "generate": worker.generate,
             "extract": worker.extract,
+            "states": worker.take,
+            "lens": worker.lens,
         }
     )
 

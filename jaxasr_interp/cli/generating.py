@@ -94,6 +94,8 @@ def ablate_texts(
         print_json(dataset.to_dict())
         return
     console.print(text_sweep_table(swept))
+    if not pictures:
+        print("no picture: it takes edits of single components, each of another one")
     print(f"wrote {', '.join(map(str, [out / 'texts.zarr', *pictures]))}")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.references import check_reference
-from jaxasr_interp.sites import Stack
+from jaxasr_interp.sites import COMPONENT_SITES, Stack
 
 _PHRASES = {
     "zero": "Each component set to zero",
@@ -17,47 +17,44 @@ _PHRASES = {
     "scale": "Each component scaled",
     "knockout": "Attention knocked out",
 }
-_SITES = {
-    "decoder": ("attn_out", "cross_attn_out", "mlp_out", "z", "cross_z"),
-    "encoder": ("attn_out", "mlp_out", "z"),
-}
 _PATTERNS = {"decoder": ("cross_pattern",), "encoder": ("pattern",)}
-KINDS = "zero, mean, mix, noise:STD, scale:FACTOR or knockout:START..STOP"
+_KEYS = {"zero": "", "mean": "", "mix": "", "noise": "std", "scale": "factor", "knockout": "keys"}
+KINDS = "zero, mean, mix, noise:std=..., scale:factor=... or knockout:keys=START..STOP"
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What an ablation does.
+    """What an ablation does, written as an edit is, without its place.
 
     Attributes:
+        text: as it is written.
         name: `zero`, `mean`, `mix`, `noise`, `scale` or `knockout`.
         number: the noise's standard deviation, or the factor.
         keys: the positions that a knock-out hides, as text.
     """
 
+    text: str
     name: str
     number: float = 0.0
     keys: str = ""
 
     @classmethod
     def read(cls, text: str) -> "Kind":
-        """Read `zero`, `noise:0.5`, `knockout:0.4s..0.9s`.
+        """Read `zero`, `noise:std=0.5`, `knockout:keys=0.4s..0.9s`.
 
         Raises:
             InputError: the text is something else.
         """
-        name, _, argument = text.partition(":")
-        if name in ("zero", "mean", "mix") and not argument:
-            return cls(name)
-        if name in ("noise", "scale"):
-            try:
-                number = float(argument)
-            except ValueError:
-                number = float("nan")
-            if np.isfinite(number) and (name == "scale" or number >= 0):
-                return cls(name, number)
-        if name == "knockout" and ".." in argument and "," not in argument:
-            return cls(name, keys=argument)
+        name, _, option = text.partition(":")
+        key, _, value = option.partition("=")
+        if key == _KEYS.get(name) and bool(key) == bool(option):
+            if not key:
+                return cls(text, name)
+            if key == "keys" and ".." in value and "," not in value:
+                return cls(text, name, keys=value)
+            number = _number(value)
+            if key != "keys" and np.isfinite(number) and (key == "factor" or number >= 0):
+                return cls(text, name, number)
         raise InputError(f"The kind {text!r} cannot be read: write {KINDS}.")
 
     @property
@@ -67,7 +64,7 @@ class Kind:
 
     def default_sites(self, stack: Stack) -> tuple[str, ...]:
         """What is taken away where no site is named."""
-        return (_PATTERNS if self.name == "knockout" else _SITES)[stack]
+        return (_PATTERNS if self.name == "knockout" else COMPONENT_SITES)[stack]
 
     def as_edit(self, references: Sequence[str]) -> str:
         """The kind and its keys in the grammar of edits.
@@ -75,19 +72,11 @@ class Kind:
         Raises:
             InputError: a mean, which is then of given clips, lacks them.
         """
-        match self.name:
-            case "noise":
-                return f"noise:std={self.number:g}"
-            case "scale":
-                return f"scale:factor={self.number:g}"
-            case "knockout":
-                return f"knockout:keys={self.keys}"
-            case "mix" | "mean":
-                if not references:
-                    raise InputError("A mean with --generate is of clips: give --reference.")
-                return f"{self.name}:ref={','.join(references)}"
-            case _:
-                return self.name
+        if self.name not in ("mix", "mean"):
+            return self.text
+        if not references:
+            raise InputError("A mean with --generate is of clips: give --reference.")
+        return f"{self.name}:ref={','.join(references)}"
 
     def check_references(self, references: Sequence[str] | None) -> list[str]:
         """The references that this kind needs.
@@ -107,3 +96,10 @@ class Kind:
                 )
             check_reference(name)
         return given or (["noise"] if self.name == "mix" else [])
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

@@ -1,8 +1,10 @@
 """`probe`: what every layer of an activation store knows about its labels."""
 
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from jaxasr_interp.cli.options import JsonOption, OverwriteOption
@@ -12,7 +14,8 @@ from jaxasr_interp.extraction import open_activations
 from jaxasr_interp.plots.probes import plot_probes
 from jaxasr_interp.probes import ProbeReport, probe_store, save_probes
 from jaxasr_interp.probes.labels import parse_target, relabel
-from jaxasr_interp.probes.layer import Method
+from jaxasr_interp.probes.layer import METHODS
+from jaxasr_interp.probes.scores import CLASS_SCORES, VALUE_SCORES
 from jaxasr_interp.store import reserve, write_dataset, write_json
 from jaxasr_interp.tables import probe_table
 
@@ -23,12 +26,15 @@ if TYPE_CHECKING:
 def probe(
     store: Annotated[Path, typer.Argument(help="What extract wrote.")],
     target: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="A column, or classes of its values: "
             "speech=kind:yes=read_en|gender;no=nonspeech (with * and ?); repeatable."
         ),
-    ],
+    ] = None,
+    value: Annotated[
+        list[str] | None, typer.Option(help="A column of numbers, for a regression; repeatable.")
+    ] = None,
     group: Annotated[
         str | None,
         typer.Option(help="Column whose values stay on one side of every split: speaker, word."),
@@ -37,7 +43,7 @@ def probe(
         list[str] | None,
         typer.Option(help="Variables, such as encoder.resid_post.mean; all by default."),
     ] = None,
-    method: Annotated[str, typer.Option(help=f"{', '.join(get_args(Method))}.")] = "lbfgs",
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = "lbfgs",
     hidden: Annotated[
         int | None, typer.Option(help="Also fit probes with a hidden layer of so many units.")
     ] = None,
@@ -63,10 +69,16 @@ def probe(
     """Fit linear probes to every layer, with shuffled labels, random weights and mel beside."""
     reserve(out / "probes.json", overwrite)
     dataset = open_activations(store)
-    targets: dict[str, list[str]] = {}
-    for text in target:
+    targets: dict[str, Any] = {}
+    for text in target or ():
         name, column, patterns = parse_target(text)
         targets[name] = relabel(_column(dataset, column), patterns, least or folds)
+    for column in value or ():
+        targets[column] = np.array([_number(column, text) for text in _column(dataset, column)])
+    if not targets:
+        raise InputError("Nothing is asked: give a --target or a --value.")
+    for name in targets:
+        _check_score(score, name, name in (value or ()))
     variables = site or [
         str(name)
         for name, values in dataset.data_vars.items()
@@ -90,7 +102,10 @@ def probe(
             )
         for name, report in reports.items():
             path = out / name / variable
-            write_dataset(report.to_dataset().assign_attrs(_origin(dataset)), path / "scores.zarr")
+            scores = report.to_dataset().assign_attrs(_origin(dataset))
+            write_dataset(scores, path / "scores.zarr", overwrite=overwrite)
+            if overwrite:
+                shutil.rmtree(path / "probes", ignore_errors=True)
             save_probes(report.probes, path / "probes")
             plot_probes(report, f"{name} in {variable}", path / "scores.png", score=score)
             rows.append(_row(name, report))
@@ -108,6 +123,22 @@ def _column(dataset: "xarray.Dataset", name: str) -> list[str]:
         known = [str(n) for n in dataset.variables if "." not in str(n)]
         raise InputError(f"The store has no column {name!r}: it has {', '.join(known)}.")
     return [str(value) for value in dataset[name].to_numpy().tolist()]
+
+
+def _number(column: str, text: str) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        raise InputError(f"{column!r} holds {text!r}, no number: probe it as a --target.") from None
+
+
+def _check_score(score: str | None, name: str, is_value: bool) -> None:
+    if score is not None and score not in (*CLASS_SCORES, *VALUE_SCORES):
+        known = ", ".join((*CLASS_SCORES, *VALUE_SCORES))
+        raise InputError(f"Unknown score {score!r}: choose one of {known}.")
+    own = VALUE_SCORES if is_value else CLASS_SCORES
+    if score is not None and score not in own:
+        raise InputError(f"{name!r} has no score {score!r}: choose one of {', '.join(own)}.")
 
 
 def _origin(dataset: "xarray.Dataset") -> dict[str, Any]:

@@ -14,6 +14,7 @@ from jaxasr_interp.cli.options import (
     LanguageOption,
     ModelOption,
     OverwriteOption,
+    refuse_options,
 )
 from jaxasr_interp.cli.output import errors, print_json, progress
 from jaxasr_interp.decoding import Choice
@@ -25,6 +26,7 @@ from jaxasr_interp.transcription import Transcript, transcribe_files
 
 
 def transcribe(
+    context: typer.Context,
     files: Annotated[list[str], typer.Argument(help="Audio files of any length.")],
     model: ModelOption = "tiny.en",
     dtype: DtypeOption = None,
@@ -47,6 +49,8 @@ def transcribe(
 ) -> None:
     """Write down what is said, by the model as it is or under an --edit."""
     choice = Choice(suppress, temperature=temperature, seed=seed, beam_size=beam_size)
+    if temperature == 0:
+        refuse_options(context, ("seed",), "goes with a --temperature above 0")
     if out is not None:
         reserve(out, overwrite)
     whisper = load_model(model, dtype)

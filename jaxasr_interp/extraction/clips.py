@@ -61,9 +61,11 @@ def find_clips(source: str | Path | Iterable[Mapping[str, Any]]) -> Clips:
         path = Path(source)
         rows = tuple(read_manifest(path))
         return Clips(rows, lambda i: load_audio(path.parent / rows[i]["path"]))
-    # A dataset decodes the audio of a row when asked for the row; an iterator has to be kept.
-    given: Any = source if hasattr(source, "__getitem__") else list(source)
-    silent = given.remove_columns("audio") if hasattr(given, "remove_columns") else given
+    # A dataset decodes the audio of a row when asked for the row; what only streams has to be kept.
+    indexed = hasattr(source, "__len__") and hasattr(source, "__getitem__")
+    given: Any = source if indexed else list(source)
+    decodes = "audio" in getattr(given, "column_names", ())
+    silent = given.remove_columns("audio") if decodes else given
     values = [{k: v for k, v in row.items() if k != "audio"} for row in silent]
     if not values:
         raise InputError("There are no clips: give at least one row.")

@@ -151,10 +151,10 @@ def _check(requests: Sequence[Request], clips: Clips, texts: Texts, dtype: str, 
     axes = {axis for sites in SITES.values() for of_site in sites.values() for axis in of_site}
     ours = {"clip", "mel", "mel_feature", "frames", "problem", "done", "decoder_text"} | axes
     for column in clips.columns:
-        if column in ours or "." in column or not column:
+        if column in ours or not column or set(column) & set("./"):
             raise InputError(
-                f"The column {column!r} cannot be stored, as its name is taken or has a dot: "
-                "rename it."
+                f"The column {column!r} cannot be stored, as its name is taken or has a dot or "
+                "slash: rename it."
             )
     named = {r.argument for r in requests if r.reduction == "word"}
     for column in sorted(named | ({texts.column} - {"text", "own"})):

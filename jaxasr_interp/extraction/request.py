@@ -47,10 +47,14 @@ class Request:
 
     @property
     def name(self) -> str:
-        """Of the variable in the store: `encoder.resid_post.mean`, `encoder.z.every5`."""
+        """Of the variable in the store: `encoder.resid_post.mean`, `encoder.z.every5`.
+
+        Places are joined (`at10_-1`), and a column stands apart (`word_target`).
+        """
         # A dot would look like one more part of the name.
         argument = self.argument.replace(",", "_").replace(".", "p")
-        return f"{self.stack}.{self.site}.{self.reduction}{argument}"
+        between = "_" if self.reduction == "word" else ""
+        return f"{self.stack}.{self.site}.{self.reduction}{between}{argument}"
 
     @property
     def site_axes(self) -> tuple[str, ...]:

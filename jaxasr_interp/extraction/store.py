@@ -65,7 +65,7 @@ class ActivationStore:
 
     def write(self, start: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Fill the slots of one batch, and then say that they are done."""
-        stop = min(start + self.batch, len(self.done))
+        stop = min(start + self.batch, self._array("done").shape[0])
         for name, values in {**arrays, "done": np.ones(self.batch, bool)}.items():
             self._array(name)[start:stop] = values[: stop - start]
 

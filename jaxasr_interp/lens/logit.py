@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
@@ -136,7 +137,7 @@ def logit_lens(
     states, resid_post = (getattr(run.acts, name) for name in (site, "resid_post"))
     if "head" in stack_axes(site):
         states = states.swapaxes(1, 2)
-    read = _read(model.decoder, states, resid_post[-1], followed, top_k, implementation)
+    read = read_states(model.decoder, states, resid_post[-1], followed, top_k, implementation)
     saturation = _saturation(read.top_tokens[:, :, 0], said) if site in STREAM_SITES else None
     return LogitLens(targets=followed, saturation_layer=saturation, site=site, **vars(read))
 
@@ -159,17 +160,24 @@ def require_sites(run: DecoderRun, sites: Iterable[str]) -> None:
 def check_next_tokens(
     model: Whisper, run: DecoderRun, what: str, tokens: Array | Sequence[int] | np.ndarray
 ) -> Int[Array, " pos"]:
-    """Return a token for each position; raise `InputError` if they are not that."""
-    given = np.asarray(tokens, np.int32)
+    """Return a token for each position; raise `InputError` if they are not that.
+
+    Under a transformation the values are unknown and only the shape is checked.
+    """
+    given = tokens if isinstance(tokens, Tracer) else np.asarray(tokens)
     if given.shape != run.logits.shape[:1]:
         raise InputError(f"There are {given.shape} {what}s for {len(run.logits)} positions.")
-    if ((given < 0) | (given >= model.config.d_vocab)).any():
-        raise InputError(f"A {what} is outside the vocabulary of {model.config.d_vocab} tokens.")
-    return jnp.asarray(given)
+    if isinstance(given, np.ndarray):
+        if not np.issubdtype(given.dtype, np.integer):
+            raise InputError(f"The {what}s are {given.dtype}: expected tokens, which are integers.")
+        if ((given < 0) | (given >= model.config.d_vocab)).any():
+            vocabulary = f"the vocabulary of {model.config.d_vocab} tokens"
+            raise InputError(f"A {what} is outside {vocabulary}.")
+    return jnp.asarray(given, jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("top_k", "implementation"))
-def _read(
+def read_states(
     decoder: Decoder,
     states: Float[Array, "*stack pos d_model"],
     last: Float[Array, "pos d_model"],

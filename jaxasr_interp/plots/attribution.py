@@ -92,7 +92,7 @@ def plot_attribution_heads(
     panels = figure.subplots(1, 2)
     limit, image = _limit(np.stack(list(means.values()))), None
     for axes, (name, mean) in zip(panels, means.items(), strict=True):
-        image = _draw(axes, mean, limit, size=8)
+        image = _draw(axes, mean, limit, size=8.0)
         axes.set_xticks(range(heads))
         axes.set_yticks(range(layers), [str(i) for i in range(layers)] if axes is panels[0] else [])
         axes.set_xlabel(f"head of {name}")

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from jaxasr_interp.errors import InputError
 from jaxasr_interp.interventions import Intervention
 from jaxasr_interp.plots.canvas import (
     INK,
@@ -25,10 +24,13 @@ _CELL = (0.5, 0.36)
 
 @dataclasses.dataclass(frozen=True)
 class _Panel:
-    """A site's layers upwards and its heads, or sublayers, to the right."""
+    """A site's layers upwards and its heads, or sublayers, to the right.
+
+    Columns are (stack, site, head).
+    """
 
     title: str
-    columns: tuple[tuple[str, int], ...]
+    columns: tuple[tuple[str, str, int], ...]
     names: tuple[str, ...]
 
 
@@ -49,14 +51,15 @@ def plot_text_sweep(
         path: PNG to write.
 
     Returns:
-        The path, or `None` where no intervention is of one component.
+        The path, or `None` where no intervention is of one component, or two are of the same one.
     """
-    cells = {
-        cell: value
+    known = [
+        (cell, value)
         for cell, value in zip(map(cell_of, interventions), values, strict=True)
         if cell is not None
-    }
-    if not cells:
+    ]
+    cells = dict(known)
+    if not cells or len(cells) < len(known):
         return None
     alphas = sorted({cell.alpha for cell in cells})
     layers = range(min(c.layer for c in cells), max(c.layer for c in cells) + 1)
@@ -68,9 +71,6 @@ def plot_text_sweep(
     )
     grid = figure.subplots(len(alphas), len(panels), squeeze=False, width_ratios=widths)
     limit = float(np.nanmax([1e-3, *(min(v, 1.0) for v in cells.values())]))
-    if len(cells) < sum(cell_of(one) is not None for one in interventions):
-        raise InputError("Two edits are of the same component: draw one kind at a time.")
-    by_place = {(c.site, c.layer, c.head, c.alpha): value for c, value in cells.items()}
     image = None
     for row, alpha in enumerate(alphas):
         for column, panel in enumerate(panels):
@@ -78,8 +78,8 @@ def plot_text_sweep(
             shown = np.array(
                 [
                     [
-                        by_place.get((site, layer, head, alpha), np.nan)
-                        for site, head in panel.columns
+                        cells.get(Cell(stack, site, layer, head, alpha), np.nan)
+                        for stack, site, head in panel.columns
                     ]
                     for layer in layers
                 ]
@@ -105,18 +105,20 @@ def _percent(share: float, _: object) -> str:
 
 
 def _panels(cells: Sequence[Cell]) -> list[_Panel]:
-    sites = list(dict.fromkeys(cell.site for cell in cells))
-    heads = {s: sorted({c.head for c in cells if c.site == s}) for s in sites}
-    whole = tuple((s, -1) for s in sites if heads[s] == [-1])
-    panels = [_Panel("", whole, tuple(site for site, _ in whole))] if whole else []
-    return panels + [
+    places = list(dict.fromkeys((cell.stack, cell.site) for cell in cells))
+    heads = {p: sorted({c.head for c in cells if (c.stack, c.site) == p}) for p in places}
+    several = len({stack for stack, _ in places}) > 1
+    names = {(stack, site): f"{stack}.{site}" if several else site for stack, site in places}
+    whole = [place for place in places if heads[place] == [-1]]
+    panels = [_Panel("", tuple((*p, -1) for p in whole), tuple(names[p] for p in whole))]
+    return panels[: len(whole)] + [
         _Panel(
-            f"{site}, head",
-            tuple((site, head) for head in heads[site]),
-            tuple("all" if head < 0 else str(head) for head in heads[site]),
+            f"{names[place]}, head",
+            tuple((*place, head) for head in heads[place]),
+            tuple("all" if head < 0 else str(head) for head in heads[place]),
         )
-        for site in sites
-        if heads[site] != [-1]
+        for place in places
+        if place not in whole
     ]
 
 

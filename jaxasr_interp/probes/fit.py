@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import get_args
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.memory import default_memory
 from jaxasr_interp.probes.families import Kind
 from jaxasr_interp.probes.grid import Split, make_splits, weigh
-from jaxasr_interp.probes.layer import Method, Recipe, fit_layer
+from jaxasr_interp.probes.layer import METHODS, Recipe, fit_layer
 from jaxasr_interp.probes.result import LayerProbes, Probes, collect, read_layer
 from jaxasr_interp.probes.targets import Labels, Target, read_target
 
@@ -34,12 +33,12 @@ def fit_probes(
     n_folds: int = 5,
     seeds: Sequence[int] = (0,),
     strengths: Sequence[float] = STRENGTHS,
-    method: Method = "lbfgs",
+    method: str = "lbfgs",
     n_hidden: int | None = None,
     balanced: bool = False,
     shuffled: bool = True,
     steps: int = 1000,
-    tolerance: float = 1e-6,
+    tolerance: float = 1e-7,
     patience: int | None = None,
     learning_rate: float = 3e-3,
     memory: int | None = None,
@@ -189,10 +188,8 @@ def _check(
             )
     if not recipe.strengths or not all(strength > 0 for strength in recipe.strengths):
         raise InputError(f"The strengths are {recipe.strengths}: expected numbers above 0.")
-    if recipe.method not in get_args(Method):
-        raise InputError(
-            f"Unknown method {recipe.method!r}: choose one of {', '.join(get_args(Method))}."
-        )
+    if recipe.method not in METHODS:
+        raise InputError(f"Unknown method {recipe.method!r}: choose one of {', '.join(METHODS)}.")
     if recipe.n_hidden is not None and (recipe.method != "adamw" or recipe.n_hidden < 1):
         raise InputError("A hidden layer takes method='adamw' and at least one unit.")
     if recipe.method == "lda" and any(target.kind == "regression" for target in targets):

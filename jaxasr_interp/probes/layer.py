@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from jaxasr_interp.probes.lbfgs import LBFGS
 from jaxasr_interp.probes.linear import Linear, Task
 from jaxasr_interp.pytree import pytree_dataclass
 
-Method = Literal["lbfgs", "adamw", "ridge", "lda"]
+METHODS = ("lbfgs", "adamw", *CLOSED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Recipe:
     """How probes are fitted; see `fit_probes`."""
 
     strengths: tuple[float, ...]
-    method: Method
+    method: str
     n_hidden: int | None
     balanced: bool
     steps: int

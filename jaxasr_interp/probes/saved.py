@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxasr_interp.errors import InputError
@@ -15,6 +16,7 @@ from jaxasr_interp.probes.linear import Linear
 from jaxasr_interp.probes.mlp import MLPProbe
 from jaxasr_interp.probes.result import HeldOut, Probes
 from jaxasr_interp.probes.targets import Target
+from jaxasr_interp.pytree import replace
 from jaxasr_interp.store import write_json
 
 _MARKER, _ARRAYS = "probes.json", "arrays"
@@ -101,5 +103,6 @@ def _arrays(probes: Probes) -> dict[str, Any]:
 
 
 def _probe(layers: dict[str, dict[str, Any]]) -> Linear | MLPProbe:
-    parts = {name: Linear(**arrays) for name, arrays in layers.items()}
+    empty = Linear.zeros(1, 1, jnp.dtype(jnp.float32))
+    parts = {name: replace(empty, **arrays) for name, arrays in layers.items()}
     return parts["linear"] if "linear" in parts else MLPProbe(**parts)
