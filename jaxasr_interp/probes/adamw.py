@@ -32,16 +32,15 @@ def adamw(learning_rate: float = 3e-3, n_hidden: int | None = None, seed: int = 
         decayed = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
         return optax.adamw(learning_rate, weight_decay=task.strength, mask=decayed)  # pyright: ignore
 
+    def empty(n_features: int, n_outputs: int, dtype: jnp.dtype) -> Probe:
+        if n_hidden is None:
+            return Linear.zeros(n_features, n_outputs, dtype)
+        return MLPProbe.random(jax.random.key(seed), n_features, n_hidden, n_outputs, dtype)
+
     def start(
-        x: Float[Array, "example feature"], task: Task, family: Family, n_outputs: int
-    ) -> tuple[Probe, optax.OptState]:
-        n_features = x.shape[1]
-        probe = (
-            Linear.zeros(n_features, n_outputs, x.dtype)
-            if n_hidden is None
-            else MLPProbe.random(jax.random.key(seed), n_features, n_hidden, n_outputs, x.dtype)
-        )
-        return probe, cast(Any, optimizer(task).init)(probe)
+        x: Float[Array, "example feature"], task: Task, family: Family, probe: Probe
+    ) -> optax.OptState:
+        return cast(Any, optimizer(task).init)(probe)
 
     def step(
         x: Float[Array, "example feature"],
@@ -58,4 +57,4 @@ def adamw(learning_rate: float = 3e-3, n_hidden: int | None = None, seed: int = 
         new = jax.tree.map(jnp.add, probe, update)
         return Step(outputs, new, state, jnp.full((), jnp.inf, x.dtype))
 
-    return Solver(start, step)
+    return Solver(empty, start, step)

@@ -38,7 +38,7 @@ def fit_probes(
     balanced: bool = False,
     shuffled: bool = True,
     steps: int = 1000,
-    tolerance: float = 1e-7,
+    tolerance: float = 1e-6,
     patience: int | None = None,
     learning_rate: float = 3e-3,
     memory: int | None = None,

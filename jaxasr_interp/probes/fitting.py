@@ -13,12 +13,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.probes.families import FAMILIES, Kind
+from jaxasr_interp.probes.families import FAMILIES, Family, Kind
 from jaxasr_interp.probes.linear import Linear, Task, mean_loss
 from jaxasr_interp.probes.mlp import MLPProbe
-from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.pytree import pytree_dataclass, replace
 
 Probe = Linear | MLPProbe
+
+# What can still be lost is estimated from the steps before.
+_LEAST_STEPS = 4
 
 
 class Step(NamedTuple):
@@ -42,14 +45,18 @@ class Solver:
     """How one probe is fitted, one step after another.
 
     Attributes:
-        start: `(x, task, family, n_outputs) -> probe, state`.
+        empty: `(n_features, n_outputs, dtype) -> probe` to begin with.
+        start: `(x, task, family, probe) -> state`.
         step: `(x, task, family, probe, state) -> Step`.
         axes: where a batch of states has its `probe` axis, as `jax.vmap` takes it.
+        warm: whether to begin with the probe of the next larger strength.
     """
 
-    start: Callable[..., tuple[Probe, Any]]
+    empty: Callable[..., Probe]
+    start: Callable[..., Any]
     step: Callable[..., Step]
     axes: Any = 0
+    warm: bool = False
 
 
 @pytree_dataclass
@@ -78,9 +85,10 @@ class _Best:
     since: Int[Array, " probe"]
 
 
-def fit_tasks(
+def fit_path(
     x: Float[Array, "example feature"],
     tasks: Task,
+    strengths: Float[Array, " strength"],
     *,
     solver: Solver,
     kind: Kind,
@@ -89,43 +97,74 @@ def fit_tasks(
     tolerance: float,
     patience: int | None,
 ) -> Solution:
-    """Fit one probe to each task.
+    """Fit one probe to each task with every strength.
+
+    A convex search goes from the largest strength to the smallest, each beginning where the last
+    one ended (the regularisation path of Friedman et al. 2010), which halves its steps.
 
     Args:
         x: activations, which all probes share.
-        tasks: with a leading `probe` axis.
+        tasks: with a leading `probe` axis; their own strength is not looked at.
+        strengths: the largest first.
         solver: how.
         kind: of the labels.
         n_outputs: of every probe.
-        steps: most steps to take.
+        steps: most steps to take with each strength.
         tolerance: a probe is done when its objective has no more than this share of the loss of an
             empty probe left to lose.
         patience: steps without a better validation loss after which a probe is done, and the best
             one is returned; `None` to go on until it has converged.
 
     Returns:
-        The probes, with a leading `probe` axis.
+        The probes, with leading `strength` and `probe` axes.
     """
-    family = FAMILIES[kind]
-    start = jax.vmap(
-        lambda task: solver.start(x, task, family, n_outputs), out_axes=(0, solver.axes)
+    n_probes = len(tasks.strength)
+    empty = jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (n_probes, *leaf.shape)),
+        solver.empty(x.shape[1], n_outputs, x.dtype),
     )
+
+    def with_strength(probe: Probe, strength: Float[Array, ""]) -> tuple[Probe, Solution]:
+        own = replace(tasks, strength=jnp.broadcast_to(strength, (n_probes,)))
+        begin = probe if solver.warm else empty
+        solution = _fit(
+            x, own, begin, n_outputs, solver, FAMILIES[kind], steps, tolerance, patience
+        )
+        return solution.probe, solution
+
+    return jax.lax.scan(with_strength, empty, strengths)[1]
+
+
+def _fit(
+    x: Float[Array, "example feature"],
+    tasks: Task,
+    probe: Probe,
+    n_outputs: int,
+    solver: Solver,
+    family: Family,
+    steps: int,
+    tolerance: float,
+    patience: int | None,
+) -> Solution:
+    """Fit one probe to each task, beginning with `probe`."""
+    state = jax.vmap(
+        lambda task, probe: solver.start(x, task, family, probe), out_axes=solver.axes
+    )(tasks, probe)
     step = jax.vmap(
         lambda task, probe, state: solver.step(x, task, family, probe, state),
         in_axes=(0, 0, solver.axes),
         out_axes=Step(0, 0, solver.axes, 0),  # pyright: ignore[reportArgumentType]
     )
     loss = jax.vmap(functools.partial(mean_loss, family))
-    probe, state = start(tasks)
-    empty = jnp.zeros((len(tasks.strength), n_outputs, len(x)), x.dtype)
-    enough = tolerance * loss(empty, tasks.labels, tasks.train)
+    silent = jnp.zeros((len(tasks.strength), n_outputs, len(x)), x.dtype)
+    enough = tolerance * loss(silent, tasks.labels, tasks.train)
     infinite = jnp.full_like(tasks.strength, jnp.inf)
     best = _Best(probe, infinite, jnp.zeros(len(infinite), jnp.int32))
 
     def advance(carry):
         taken, done, probe, state, best = carry
         new = step(tasks, probe, state)
-        stop = done | (new.decrement <= enough)
+        stop = done | ((new.decrement <= enough) & (taken >= _LEAST_STEPS))
         if patience is not None:
             held_out = loss(new.outputs, tasks.labels, tasks.validation)
             better = ~done & (held_out < best.loss)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxasr_interp.probes.adamw import adamw
 from jaxasr_interp.probes.closed import CLOSED
 from jaxasr_interp.probes.families import Kind
-from jaxasr_interp.probes.fitting import Solution, Solver, fit_tasks
+from jaxasr_interp.probes.fitting import Solution, Solver, fit_path
 from jaxasr_interp.probes.grid import Weights
 from jaxasr_interp.probes.lbfgs import LBFGS
 from jaxasr_interp.probes.linear import Linear, Task
@@ -90,19 +90,18 @@ def fit_layer(
         solved = _solve(features, weights, strengths, recipe.method, kind, n_outputs)
         on_progress(n_splits * len(strengths))
         return jax.tree.map(lambda leaf: np.swapaxes(leaf, 0, 1), jax.device_get(solved)), features
-    # A block takes as many steps as its slowest probe, so alike ones are searched for together.
-    probes = (order[:, None] + n_splits * np.arange(len(strengths))[None, ::-1]).ravel()
+    downwards = np.argsort(-strengths)
     blocks = []
-    for start in range(0, len(probes), block):
-        chosen = np.resize(probes[start : start + block], min(block, len(probes)))
-        found = _search(features, weights, strengths, chosen, recipe, kind, n_outputs)
+    for start in range(0, n_splits, block):
+        # A block takes as many steps as its slowest probe, so alike ones are searched for together.
+        chosen = np.resize(order[start : start + block], min(block, n_splits))
+        found = _search(features, weights, strengths[downwards], chosen, recipe, kind, n_outputs)
         blocks.append(jax.device_get(found))
-        on_progress(min(block, len(probes) - start))
-    back = np.argsort(probes)
+        on_progress(min(block, n_splits - start) * len(strengths))
 
     def joined(*leaves: np.ndarray) -> np.ndarray:
-        every = np.concatenate(leaves)[: len(probes)][back]
-        return every.reshape(len(strengths), n_splits, *every.shape[1:])
+        every = np.concatenate(leaves, axis=1)[:, :n_splits]
+        return every[np.argsort(downwards)][:, np.argsort(order)]
 
     return jax.tree.map(joined, *blocks), features
 
@@ -128,21 +127,21 @@ def _search(
     features: Features,
     weights: Weights,
     strengths: Float[Array, " strength"],
-    probes: Int[Array, " probe"],
+    splits: Int[Array, " probe"],
     recipe: Recipe,
     kind: Kind,
     n_outputs: int,
 ) -> Solution:
-    split, strength = probes % len(weights.train), probes // len(weights.train)
-    return fit_tasks(
+    return fit_path(
         features.x,
         jax.vmap(Task)(
-            weights.labels[split],
-            weights.train[split],
-            weights.validation[split],
-            features.scale[split],
-            strengths[strength],
+            weights.labels[splits],
+            weights.train[splits],
+            weights.validation[splits],
+            features.scale[splits],
+            jnp.zeros(len(splits), strengths.dtype),
         ),
+        strengths,
         solver=recipe.solver,
         kind=kind,
         n_outputs=n_outputs,

@@ -35,14 +35,11 @@ class Slope(NamedTuple):
     memory: optax.ScaleByLBFGSState
 
 
-def start(
-    x: Float[Array, "example feature"], task: Task, family: Family, n_outputs: int
-) -> tuple[Linear, Slope]:
-    """A probe that says nothing."""
-    probe = Linear.zeros(x.shape[1], n_outputs, x.dtype)
-    outputs = jnp.zeros((n_outputs, len(x)), x.dtype)
+def start(x: Float[Array, "example feature"], task: Task, family: Family, probe: Linear) -> Slope:
+    """The slope at a probe, with nothing remembered."""
+    outputs = probe.outputs(x)
     memory = cast(Any, _OPTIMIZER.init)(probe)
-    return probe, Slope(outputs, gradient(x, task, family, probe, outputs), memory)
+    return Slope(outputs, gradient(x, task, family, probe, outputs), memory)
 
 
 def step(
@@ -99,6 +96,7 @@ def _search(derivatives: Callable[[Array], tuple[Array, Array]]) -> Float[Array,
 
 
 LBFGS = Solver(
+    Linear.zeros,
     start,
     step,
     # All probes have taken as many steps: one number says which slot of the memory is next.
@@ -114,4 +112,5 @@ LBFGS = Solver(
             weights_memory=0,  # pyright: ignore[reportArgumentType]
         ),
     ),
+    warm=True,
 )
