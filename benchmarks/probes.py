@@ -6,8 +6,8 @@
 
 `speed`: K probes of one binary target over layers, strengths, folds and seeds, from arrays in
 memory to the outputs of every validation and test example. The loops standardise, fit and predict
-one probe at a time: 20 of them in every round, spread over the K and other ones each time, scaled to
-K. All run in turns (A B C A B C …), warm; ratios are medians of the rounds' ratios; the first call,
+one probe at a time: 20 of them in every round, spread over the K and other ones each time, scaled
+to K. All run in turns (A B C A B C …), warm; ratios are medians of the rounds' ratios; the first call,
 with compilation, is apart. In the same line: the largest difference of a probe's training loss from
 ours, and the rate of a 2048³ matrix product measured in turns with them.
 
@@ -228,17 +228,17 @@ def _gaps(x: np.ndarray, labels: list[str], strength: float) -> list[float]:
     gaps = []
     for layer, features in enumerate(x.astype(np.float64)):
         scaler = StandardScaler().fit(features)
-        scaled = scaler.transform(features)
+        scaled = np.asarray(scaler.transform(features))
         model = LogisticRegression(C=1 / (strength * len(numbers)), max_iter=10_000, tol=1e-7)
         model.fit(scaled, numbers)
-        kernel, bias = (
-            np.asarray(leaf[layer], np.float64) for leaf in jax.tree.leaves(probes.probe)
-        )
+        kernel, bias = (np.asarray(leaf[layer]) for leaf in jax.tree.leaves(probes.probe))
+        kernel = kernel.astype(np.float64) * np.asarray(scaler.scale_)
+        shift = np.asarray(scaler.mean_) / np.asarray(scaler.scale_)
         objectives = [
             _loss_of(weights, bias, scaled, numbers) + strength / 2 * np.square(weights).sum()
             for weights, bias in (
-                (kernel * scaler.scale_, bias + kernel @ scaler.mean_),
-                (model.coef_, model.intercept_),
+                (kernel, bias + kernel @ shift),
+                (np.asarray(model.coef_), np.asarray(model.intercept_)),
             )
         ]
         gaps.append(float(objectives[0] - objectives[1]))

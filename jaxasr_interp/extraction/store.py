@@ -9,16 +9,16 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import zarr
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.store import reserve
 
 if TYPE_CHECKING:
     import xarray
+    import zarr
 
 _IDENTITY = "extraction"
 _LARGEST_CHUNK = 1 << 25
@@ -48,6 +48,8 @@ class ActivationStore:
     """
 
     def __init__(self, path: Path, batch: int):
+        import zarr
+
         self.path, self.batch = path, batch
         self._group = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
 
@@ -69,10 +71,8 @@ class ActivationStore:
         for name, values in {**arrays, "done": np.ones(self.batch, bool)}.items():
             self._array(name)[start:stop] = values[: stop - start]
 
-    def _array(self, name: str) -> zarr.Array:
-        array = self._group[name]
-        assert isinstance(array, zarr.Array)
-        return array
+    def _array(self, name: str) -> "zarr.Array":
+        return cast("zarr.Array", self._group[name])
 
 
 def open_store(
@@ -140,6 +140,8 @@ def _make(
     attributes: Mapping[str, Any],
 ) -> None:
     n_clips = len(next(iter(labels.values())))
+    import zarr
+
     group = zarr.create_group(path, zarr_format=3, attributes=dict(attributes))
     for name, values in labels.items():
         group.create_array(name, data=np.asarray(values, "T"), dimension_names=("clip",))
