@@ -7,9 +7,9 @@
 `speed`: K probes of one binary target over layers, strengths, folds and seeds, from arrays in
 memory to the outputs of every validation and test example. The loops standardise, fit and predict
 one probe at a time: 20 of them in every round, spread over the K and other ones each time, scaled
-to K. All run in turns (A B C A B C …), warm; ratios are medians of the rounds' ratios; the first call,
-with compilation, is apart. In the same line: the largest difference of a probe's training loss from
-ours, and the rate of a 2048³ matrix product measured in turns with them.
+to K. All run in turns (A B C A B C …), warm; ratios are medians of the rounds' ratios; the first
+call, with compilation, is apart. In the same line: the largest difference of a probe's training
+loss from ours, and the rate of a 2048³ matrix product measured in turns with them.
 
 `parity`: for six targets, every layer and strength: the objective (mean loss and penalty) of our
 probe of all examples less that of scikit-learn's, which runs in float64 until its gradient is below

@@ -223,15 +223,20 @@ def test_folds_spread_classes_and_keep_groups_together(data, grouped):
     assert (folds != make_folds(target, 4, 1, speakers)).any()
 
 
-def test_shuffles_exchange_the_labels_of_groups(data):
+def test_shuffles_exchange_labels_within_folds(data):
+    target = read_target(data["three"])
     speakers = np.unique(data["speaker"], return_inverse=True)[1]
+    folds = make_folds(target, 4, 0, speakers)
+    dealt = shuffle_labels(target.labels, folds, 0, speakers)
+    assert (dealt != target.labels).mean() > 0.3
+    for fold in range(4):
+        same = (np.sort(each[folds == fold]) for each in (dealt, target.labels))
+        np.testing.assert_array_equal(*same)
     own = (speakers % 2).astype(float)
-    dealt = shuffle_labels(own, 0, speakers)
-    assert (dealt != own).any()
+    exchanged = shuffle_labels(own, folds, 0, speakers)
+    assert (exchanged != own).any()
     for speaker in np.unique(speakers):
-        assert len(set(dealt[speakers == speaker])) == 1
-    alone = shuffle_labels(own, 0)
-    np.testing.assert_array_equal(np.sort(alone), np.sort(own))
+        assert len(set(exchanged[speakers == speaker])) == 1
 
 
 @pytest.mark.parametrize(

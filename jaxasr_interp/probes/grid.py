@@ -62,7 +62,7 @@ def make_splits(
         folds = make_folds(target, n_folds, seed, groups)
         labels = [(False, target.labels)]
         if shuffled:
-            labels.append((True, shuffle_labels(target.labels, seed, groups)))
+            labels.append((True, shuffle_labels(target.labels, folds, seed, groups)))
         for is_shuffled, own in labels:
             labelling = Labelling(target, seed, is_shuffled, own, folds)
             splits += [Split(labelling, fold) for fold in range(n_folds)]

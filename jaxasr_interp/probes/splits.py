@@ -96,24 +96,26 @@ def _deal(
 
 def shuffle_labels(
     labels: Float[np.ndarray, " example"],
+    folds: Int[np.ndarray, " example"],
     seed: int,
     groups: Shaped[np.ndarray, " example"] | None = None,
 ) -> Float[np.ndarray, " example"]:
-    """Labels dealt out anew: a control task (Hewitt and Liang 2019).
+    """Labels dealt out anew within every fold: a control task (Hewitt and Liang 2019).
 
-    Where all examples of a group share their label, whole groups exchange labels, so that what is
-    learnt about one example of a group still holds for the others; otherwise examples do.
+    Each fold keeps its share of every class; else a class that is rarer in training is commoner in
+    the test, and chance would look like less. Where all examples of a group share their label,
+    whole groups exchange labels, so that what is learnt about one example of a group still holds
+    for the others; otherwise examples do.
     """
     generator = np.random.default_rng([seed, 1])
-    known = np.flatnonzero(np.isfinite(labels))
+    units = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    known = np.flatnonzero(folds >= 0)
+    _, first, unit_of = np.unique(units[known], return_index=True, return_inverse=True)
+    if (labels[known][first][unit_of] != labels[known]).any():
+        units = np.arange(len(labels))
     dealt = np.full(len(labels), np.nan)
-    if groups is not None:
-        _, first, unit_of = np.unique(
-            np.asarray(groups)[known], return_index=True, return_inverse=True
-        )
-        own = labels[known][first]
-        if (own[unit_of] == labels[known]).all():
-            dealt[known] = generator.permutation(own)[unit_of]
-            return dealt
-    dealt[known] = generator.permutation(labels[known])
+    for fold in range(folds.max() + 1):
+        members = np.flatnonzero(folds == fold)
+        _, first, unit_of = np.unique(units[members], return_index=True, return_inverse=True)
+        dealt[members] = generator.permutation(labels[members][first])[unit_of]
     return dealt
