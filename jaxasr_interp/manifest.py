@@ -25,7 +25,7 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
             cells than there are columns.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a table: {error}.") from None
     rows = _json_rows(path, text) if path.suffix == ".jsonl" else _tab_rows(path, text)
@@ -53,7 +53,12 @@ def label_rows(rows: list[dict[str, object]]) -> list[dict[str, str]]:
 
 def _tab_rows(path: Path, text: str) -> list[dict[str, str]]:
     lines = io.StringIO(text, newline="")
-    rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, restval=""))
+    reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, restval="")
+    names = list(reader.fieldnames or ())
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{path} has the column {twice!r} twice: name each column once.")
+    rows = list(reader)
     for number, row in enumerate(rows):
         if None in row:
             raise InputError(

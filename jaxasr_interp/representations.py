@@ -28,20 +28,20 @@ def layers_of(dataset: "xarray.Dataset", name: str) -> list[int]:
     """
     _check(dataset, name)
     sizes = dataset[name].sizes
-    return list(range(next((sizes[axis] for axis in sizes if _is(axis, "layer")), 1)))
+    return list(range(next((sizes[axis] for axis in sizes if is_axis(axis, "layer")), 1)))
 
 
 def features_of(dataset: "xarray.Dataset", name: str) -> int:
     """How many numbers a row of one layer has."""
     sizes = dataset[name].sizes
-    return math.prod(sizes[axis] for axis in sizes if _is(axis, *_FEATURES))
+    return math.prod(sizes[axis] for axis in sizes if is_axis(axis, *_FEATURES))
 
 
 def row_axes(dataset: "xarray.Dataset", name: str) -> dict[str, int]:
     """What a variable has a row for, and how many: clips, and positions where it keeps them."""
     _check(dataset, name)
     sizes = dataset[name].sizes
-    return {str(axis): sizes[axis] for axis in sizes if not _is(axis, "layer", *_FEATURES)}
+    return {str(axis): sizes[axis] for axis in sizes if not is_axis(axis, "layer", *_FEATURES)}
 
 
 def row_blocks(
@@ -76,9 +76,9 @@ def _rows(
     dataset: "xarray.Dataset", name: str, layers: Sequence[int]
 ) -> Float[np.ndarray, "rows layer feature"]:
     array = dataset[name]
-    axis = next((axis for axis in array.dims if _is(axis, "layer")), None)
+    axis = next((axis for axis in array.dims if is_axis(axis, "layer")), None)
     chosen = array.expand_dims("layer") if axis is None else array.isel({axis: list(layers)})
-    features = [axis for axis in array.dims if _is(axis, *_FEATURES)]
+    features = [axis for axis in array.dims if is_axis(axis, *_FEATURES)]
     ordered = chosen.transpose(*row_axes(dataset, name), axis or "layer", *features)
     sizes = (-1, len(layers), features_of(dataset, name))
     return ordered.values.astype(np.float64).reshape(sizes)
@@ -89,7 +89,7 @@ def _bytes_of_clip(dataset: "xarray.Dataset", name: str, layers: Sequence[int]) 
     return 8 * len(layers) * features_of(dataset, name) * math.prod(positions)
 
 
-def _is(axis: Hashable, *names: str) -> bool:
+def is_axis(axis: Hashable, *names: str) -> bool:
     """Whether an axis is one of these; what differs between the stacks bears the stack's name."""
     return str(axis).removeprefix("encoder_").removeprefix("decoder_") in names
 

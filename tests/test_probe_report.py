@@ -77,8 +77,8 @@ def test_scores_equal_scikit_learns(n_classes):
         if n_classes == 2:
             auc = metrics.roc_auc_score(true, outputs[0][rows])
         else:
-            each = [metrics.roc_auc_score(true == c, outputs[c][rows]) for c in range(n_classes)]
-            auc = np.mean(each)
+            p = np.exp(outputs) / np.exp(outputs).sum(0)
+            auc = metrics.roc_auc_score(true, p[:, rows].T, multi_class="ovr")
         assert ours["auc"][i] == pytest.approx(auc)
 
 
@@ -221,6 +221,23 @@ def test_bad_requests_are_named_in_one_sentence(report, call, message):
 def test_variables_that_cannot_be_probed_are_named(dataset, variable, message):
     with pytest.raises(ji.InputError, match=message):
         ji.probe_store(dataset, variable, {"animal": dataset.animal.to_numpy()})
+
+
+def test_stacks_of_unequal_depth_and_heads_are_probed(dataset):
+    x = dataset["encoder.resid_post.mean"].to_numpy()
+    dataset = dataset.assign(
+        {
+            "encoder.z.mean": (
+                ("clip", "encoder_layer", "head", "d_head"),
+                x.reshape(N, LAYERS, 2, FEATURES // 2),
+            )
+        }
+    )
+    options = {"strengths": [1e-1], "shuffled": False}
+    labels = {"animal": dataset.animal.to_numpy()}
+    heads = ji.probe_store(dataset, "encoder.z.mean", labels, **options)["animal"]
+    whole = ji.probe_store(dataset, "encoder.resid_post.mean", labels, **options)["animal"]
+    np.testing.assert_array_equal(heads.probes.held_out.outputs, whole.probes.held_out.outputs)
 
 
 def test_the_picture_is_written(report, tmp_path):

@@ -194,6 +194,64 @@ def test_early_stopping_returns_the_probe_that_validates_best(data):
     assert (stopped.held_out.train_loss > trained.held_out.train_loss).all()
 
 
+@pytest.mark.parametrize("method", ["lbfgs", "adamw"])
+def test_the_probe_of_all_examples_is_trained_where_others_stop_early(data, method):
+    x = data["x"].astype(np.float32)
+    options = {"strengths": [1e-3], "patience": 10, "steps": 300, "learning_rate": 0.05}
+    probes = fit(x, data["two"], method=method, **options)["target"]
+    right = (probes.outputs(x)[0, 0] > 0) == probes.target.labels
+    assert right.mean() > 0.8
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adamw", "ridge", "lda"])
+def test_nothing_is_learnt_from_the_examples_that_test(x64, data, method):
+    folds = fit(data["x"][:1], data["two"], method="ridge")["target"].folds[0]
+    other = data["x"][:1].copy()
+    changed, *rest = np.flatnonzero(folds == 0)
+    other[0, changed] *= 30
+    options = {"method": method, "steps": 100, "tolerance": 1e-12}
+    outputs = [
+        fit(x, data["two"], **options)["target"].held_out.outputs[0, 0, 0, rest]
+        for x in (data["x"][:1], other)
+    ]
+    np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adamw"])
+def test_values_are_learnt_wherever_they_lie(data, method):
+    x = data["x"].astype(np.float32)
+    near, far = (
+        fit(x, data["value"] + offset, method=method, steps=300)["target"] for offset in (0.0, 2e4)
+    )
+    np.testing.assert_allclose(
+        far.held_out.outputs - 2e4, near.held_out.outputs, atol=0.02 * data["value"].std()
+    )
+    np.testing.assert_allclose(far.outputs(x) - 2e4, near.outputs(x), atol=0.05)
+
+
+def test_features_that_hardly_vary_do_not_mislead_float32(data):
+    x = data["x"][:1, :, :6].copy()
+    x[0, :, 2] = 1000.1
+    x[0, :, 3] = 0
+    folds = fit(x, data["two"], method="ridge")["target"].folds[0]
+    x[0, np.flatnonzero(folds == 0)[:3], 3] = 5.0
+    probes = fit(x.astype(np.float32), data["two"], strengths=[1e-3], tolerance=1e-8)["target"]
+    assert probes.direction(0)[2] == 0
+    trains = (folds != 0) & (folds != 1)
+    labels = probes.target.labels
+    kernel, bias = sklearn_probe(x[0][trains], labels[trains], 1e-3)
+    theirs = (kernel @ x[0].T + bias[:, None])[:, folds == 0]
+    np.testing.assert_allclose(probes.held_out.outputs[0, 0][:, folds == 0], theirs, atol=0.05)
+
+
+def test_gaps_are_unknown_in_any_notation():
+    given = ["a", "b", np.nan, None, ""]
+    assert read_target(np.array(given, object)).classes == ("a", "b")
+    values = read_target([0.5, None, 1.5])
+    assert values.kind == "regression"
+    np.testing.assert_array_equal(values.known, [True, False, True])
+
+
 def test_a_hidden_layer_learns_what_no_line_separates():
     generator = np.random.default_rng(1)
     x = generator.normal(size=(1, 200, 4)).astype(np.float32)
@@ -254,6 +312,8 @@ def test_shuffles_exchange_labels_within_folds(data):
         ({"x": np.zeros((0, N, FEATURES))}, "expected \\[layer, example, feature\\]"),
         ({"x": np.full((1, N, 2), np.nan)}, "not finite"),
         ({"groups": ["a"]}, "There are 1 groups"),
+        ({"seeds": (0, 0)}, "different numbers from 0 on"),
+        ({"patience": 0}, "patience is 0"),
     ],
 )
 def test_bad_requests_are_named_in_one_sentence(data, change, message):

@@ -16,6 +16,7 @@ from jaxasr_interp.probes import ProbeReport, probe_store, save_probes
 from jaxasr_interp.probes.labels import parse_target, relabel
 from jaxasr_interp.probes.layer import METHODS
 from jaxasr_interp.probes.scores import CLASS_SCORES, VALUE_SCORES
+from jaxasr_interp.representations import row_axes
 from jaxasr_interp.store import reserve, write_dataset, write_json
 from jaxasr_interp.tables import probe_table
 
@@ -72,6 +73,8 @@ def probe(
     targets: dict[str, Any] = {}
     for text in target or ():
         name, column, patterns = parse_target(text)
+        if name in targets:
+            raise InputError(f"The target {name!r} is given twice: name one of them otherwise.")
         targets[name] = relabel(_column(dataset, column), patterns, least or folds)
     for column in value or ():
         targets[column] = np.array([_number(column, text) for text in _column(dataset, column)])
@@ -79,11 +82,15 @@ def probe(
         raise InputError("Nothing is asked: give a --target or a --value.")
     for name in targets:
         _check_score(score, name, name in (value or ()))
-    variables = site or [
+    variables = site or sorted(
         str(name)
-        for name, values in dataset.data_vars.items()
-        if str(name).count(".") == 2 and values.dims[:1] == ("clip",) and values.ndim <= 3
-    ]
+        for name in dataset.data_vars
+        if str(name).count(".") == 2 and set(row_axes(dataset, str(name))) == {"clip"}
+    )
+    if len(set(variables)) < len(variables):
+        raise InputError(f"A --site is given twice: {', '.join(variables)}.")
+    for path in (out / name / variable for name in targets for variable in variables):
+        reserve(path / "scores.zarr", overwrite)
     groups = None if group is None else _column(dataset, group)
     rows: list[dict[str, Any]] = []
     for variable in variables:
@@ -120,7 +127,7 @@ def probe(
 
 def _column(dataset: "xarray.Dataset", name: str) -> list[str]:
     if name not in dataset.variables or "." in name or dataset[name].dims != ("clip",):
-        known = [str(n) for n in dataset.variables if "." not in str(n)]
+        known = sorted(str(n) for n, v in dataset.variables.items() if v.dtype.kind in "OTU")
         raise InputError(f"The store has no column {name!r}: it has {', '.join(known)}.")
     return [str(value) for value in dataset[name].to_numpy().tolist()]
 

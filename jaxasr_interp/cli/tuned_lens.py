@@ -62,12 +62,12 @@ def tuned_lens(
         seed=seed,
     )
     reserve(out / "tuned_lens.zarr", overwrite)
-    if overwrite:
-        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     whisper = load_model(model, dtype)
     clips = read_clips(files, language)
     if not given_text:
         clips = [dataclasses.replace(clip, text=None) for clip in clips]
+    if overwrite:
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     with progress_of_stages("done") as say:
         lens = train_tuned_lens(whisper, clips, out, training, on_progress=say)
     dataset = lens.to_dataset().assign_attrs(dataclasses.asdict(training))

@@ -1,6 +1,7 @@
 """AdamW on all examples at once, for linear probes and for those with a hidden layer.
 
-Loshchilov and Hutter 2019: the strength decays the weights apart from the loss's gradient, so its
+Probes read features standardised by their own training examples. Loshchilov and Hutter 2019: the
+strength decays the weights apart from the loss's gradient, so its
 optimum is another than L-BFGS's.
 """
 
@@ -42,6 +43,9 @@ def adamw(learning_rate: float = 3e-3, n_hidden: int | None = None, seed: int = 
     ) -> optax.OptState:
         return cast(Any, optimizer(task).init)(probe)
 
+    def plain(task: Task, probe: Probe) -> Probe:
+        return probe.unscaled(task.mean, task.scale)
+
     def step(
         x: Float[Array, "example feature"],
         task: Task,
@@ -49,7 +53,7 @@ def adamw(learning_rate: float = 3e-3, n_hidden: int | None = None, seed: int = 
         probe: Probe,
         state: optax.OptState,
     ) -> Step:
-        outputs, pull = jax.vjp(lambda probe: probe.outputs(x), probe)
+        outputs, pull = jax.vjp(lambda probe: plain(task, probe).outputs(x), probe)
         (slope,) = pull(task.train[None, :] * family.slope(outputs, task.labels))
         # Inside, optax mixes types that JAX's strict promotion keeps apart.
         with jax.numpy_dtype_promotion("standard"):
@@ -57,4 +61,4 @@ def adamw(learning_rate: float = 3e-3, n_hidden: int | None = None, seed: int = 
         new = jax.tree.map(jnp.add, probe, update)
         return Step(outputs, new, state, jnp.full((), jnp.inf, x.dtype))
 
-    return Solver(empty, start, step)
+    return Solver(empty, start, step, plain)

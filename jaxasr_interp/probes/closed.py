@@ -56,10 +56,11 @@ def lda(
     """
     members = indicators(task.labels, 2 if kind == "binary" else n_outputs)
     weights = members * task.train[None, :]
-    shares = weights.sum(1)
+    # A class that no training example has stays unlikely, and finite.
+    shares = jnp.maximum(weights.sum(1), jnp.finfo(x.dtype).eps)
     mean = task.train @ x
     features = (x - mean[None, :]) / task.scale[None, :]
-    means = (weights @ features) / jnp.maximum(shares, jnp.finfo(x.dtype).tiny)[:, None]
+    means = (weights @ features) / shares[:, None]
     own = features - members.T @ means
     covariance = (own * task.train[:, None]).T @ own
 

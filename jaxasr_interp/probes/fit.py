@@ -1,5 +1,6 @@
 """`fit_probes`: every layer, target, seed, fold and strength as one batch of probes."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ from jaxasr_interp.probes.families import Kind
 from jaxasr_interp.probes.grid import Split, make_splits, weigh
 from jaxasr_interp.probes.layer import METHODS, Recipe, fit_layer
 from jaxasr_interp.probes.result import LayerProbes, Probes, collect, read_layer
-from jaxasr_interp.probes.targets import Labels, Target, read_target
+from jaxasr_interp.probes.targets import Labels, Target, is_missing, read_target
 
 STRENGTHS = tuple(float(10.0**power) for power in range(-4, 1))
 """Default penalties λ, of mean losses; scikit-learn's `C` is `1 / (λ · examples)`."""
@@ -71,9 +72,10 @@ def fit_probes(
         tolerance: a search ends when the objective has no more than this share of an empty probe's
             loss left to lose.
         patience: steps without a better validation loss after which a search ends with the best
-            probe it met. By default it goes on to its end; AdamW, to its last step.
+            probe it met. By default it goes on to its end; AdamW, to its last step. So does always
+            the probe of all examples, which holds none out.
         learning_rate: of AdamW.
-        memory: bytes that may be taken; by default a quarter of the device's.
+        memory: bytes of an accelerator that searches may take; by default a quarter of them.
         on_progress: called with the number of probes fitted so far and of all.
 
     Returns:
@@ -107,11 +109,14 @@ def fit_probes(
     }
     done, total = 0, len(x) * len(strengths) * sum(map(len, splits.values()))
 
+    lock = threading.Lock()
+
     def advance(probes: int) -> None:
         nonlocal done
-        done += probes
-        if on_progress is not None:
-            on_progress(done, total)
+        with lock:
+            done += probes
+            if on_progress is not None:
+                on_progress(done, total)
 
     # Targets of one kind that are known of the same examples share their activations.
     alike: dict[tuple[Kind, int, bytes], list[Target]] = {}
@@ -150,8 +155,9 @@ def _fit_together(
     wide = bool(jax.config.read("jax_enable_x64"))
 
     def one_layer(layer: Float[np.ndarray, "example feature"]) -> list[LayerProbes]:
-        # A thread does not know by itself that the caller computes in float64.
-        with jax.enable_x64(wide):
+        # A thread does not know by itself that the caller computes in float64; and matrix products
+        # in TF32 would spoil searches and factorisations alike.
+        with jax.enable_x64(wide), jax.default_matmul_precision("highest"):
             solution, features = fit_layer(
                 layer[rows],
                 weights,
@@ -178,27 +184,33 @@ def _check(
         raise InputError(f"The activations are {x.shape}: expected [layer, example, feature].")
     if not np.isfinite(x).all():
         raise InputError("Some activations are not finite: leave those examples out.")
-    if not targets or not seeds:
-        raise InputError("There is nothing to fit: give at least one target and one seed.")
+    if not targets:
+        raise InputError("There is nothing to fit: give at least one target.")
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise InputError(f"The seeds are {list(seeds)}: expected different numbers from 0 on.")
     for target in targets:
         if len(target.labels) != x.shape[1]:
             raise InputError(
                 f"{target.name!r} has {len(target.labels)} labels: expected {x.shape[1]}, one for "
                 "each example."
             )
-    if not recipe.strengths or not all(strength > 0 for strength in recipe.strengths):
+    if not recipe.strengths or not all(0 < strength < np.inf for strength in recipe.strengths):
         raise InputError(f"The strengths are {recipe.strengths}: expected numbers above 0.")
     if recipe.method not in METHODS:
         raise InputError(f"Unknown method {recipe.method!r}: choose one of {', '.join(METHODS)}.")
     if recipe.n_hidden is not None and (recipe.method != "adamw" or recipe.n_hidden < 1):
         raise InputError("A hidden layer takes method='adamw' and at least one unit.")
+    for name in ("steps", "patience", "tolerance", "learning_rate"):
+        value = getattr(recipe, name)
+        if value is not None and not value > 0:
+            raise InputError(f"{name} is {value}: expected a number above 0.")
     if recipe.method == "lda" and any(target.kind == "regression" for target in targets):
         raise InputError("LDA tells classes apart: choose 'ridge' or 'lbfgs' for values.")
 
 
 def _number_groups(groups: Labels, n_examples: int) -> Int[np.ndarray, " example"]:
     """A number for each group; examples without one get their own."""
-    names = ["" if group is None else str(group) for group in np.asarray(groups).tolist()]
+    names = ["" if is_missing(group) else str(group) for group in np.asarray(groups).tolist()]
     if len(names) != n_examples:
         raise InputError(f"There are {len(names)} groups: expected one for {n_examples} examples.")
     alone = [name or f"\0{i}" for i, name in enumerate(names)]

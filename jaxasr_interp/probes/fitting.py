@@ -48,6 +48,7 @@ class Solver:
         empty: `(n_features, n_outputs, dtype) -> probe` to begin with.
         start: `(x, task, family, probe) -> state`.
         step: `(x, task, family, probe, state) -> Step`.
+        plain: `(task, probe) -> probe` for the activations, of what the solver calls its probe.
         axes: where a batch of states has its `probe` axis, as `jax.vmap` takes it.
         warm: whether to begin with the probe of the next larger strength.
     """
@@ -55,6 +56,7 @@ class Solver:
     empty: Callable[..., Probe]
     start: Callable[..., Any]
     step: Callable[..., Step]
+    plain: Callable[..., Probe]
     axes: Any = 0
     warm: bool = False
 
@@ -127,10 +129,7 @@ def fit_path(
     def with_strength(probe: Probe, strength: Float[Array, ""]) -> tuple[Probe, Solution]:
         own = replace(tasks, strength=jnp.broadcast_to(strength, (n_probes,)))
         begin = probe if solver.warm else empty
-        solution = _fit(
-            x, own, begin, n_outputs, solver, FAMILIES[kind], steps, tolerance, patience
-        )
-        return solution.probe, solution
+        return _fit(x, own, begin, n_outputs, solver, FAMILIES[kind], steps, tolerance, patience)
 
     return jax.lax.scan(with_strength, empty, strengths)[1]
 
@@ -145,7 +144,7 @@ def _fit(
     steps: int,
     tolerance: float,
     patience: int | None,
-) -> Solution:
+) -> tuple[Probe, Solution]:
     """Fit one probe to each task, beginning with `probe`."""
     state = jax.vmap(
         lambda task, probe: solver.start(x, task, family, probe), out_axes=solver.axes
@@ -160,6 +159,7 @@ def _fit(
     enough = tolerance * loss(silent, tasks.labels, tasks.train)
     infinite = jnp.full_like(tasks.strength, jnp.inf)
     best = _Best(probe, infinite, jnp.zeros(len(infinite), jnp.int32))
+    holds_out = (tasks.validation > 0).any(1)
 
     def advance(carry):
         taken, done, probe, state, best = carry
@@ -167,7 +167,8 @@ def _fit(
         stop = done | ((new.decrement <= enough) & (taken >= _LEAST_STEPS))
         if patience is not None:
             held_out = loss(new.outputs, tasks.labels, tasks.validation)
-            better = ~done & (held_out < best.loss)
+            # A task that holds nothing out goes on to its last step.
+            better = ~done & ((held_out < best.loss) | ~holds_out)
             best = _Best(
                 _where(better, probe, best.probe),
                 jnp.where(better, held_out, best.loss),
@@ -182,7 +183,8 @@ def _fit(
     if patience is not None:
         probe = best.probe
 
-    def read(probe: Probe, task: Task) -> Solution:
+    def read(found: Probe, task: Task) -> Solution:
+        probe = solver.plain(task, found)
         outputs = probe.outputs(x)
         train, validation = (
             mean_loss(family, outputs, task.labels, weights)
@@ -190,7 +192,7 @@ def _fit(
         )
         return Solution(probe, outputs, train, validation)
 
-    return jax.vmap(read)(probe, tasks)
+    return probe, jax.vmap(read)(probe, tasks)
 
 
 def _where(chosen: Bool[Array, " probe"], these: Probe, those: Probe) -> Probe:

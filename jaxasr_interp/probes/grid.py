@@ -36,13 +36,17 @@ class Weights:
     """What splits are to a solver, on the device.
 
     Attributes:
-        labels: class numbers or values.
+        labels: class numbers, or values in units of those that train.
+        offset: what was subtracted from the values: their mean; 0 for classes.
+        unit: what they were then divided by: their deviation; 1 for classes.
         members: which examples train.
         train: their weights, which sum to 1.
         validation: the weights of those that validate.
     """
 
     labels: Float[Array, "split example"]
+    offset: Float[Array, " split"]
+    unit: Float[Array, " split"]
     members: Bool[Array, "split example"]
     train: Float[Array, "split example"]
     validation: Float[Array, "split example"]
@@ -95,12 +99,15 @@ def weigh(
     )
     for each in (members, train, validation):
         each[:, n_known:] = 0
-    return Weights(
-        jnp.asarray(labels, dtype),
-        jnp.asarray(members),
-        jnp.asarray(train, dtype),
-        jnp.asarray(validation, dtype),
-    )
+    offset, unit = np.zeros(len(splits)), np.ones(len(splits))
+    if splits[0].labelling.target.kind == "regression":
+        shares = members / members.sum(1, keepdims=True)
+        offset = (shares * labels).sum(1)
+        deviation = np.sqrt((shares * np.square(labels - offset[:, None])).sum(1))
+        unit = np.where(deviation > 0, deviation, 1)
+        labels = (labels - offset[:, None]) / unit[:, None]
+    arrays = (labels, offset, unit, members, train, validation)
+    return Weights(*(jnp.asarray(x, x.dtype if x.dtype == bool else dtype) for x in arrays))
 
 
 def _weigh(split: Split, n_folds: int, balanced: bool) -> tuple[np.ndarray, ...]:

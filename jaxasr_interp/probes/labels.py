@@ -1,6 +1,7 @@
 """Which labels of a store are probed: a column, or classes made of its values."""
 
 import fnmatch
+from collections import Counter
 from collections.abc import Sequence
 
 from jaxasr_interp.errors import InputError
@@ -46,4 +47,5 @@ def relabel(values: Sequence[str], patterns: dict[str, list[str]], least: int = 
             )
             for value in labels
         ]
-    return [label if labels.count(label) >= least else "" for label in labels]
+    counts = Counter(labels)
+    return [label if counts[label] >= least else "" for label in labels]

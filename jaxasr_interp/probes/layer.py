@@ -48,13 +48,14 @@ class Features:
         x: activations.
         centre: what was subtracted.
         spread: what they were then divided by.
-        scale: standard deviation of each feature over the examples that train, in every split; 1
-            where it is constant there.
+        mean: of each feature over the examples that train, in every split.
+        scale: their standard deviation; 1 where the feature is constant there.
     """
 
     x: Float[Array, "example feature"]
     centre: Float[Array, " feature"]
     spread: Float[Array, " feature"]
+    mean: Float[Array, "split feature"]
     scale: Float[Array, "split feature"]
 
 
@@ -89,7 +90,7 @@ def fit_layer(
     if recipe.method in CLOSED:
         solved = _solve(features, weights, strengths, recipe.method, kind, n_outputs)
         on_progress(n_splits * len(strengths))
-        return jax.tree.map(lambda leaf: np.swapaxes(leaf, 0, 1), jax.device_get(solved)), features
+        return jax.device_get(solved), features
     downwards = np.argsort(-strengths)
     blocks = []
     for start in range(0, n_splits, block):
@@ -108,18 +109,18 @@ def fit_layer(
 
 @jax.jit
 def _standardise(x: Float[Array, "example feature"], weights: Weights) -> Features:
-    centre, spread = x.mean(0), _or_one(x.std(0))
-    x = (x - centre[None, :]) / spread[None, :]
+    """Deviations of nothing but rounding are none: such a feature says nothing."""
+    rounding = 100 * jnp.finfo(x.dtype).eps
+    centre, deviation = x.mean(0), x.std(0)
+    constant = deviation <= rounding * jnp.abs(x).max(0)
+    spread = jnp.where(constant, 1, deviation)
+    x = jnp.where(constant[None, :], 0, (x - centre[None, :]) / spread[None, :])
     members = weights.members.astype(x.dtype)
     shares = members / members.sum(1, keepdims=True)
-    mean = shares @ x
-    variance = shares @ jnp.square(x) - jnp.square(mean)
-    return Features(x, centre, spread, _or_one(jnp.sqrt(jnp.maximum(variance, 0))))
-
-
-def _or_one(deviation: Array) -> Array:
-    """1 where a deviation is nothing but rounding."""
-    return jnp.where(deviation > 1e-6, deviation, jnp.ones_like(deviation))
+    mean, square = shares @ x, shares @ jnp.square(x)
+    variance = square - jnp.square(mean)
+    scale = jnp.where(variance <= rounding * square, 1, jnp.sqrt(jnp.maximum(variance, 0)))
+    return Features(x, centre, spread, mean, scale)
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "kind", "n_outputs"))
@@ -132,12 +133,13 @@ def _search(
     kind: Kind,
     n_outputs: int,
 ) -> Solution:
-    return fit_path(
+    found = fit_path(
         features.x,
         jax.vmap(Task)(
             weights.labels[splits],
             weights.train[splits],
             weights.validation[splits],
+            features.mean[splits],
             features.scale[splits],
             jnp.zeros(len(splits), strengths.dtype),
         ),
@@ -149,6 +151,24 @@ def _search(
         tolerance=recipe.tolerance,
         patience=recipe.patience,
     )
+    in_units = jax.vmap(_in_units, in_axes=(0, None, None))
+    return in_units(found, weights.offset[splits], weights.unit[splits])
+
+
+def _in_units(
+    found: Solution, offset: Float[Array, " probe"], unit: Float[Array, " probe"]
+) -> Solution:
+    """Solutions for values as they are, of those for values in units of the training examples."""
+
+    def one(found: Solution, offset: Float[Array, ""], unit: Float[Array, ""]) -> Solution:
+        return Solution(
+            found.probe.rescaled(offset, unit),
+            offset + unit * found.outputs,
+            jnp.square(unit) * found.train_loss,
+            jnp.square(unit) * found.validation_loss,
+        )
+
+    return jax.vmap(one)(found, offset, unit)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "kind", "n_outputs"))
@@ -177,7 +197,9 @@ def _solve(
         weights.labels,
         weights.train,
         weights.validation,
+        features.mean,
         features.scale,
         none,
     )
-    return jax.lax.map(split, tasks)
+    found = jax.lax.map(split, tasks)
+    return jax.vmap(_in_units, in_axes=(1, None, None))(found, weights.offset, weights.unit)

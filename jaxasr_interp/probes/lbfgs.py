@@ -99,6 +99,7 @@ LBFGS = Solver(
     Linear.zeros,
     start,
     step,
+    lambda task, probe: probe,
     # All probes have taken as many steps: one number says which slot of the memory is next.
     axes=Slope(
         outputs=0,  # pyright: ignore[reportArgumentType]

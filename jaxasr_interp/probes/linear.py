@@ -20,13 +20,15 @@ class Task:
         labels: of every example: class numbers, or values.
         train: weight of each example in the training loss; they sum to 1.
         validation: the same in the validation loss; all 0 where nothing is held out.
-        scale: standard deviation of each feature over the training examples, 1 where there is none.
+        mean: of each feature over the training examples.
+        scale: standard deviation of each feature there, 1 where it is constant.
         strength: λ, of the penalty on the weights of standardised features.
     """
 
     labels: Float[Array, " example"]
     train: Float[Array, " example"]
     validation: Float[Array, " example"]
+    mean: Float[Array, " feature"]
     scale: Float[Array, " feature"]
     strength: Float[Array, ""]
 
@@ -58,6 +60,10 @@ class Linear:
         """The same map of `x`, where this is one of `(x - centre) / spread`."""
         kernel = self.kernel / spread[None, :]
         return Linear(kernel, self.bias - kernel @ centre)
+
+    def rescaled(self, offset: Float[Array, ""], unit: Float[Array, ""]) -> "Linear":
+        """`offset + unit · z`."""
+        return Linear(unit * self.kernel, offset + unit * self.bias)
 
 
 def mean_loss(

@@ -42,3 +42,7 @@ class MLPProbe:
     ) -> "MLPProbe":
         """The same map of `x`, where this is one of `(x - centre) / spread`."""
         return MLPProbe(self.hidden.unscaled(centre, spread), self.readout)
+
+    def rescaled(self, offset: Float[Array, ""], unit: Float[Array, ""]) -> "MLPProbe":
+        """`offset + unit · z`."""
+        return MLPProbe(self.hidden, self.readout.rescaled(offset, unit))

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.probes.fit import fit_probes
 from jaxasr_interp.probes.result import Probes
-from jaxasr_interp.probes.scores import Scores, majority, score_names, score_probes
+from jaxasr_interp.probes.scores import Scores, majority, score_names, score_probes, selectivity
 from jaxasr_interp.probes.targets import Labels
+from jaxasr_interp.representations import is_axis, row_axes
 
 if TYPE_CHECKING:
     import xarray
@@ -27,8 +28,8 @@ class ProbeReport:
     Attributes:
         variable: of the store.
         probes: of every layer.
-        curves: scores by layer: of the `probe`, of probes for `shuffled` labels, of a
-            `random-weights` model, of a `hidden` layer, as far as they were asked for.
+        curves: scores by layer: of the `probe`, of probes for `shuffled` labels, of those of
+            `random weights`, with a `hidden layer`, as far as there are any.
         lines: scores that have no layers: of the commonest class (`majority`) and of the mean and
             deviation of the spectrogram (`mel`).
     """
@@ -101,9 +102,10 @@ class ProbeReport:
             )
             coordinates |= {"class": list(target.classes), "predicted": list(target.classes)}
         if "shuffled" in self.curves:
-            first = self.scores[0]
-            real, control = (self.curves[name].estimate[first] for name in ("probe", "shuffled"))
-            data["selectivity"] = ("layer", real - control)
+            data["selectivity"] = (
+                "layer",
+                selectivity(self.curves["probe"], self.curves["shuffled"]),
+            )
         groups = self.probes.groups
         attributes = {
             "variable": self.variable,
@@ -145,6 +147,8 @@ def probe_store(
     Raises:
         InputError: there is no such variable, or it keeps positions; and see `fit_probes`.
     """
+    if n_hidden is not None and n_hidden < 1:
+        raise InputError(f"n_hidden is {n_hidden}: expected at least 1 unit.")
     layers = _layers(dataset, variable)
     control = _layers(dataset, RANDOM + variable) if RANDOM + variable in dataset else None
     fits: dict[str, dict[str, Probes]] = {}
@@ -181,15 +185,16 @@ def _report(variable: str, target: str, fits: Mapping[str, Mapping[str, Probes]]
 
 
 def _layers(dataset: "xarray.Dataset", variable: str) -> Float[np.ndarray, "layer clip feature"]:
-    if variable not in dataset:
-        known = [str(name) for name in dataset.data_vars if str(name).count(".") == 2]
-        raise InputError(f"The store has no {variable!r}: it has {', '.join(known) or 'none'}.")
+    kept = [axis for axis in row_axes(dataset, variable) if axis != "clip"]
+    if kept:
+        raise InputError(
+            f"{variable!r} keeps {', '.join(kept)}: probes take one vector a clip, so extract it "
+            "with a reduction such as mean."
+        )
     values = dataset[variable]
+    # Where the stacks have different depths, each has a layer axis of its own name.
+    values = values.rename({axis: "layer" for axis in values.dims if is_axis(axis, "layer")})
     if "layer" not in values.dims:
         values = values.expand_dims("layer")
-    if values.ndim != 3:
-        raise InputError(
-            f"{variable!r} has axes {', '.join(map(str, values.dims))}: probes take one vector a "
-            "clip, so extract it with a reduction such as mean."
-        )
-    return values.transpose("layer", "clip", ...).to_numpy()
+    layers = values.transpose("layer", "clip", ...).to_numpy()
+    return layers.reshape(*layers.shape[:2], -1)

@@ -162,7 +162,7 @@ def read_layer(
     held_out = _held_out(solution, splits, [i for i in tested if not splits[i].labelling.shuffled])
     shuffled = [i for i in tested if splits[i].labelling.shuffled]
     (whole,) = (i for i in own if splits[i].fold is None)
-    strength = held_out.validation_loss.mean((1, 2)).argmin()
+    strength = _lowest(held_out.validation_loss.mean((1, 2)))
     probe = jax.tree.map(lambda leaf: leaf[strength, whole], solution.probe)
     return LayerProbes(
         held_out,
@@ -172,6 +172,13 @@ def read_layer(
     )
 
 
+def _lowest(loss: Float[np.ndarray, "strength *rest"]) -> Int[np.ndarray, "*rest"]:
+    """Index of the strength with the lowest loss; one that diverged is none."""
+    if np.isnan(loss).all(0).any():
+        raise InputError("The search diverges with every strength: ask for a lower learning_rate.")
+    return np.asarray(np.nanargmin(loss, axis=0))
+
+
 def _held_out(solution: Solution, splits: Sequence[Split], tested: Sequence[int]) -> HeldOut:
     """Of splits that are ordered by seed and fold."""
     labellings = list({id(splits[i].labelling): splits[i].labelling for i in tested}.values())
@@ -179,7 +186,7 @@ def _held_out(solution: Solution, splits: Sequence[Split], tested: Sequence[int]
     train_loss, validation_loss = (
         np.asarray(each)[:, by_seed] for each in (solution.train_loss, solution.validation_loss)
     )
-    strength = validation_loss.argmin(0)
+    strength = _lowest(validation_loss)
     n_outputs = solution.outputs.shape[2]
     outputs = np.full(
         (len(labellings), n_outputs, len(labellings[0].folds)), np.nan, solution.outputs.dtype

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxasr_interp.bootstrap import Interval
 from jaxasr_interp.probes.result import HeldOut, Probes
 from jaxasr_interp.probes.targets import Target
 
@@ -33,8 +32,8 @@ def score(
     """Scores of outputs on weighted examples.
 
     Accuracy; balanced accuracy, the mean recall of the classes; AUC, the chance that an example of
-    a class stands above one of the others, ties counting half, as the mean over classes one against
-    the rest; macro-F1. Of values, `R²` and the mean absolute error.
+    a class is given a higher probability than one of the others, ties counting half, as the mean
+    over classes one against the rest; macro-F1. Of values, `R²` and the mean absolute error.
 
     Args:
         target: whose kind and classes.
@@ -55,8 +54,11 @@ def score(
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = right / (weights @ is_class.T)
         f1 = 2 * right / (weights @ is_class.T + weights @ said.T)
-        each = outputs if len(outputs) > 1 else outputs[:1]
-        positive = is_class if len(outputs) > 1 else is_class[1:]
+        # Several outputs are known up to a number that they share, their softmax is not.
+        each = outputs
+        if len(outputs) > 1:
+            each = np.exp(outputs - np.logaddexp.reduce(outputs, axis=0, keepdims=True))
+        positive = is_class[-len(each) :]
         auc = [_auc(one, own, weights) for one, own in zip(each, positive, strict=True)]
         return {
             "accuracy": right.sum(1) / weights.sum(1),
@@ -70,10 +72,12 @@ def _auc(
     outputs: Float[np.ndarray, " example"], positive: np.ndarray, weights: Weights
 ) -> Float[np.ndarray, " resample"]:
     """`P(z₊ > z₋) + P(z₊ = z₋) / 2`."""
-    _, level = np.unique(outputs, return_inverse=True)
-    levels = np.zeros((level.max() + 1, len(outputs)))
-    levels[level, np.arange(len(outputs))] = 1
-    ups, downs = (weights * positive) @ levels.T, (weights * ~positive) @ levels.T
+    order = np.argsort(outputs, kind="stable")
+    starts = np.flatnonzero(np.diff(outputs[order], prepend=np.nan) != 0)
+    ups, downs = (
+        np.add.reduceat((weights * mask)[:, order], starts, axis=1)
+        for mask in (positive, ~positive)
+    )
     below = np.cumsum(downs, axis=1) - downs / 2
     return (ups * below).sum(1) / (ups.sum(1) * downs.sum(1))
 
@@ -182,12 +186,6 @@ def majority(probes: Probes) -> Mapping[str, float]:
 
 
 def selectivity(real: Scores, shuffled: Scores) -> Float[np.ndarray, " layer"]:
-    """Accuracy beyond that on shuffled labels (Hewitt and Liang 2019)."""
-    return real.estimate["accuracy"] - shuffled.estimate["accuracy"]
-
-
-def interval(scores: Scores, name: str, layer: int) -> Interval:
-    """One score of one layer."""
-    return Interval(
-        *(float(ends[name][layer]) for ends in (scores.estimate, scores.low, scores.high))
-    )
+    """Accuracy, or R², beyond that on shuffled labels (Hewitt and Liang 2019)."""
+    first = next(iter(real.estimate))
+    return real.estimate[first] - shuffled.estimate[first]

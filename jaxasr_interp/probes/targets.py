@@ -53,10 +53,12 @@ def read_target(labels: Labels, name: str = "target") -> Target:
     given = np.asarray(labels)
     if given.ndim != 1:
         raise InputError(f"The labels of {name!r} are {given.shape}: expected one an example.")
-    if given.dtype.kind == "f":
-        values, kind, classes = given.astype(np.float64), "regression", ()
+    known = [label for label in given.tolist() if not is_missing(label)]
+    if all(isinstance(label, float) for label in known):
+        values = np.array([np.nan if is_missing(x) else float(x) for x in given.tolist()])
+        kind, classes = "regression", ()
     else:
-        texts = ["" if label is None else str(label) for label in given.tolist()]
+        texts = ["" if is_missing(label) else str(label) for label in given.tolist()]
         classes = tuple(sorted({text for text in texts if text}, key=_order))
         number = {text: float(i) for i, text in enumerate(classes)}
         values = np.array([number.get(text, np.nan) for text in texts])
@@ -64,6 +66,11 @@ def read_target(labels: Labels, name: str = "target") -> Target:
     if len(np.unique(values[np.isfinite(values)])) < 2:
         raise InputError(f"The labels of {name!r} are all alike: there is nothing to tell apart.")
     return Target(name, kind, classes, values)
+
+
+def is_missing(label: Any) -> bool:
+    """Whether a label is not known: `""`, `None` or NaN."""
+    return label is None or label == "" or label != label
 
 
 def _order(text: str) -> tuple[bool, float, str]:
