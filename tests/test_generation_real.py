@@ -8,6 +8,7 @@ import pytest
 from conftest import GOLDEN, TINY_FIRST, real_model
 from generating import ALWAYS
 from test_decoding import log_softmax
+from test_generation_edits import one_by_one
 
 import jaxasr_interp as ji
 from jaxasr_interp.decoding import Choice, generate_rows

@@ -39,7 +39,7 @@ def fit_probes(
     balanced: bool = False,
     shuffled: bool = True,
     steps: int = 1000,
-    tolerance: float = 1e-6,
+    tolerance: float = 6e-7,
     patience: int | None = None,
     learning_rate: float = 3e-3,
     memory: int | None = None,
@@ -69,8 +69,8 @@ def fit_probes(
         balanced: weigh classes alike, however many examples they have.
         shuffled: also fit probes to shuffled labels, the control of selectivity.
         steps: most steps of a search.
-        tolerance: a search ends when the objective has no more than this share of an empty probe's
-            loss left to lose.
+        tolerance: a search ends when its last steps leave the objective no more than this share of
+            an empty probe's loss to lose, of C classes a C²-th of it.
         patience: steps without a better validation loss after which a search ends with the best
             probe it met. By default it goes on to its end; AdamW, to its last step. So does always
             the probe of all examples, which holds none out.

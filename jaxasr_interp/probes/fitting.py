@@ -20,7 +20,7 @@ from jaxasr_interp.pytree import pytree_dataclass, replace
 
 Probe = Linear | MLPProbe
 
-# What can still be lost is estimated from the steps before.
+# What can still be lost is estimated from the steps before, and has to look small twice.
 _LEAST_STEPS = 4
 
 
@@ -112,8 +112,8 @@ def fit_path(
         kind: of the labels.
         n_outputs: of every probe.
         steps: most steps to take with each strength.
-        tolerance: a probe is done when its objective has no more than this share of the loss of an
-            empty probe left to lose.
+        tolerance: a probe is done when its objective seems to have no more than this share of an
+            empty probe's loss left to lose, divided by the square of the outputs.
         patience: steps without a better validation loss after which a probe is done, and the best
             one is returned; `None` to go on until it has converged.
 
@@ -156,15 +156,17 @@ def _fit(
     )
     loss = jax.vmap(functools.partial(mean_loss, family))
     silent = jnp.zeros((len(tasks.strength), n_outputs, len(x)), x.dtype)
-    enough = tolerance * loss(silent, tasks.labels, tasks.train)
+    # The more outputs, the less the few steps remembered show of what is left to lose.
+    enough = tolerance / n_outputs**2 * loss(silent, tasks.labels, tasks.train)
     infinite = jnp.full_like(tasks.strength, jnp.inf)
     best = _Best(probe, infinite, jnp.zeros(len(infinite), jnp.int32))
     holds_out = (tasks.validation > 0).any(1)
 
     def advance(carry):
-        taken, done, probe, state, best = carry
+        taken, done, was_low, probe, state, best = carry
         new = step(tasks, probe, state)
-        stop = done | ((new.decrement <= enough) & (taken >= _LEAST_STEPS))
+        low = new.decrement <= enough
+        stop = done | (low & was_low & (taken >= _LEAST_STEPS))
         if patience is not None:
             held_out = loss(new.outputs, tasks.labels, tasks.validation)
             # A task that holds nothing out goes on to its last step.
@@ -175,11 +177,12 @@ def _fit(
                 jnp.where(better, 0, best.since + 1),
             )
             stop |= best.since >= patience
-        return taken + 1, stop, _where(done, probe, new.probe), new.state, best
+        return taken + 1, stop, low, _where(done, probe, new.probe), new.state, best
 
-    carry = (jnp.zeros((), jnp.int32), infinite < 0, probe, state, best)
+    no = infinite < 0
+    carry = (jnp.zeros((), jnp.int32), no, no, probe, state, best)
     going = lambda carry: (carry[0] < steps) & ~carry[1].all()  # noqa: E731
-    _, _, probe, _, best = jax.lax.while_loop(going, advance, carry)
+    *_, probe, _, best = jax.lax.while_loop(going, advance, carry)
     if patience is not None:
         probe = best.probe
 

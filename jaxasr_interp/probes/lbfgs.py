@@ -50,8 +50,11 @@ def step(
     with jax.numpy_dtype_promotion("standard"):
         away, memory = cast(Any, _OPTIMIZER.update)(slope.gradient, slope.memory, probe)
     decrement = jnp.asarray(optax.tree.vdot(away, slope.gradient)) / 2
-    # Rounding can spoil the memory of a search that has arrived.
-    away = jax.tree.map(lambda a, g: jnp.where(decrement > 0, a, g), away, slope.gradient)
+    # Rounding can spoil the memory: then it is the gradient that leads on, and nothing is known of
+    # what is left.
+    spoilt = decrement < 0
+    away = jax.tree.map(lambda a, g: jnp.where(spoilt, g, a), away, slope.gradient)
+    decrement = jnp.where(spoilt, jnp.inf, decrement)
     direction = jax.tree.map(jnp.negative, away)
     along = direction.outputs(x)
     t = _search(_derivatives(task, family, probe, slope.outputs, direction, along))
