@@ -1,9 +1,11 @@
 """Writing results: JSON and Zarr, whole or not at all, with where they came from."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +103,24 @@ def write_dataset(dataset: "xarray.Dataset", path: Path, *, overwrite: bool = Fa
             path.rename(Path(temporary) / "old")
         partial.rename(path)
     return path
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to fill; it appears under its name only once the block has ended.
+
+    Raises:
+        InputError: the folder exists.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise InputError(f"{folder} exists: choose a new folder to save in.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        partial = Path(temporary) / folder.name
+        partial.mkdir()
+        yield partial
+        partial.rename(folder)
 
 
 def write_json(path: Path, content: Any) -> Path:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import tempfile
 from pathlib import Path
 
 import jax
@@ -12,7 +11,7 @@ from jaxasr_interp.checkpoint.huggingface import read_json
 from jaxasr_interp.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model import Whisper
-from jaxasr_interp.store import write_json
+from jaxasr_interp.store import new_folder, write_json
 from jaxasr_interp.tokens import Tokenizer
 
 MARKER = "jaxasr_interp.json"
@@ -35,12 +34,7 @@ def save_model(model: Whisper, folder: str | Path) -> Path:
     """
     import orbax.checkpoint as ocp
 
-    folder = Path(folder).absolute()
-    if folder.exists():
-        raise InputError(f"{folder} exists: choose a new folder to save the model in.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        partial = Path(temporary) / folder.name
+    with new_folder(folder) as partial:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial / PARAMETERS, convert.parameters_by_path(model))
         description = {
@@ -52,8 +46,7 @@ def save_model(model: Whisper, folder: str | Path) -> Path:
         write_json(partial / MARKER, description)
         if model.tokenizer is not None:
             shutil.copyfile(model.tokenizer.path, partial / TOKENIZER)
-        partial.rename(folder)
-    return folder
+    return Path(folder).absolute()
 
 
 def restore_model(folder: Path) -> Whisper:

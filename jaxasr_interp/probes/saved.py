@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from jaxasr_interp.probes.mlp import MLPProbe
 from jaxasr_interp.probes.result import HeldOut, Probes
 from jaxasr_interp.probes.targets import Target
 from jaxasr_interp.pytree import replace
-from jaxasr_interp.store import write_json
+from jaxasr_interp.store import new_folder, write_json
 
 _MARKER, _ARRAYS = "probes.json", "arrays"
 
@@ -37,22 +36,16 @@ def save_probes(probes: Probes, folder: str | Path) -> Path:
     """
     import orbax.checkpoint as ocp
 
-    folder = Path(folder).absolute()
-    if folder.exists():
-        raise InputError(f"{folder} exists: choose a new folder to save the probes in.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     description = {
         "target": {k: v for k, v in vars(probes.target).items() if k != "labels"},
         "recipe": dataclasses.asdict(probes.recipe),
         "seeds": probes.seeds,
     }
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        partial = Path(temporary) / folder.name
+    with new_folder(folder) as partial:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial / _ARRAYS, _arrays(probes))
         write_json(partial / _MARKER, description)
-        partial.rename(folder)
-    return folder
+    return Path(folder).absolute()
 
 
 def load_probes(folder: str | Path) -> Probes:
