@@ -78,6 +78,7 @@ from jaxasr_interp.programs import keep_compiled_programs
 from jaxasr_interp.similarity import Similarity, cka
 from jaxasr_interp.sites import SITES, DecoderActivations, EncoderActivations
 from jaxasr_interp.spectrum import Spectrum, spectrum
+from jaxasr_interp.store import open_dataset
 from jaxasr_interp.text_result import Clip, TextSweep
 from jaxasr_interp.text_sweep import ablation_sweep, component_edits
 from jaxasr_interp.tokens import Tokenizer
@@ -155,6 +156,7 @@ __all__ = [
     "mean_activations",
     "metrics",
     "open_activations",
+    "open_dataset",
     "parse_edit",
     "plan_sweep",
     "probe_store",

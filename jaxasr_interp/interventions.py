@@ -11,6 +11,7 @@ from jaxasr_interp.audio import CHUNK_SAMPLES, log_mel_spectrogram
 from jaxasr_interp.edit_places import together
 from jaxasr_interp.edits import (
     Edit,
+    as_pytree,
     edited_sites,
     identity,
     needs_source,
@@ -46,7 +47,7 @@ class Intervention:
 
     def decoder_edit(self, prompt: int) -> Edit:
         """The decoder's edit in a run whose prompt has so many tokens."""
-        return together([self.decoder, shifted(self.steps, 1 - prompt)])
+        return together([as_pytree(self.decoder), shifted(as_pytree(self.steps), 1 - prompt)])
 
 
 UNEDITED = Intervention("unedited")

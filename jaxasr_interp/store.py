@@ -5,19 +5,23 @@ import dataclasses
 import datetime
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 from jaxasr_interp._version import __version__
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.runtime.identity import digest
 
 if TYPE_CHECKING:
     import xarray
 
     from jaxasr_interp.model import Whisper
+
+_CHECKSUM = "sha256"
 
 
 def provenance(model: "Whisper") -> dict[str, str]:
@@ -91,18 +95,51 @@ def write_dataset(dataset: "xarray.Dataset", path: Path, *, overwrite: bool = Fa
     Raises:
         InputError: `path` exists.
     """
+    from jaxasr_interp.runtime import checked
+
     reserve(path, overwrite)
+    dataset = dataset.assign_attrs(checked.unsealed())
     for name in dataset.variables:
         if dataset[name].dtype.kind == "U":
             # Zarr has a standard for strings of variable length and none for fixed ones.
             dataset[name] = dataset[name].astype("T")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
         partial = Path(temporary) / "new"
-        dataset.to_zarr(partial, mode="w", zarr_format=3, consolidated=False)
+        dataset.to_zarr(
+            partial,
+            mode="w",
+            zarr_format=3,
+            consolidated=False,
+            write_empty_chunks=True,
+            encoding={name: {"compressors": checked.codecs()} for name in dataset.variables},
+        )
+        checked.seal(partial)
         if path.exists():
             path.rename(Path(temporary) / "old")
         partial.rename(path)
     return path
+
+
+def open_dataset(path: str | Path) -> "xarray.Dataset":
+    """Read a Zarr store that a command or `extract` wrote, and check every byte of what is read.
+
+    Args:
+        path: of the store.
+
+    Returns:
+        Its arrays with named axes; values are read when they are used.
+
+    Raises:
+        InputError: there is no such store, or it is incomplete or damaged: now, or when the values
+            that are concerned are used.
+    """
+    import xarray
+
+    from jaxasr_interp.runtime import checked
+
+    checked.read_attributes(Path(path))
+    store: Any = checked.CheckedStore(Path(path), read_only=True)
+    return xarray.open_dataset(store, engine="zarr", consolidated=False, chunks=None)
 
 
 @contextlib.contextmanager
@@ -121,6 +158,24 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         partial.mkdir()
         yield partial
         partial.rename(folder)
+
+
+def sealed(description: Mapping[str, Any], content: Any) -> dict[str, Any]:
+    """A description in JSON of arrays beside it, with the checksum of both."""
+    return {**description, _CHECKSUM: _checksum(description, content)}
+
+
+def check_sealed(path: Path, description: Mapping[str, Any], content: Any) -> None:
+    """Raise `InputError` unless what was read at `path` is what was written there."""
+    described = {key: value for key, value in description.items() if key != _CHECKSUM}
+    if _CHECKSUM not in description:
+        raise InputError(f"{path} holds no checksum: it is of an earlier version; make it again.")
+    if description[_CHECKSUM] != _checksum(described, content):
+        raise InputError(f"{path} is damaged: it is not what was written; make it again.")
+
+
+def _checksum(description: Mapping[str, Any], content: Any) -> str:
+    return digest([json.loads(json.dumps(description)), jax.tree.map(np.asarray, content)])
 
 
 def write_json(path: Path, content: Any) -> Path:

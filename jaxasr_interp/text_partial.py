@@ -1,24 +1,24 @@
 """The file that a sweep on text grows by a line for each finished clip, to go on from later."""
 
-import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import jax
-import numpy as np
 
 from jaxasr_interp.decoding import Choice, Generated
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.interventions import Intervention
 from jaxasr_interp.model import Whisper
+from jaxasr_interp.runtime.identity import check_identity, identify
 from jaxasr_interp.tokens import Tokenizer
 
 if TYPE_CHECKING:
     from jaxasr_interp.text_result import Clip
+
+
+_CHECKSUM = "sha256"
 
 
 class PartialTexts:
@@ -32,7 +32,7 @@ class PartialTexts:
         tokenizer: writes the texts.
 
     Raises:
-        InputError: the file is of another sweep, or an edit is a plain function.
+        InputError: the file is of another sweep or damaged, or an edit cannot be known again.
     """
 
     def __init__(
@@ -47,22 +47,17 @@ class PartialTexts:
         self.done: dict[str, list[dict[str, Any]]] = {}
         if path is None:
             return
-        header = {
-            "model": model.source,
-            "dtype": str(model.dtype),
-            "edits": [[edit.text, _fingerprint(edit)] for edit in edits],
-            "choice": dataclasses.asdict(choice),
-        }
+        identity = identify(model=model, edits=list(map(_written, edits)), choice=choice)
         if path.is_file():
             # A line that was being written when the work was cut off lacks its end.
-            lines = [line for line in path.read_text("utf-8").splitlines(True) if line[-1] == "\n"]
-            if not lines or _read(lines[0]) != header:
-                raise InputError(f"{path} is of another sweep: remove it, or choose another --out.")
-            self.done = {one["clip"]: one["rows"] for one in map(json.loads, lines[1:])}
-            path.write_text("".join(lines), "utf-8")
+            lines = [line for line in path.read_bytes().splitlines(True) if line[-1:] == b"\n"]
+            entries = [_read(path, line) for line in lines]
+            check_identity(path, entries[0] if entries else {}, identity, "sweep")
+            self.done = {one["clip"]: one["rows"] for one in entries[1:]}
+            path.write_bytes(b"".join(lines))
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(header) + "\n", "utf-8")
+            path.write_text(_line(identity), "utf-8")
 
     def get(self, clip: "Clip") -> list[Generated] | None:
         """The transcripts of a clip, if it is done."""
@@ -88,32 +83,36 @@ class PartialTexts:
         left_out = ("text", "acts")
         kept = [{k: v for k, v in vars(row).items() if k not in left_out} for row in rows]
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"clip": _key(clip), "rows": kept}) + "\n")
+            file.write(_line({"clip": _key(clip), "rows": kept}))
             file.flush()
             os.fsync(file.fileno())
 
 
-def _fingerprint(edit: Intervention) -> str:
-    """Hash of all that an intervention writes: its text may name a file that has changed."""
-    leaves, structure = jax.tree.flatten((edit.encoder, edit.decoder, edit.steps))
-    if any(map(callable, leaves)) or " at 0x" in str(structure):
-        raise InputError(
-            f"The edit {edit.text!r} is a plain function, which cannot be known again: sweep "
-            "without a file to resume from."
-        )
-    digest = hashlib.sha256(str(structure).encode())
-    for leaf in map(np.asarray, leaves):
-        digest.update(str(leaf.shape).encode() + leaf.tobytes())
-    if edit.reference is not None and Path(edit.reference).is_file():
-        digest.update(Path(edit.reference).read_bytes())
-    return digest.hexdigest()[:16]
+def _written(edit: Intervention) -> list[Any]:
+    """All that an intervention is: its text may name a file that has changed."""
+    reference = edit.reference
+    if reference is not None and Path(reference).is_file():
+        reference = Path(reference).read_bytes()
+    return [edit.text, edit.encoder, edit.decoder, edit.steps, reference, edit.seed]
 
 
-def _read(line: str) -> Any:
+def _line(entry: Mapping[str, Any]) -> str:
+    """An entry as a line of JSON, with its checksum."""
+    return json.dumps({**entry, _CHECKSUM: _checksum(entry)}) + "\n"
+
+
+def _read(path: Path, line: bytes) -> dict[str, Any]:
     try:
-        return json.loads(line)
-    except ValueError:
-        return None
+        entry = json.loads(line)
+        if entry.pop(_CHECKSUM) != _checksum(entry):
+            raise ValueError
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise InputError(f"{path} is damaged: remove it to begin anew.") from None
+    return entry
+
+
+def _checksum(entry: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry).encode()).hexdigest()
 
 
 def _key(clip: "Clip") -> str:

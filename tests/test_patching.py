@@ -120,7 +120,7 @@ def test_a_sweep_that_is_cut_off_goes_on_from_its_file(tiny, utterances, metrics
     assert seen[first] > seen[first - 1] >= 20
     np.testing.assert_array_equal(resumed.patched, whole.patched)
     assert [file.name for file in tmp_path.iterdir()] == ["sweep.npz"]
-    with pytest.raises(ji.InputError, match="holds another sweep's values"):
+    with pytest.raises(ji.InputError, match=r"is of another sweep \(corrupted differs\)"):
         ji.activation_patching(tiny, plan, **(runs | {"corrupted": clean}), resume=path)
     path.write_bytes(b"nonsense")
     with pytest.raises(ji.InputError, match="is no unfinished sweep"):
@@ -337,7 +337,7 @@ def test_another_models_values_are_not_resumed(tiny, utterances, tmp_path):
     runs = {"clean": clean, "corrupted": corrupted, "metric": ji.metrics.kl()}
     ji.activation_patching(tiny, plan, **runs, resume=str(tmp_path / "sweep.npz"))
     other = jax.tree.map(lambda x: x * 1.01, tiny)
-    with pytest.raises(ji.InputError, match="another sweep's values"):
+    with pytest.raises(ji.InputError, match=r"another sweep \(model differs\)"):
         ji.activation_patching(other, plan, **runs, resume=tmp_path / "sweep.npz")
     with pytest.raises(ji.InputError, match="in a folder that exists"):
         ji.activation_patching(tiny, plan, **runs, resume=tmp_path / "absent" / "sweep.npz")

@@ -197,8 +197,8 @@ def test_a_sweep_goes_on_behind_the_last_whole_clip(model, hears, clips, tmp_pat
         {"interventions": LIGHT[:1]},
         {"choice": ji.Choice(max_new_tokens=5)},
         {"choice": ji.Choice(suppress=False, max_new_tokens=6)},
-        {"resume": "not a sweep\n"},
         {"resume": ""},
+        {"resume": "not a sweep\n"},
     ],
 )
 def test_what_another_sweep_has_kept_is_refused(model, hears, clips, tmp_path, change, monkeypatch):
@@ -210,7 +210,9 @@ def test_what_another_sweep_has_kept_is_refused(model, hears, clips, tmp_path, c
         other.write_text(change["resume"])
         change = {"resume": other}
     kept = options["resume"].read_bytes()
-    with pytest.raises(ji.InputError, match=r"jsonl is of another sweep: remove it"):
+    with pytest.raises(
+        ji.InputError, match=r"jsonl is (of another sweep \(.*\)|damaged): .*remove"
+    ):
         ji.ablation_sweep(model, clips, **(options | change))
     assert options["resume"].read_bytes() == kept
 
@@ -230,9 +232,6 @@ def test_what_is_kept_under_another_vector_is_refused(model, hears, clips, tmp_p
     )
     with pytest.raises(ji.InputError, match="is of another sweep"):
         ji.ablation_sweep(model, clips[:1], [moved], **options)
-    plain = ji.Intervention("mine", decoder=lambda site, layer, value: value)
-    with pytest.raises(ji.InputError, match="'mine' is a plain function"):
-        ji.ablation_sweep(model, clips[:1], [plain], **options)
 
 
 def test_bad_sweeps_are_named(model, hears, clips):

@@ -2,7 +2,9 @@
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -11,7 +13,7 @@ from jaxasr_interp.checkpoint.huggingface import read_json
 from jaxasr_interp.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model import Whisper
-from jaxasr_interp.store import new_folder, write_json
+from jaxasr_interp.store import check_sealed, new_folder, sealed, write_json
 from jaxasr_interp.tokens import Tokenizer
 
 MARKER = "jaxasr_interp.json"
@@ -34,18 +36,19 @@ def save_model(model: Whisper, folder: str | Path) -> Path:
     """
     import orbax.checkpoint as ocp
 
+    parameters = convert.parameters_by_path(model)
     with new_folder(folder) as partial:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial / PARAMETERS, convert.parameters_by_path(model))
+            checkpointer.save(partial / PARAMETERS, parameters)
         description = {
             "config": dataclasses.asdict(model.config),
             "generation": dataclasses.asdict(model.generation),
             "dtype": str(model.dtype),
             "source": model.source,
         }
-        write_json(partial / MARKER, description)
         if model.tokenizer is not None:
             shutil.copyfile(model.tokenizer.path, partial / TOKENIZER)
+        write_json(partial / MARKER, sealed(description, _content(partial, parameters)))
     return Path(folder).absolute()
 
 
@@ -80,11 +83,18 @@ def restore_model(folder: Path) -> Whisper:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             parameters = checkpointer.restore((folder / PARAMETERS).absolute(), wanted)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # Whatever a damaged file makes its readers trip over.
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{folder / PARAMETERS} cannot be restored: {reason}") from None
+    check_sealed(folder, description, _content(folder, parameters))
     model = convert.with_parameters(config, parameters)
     model.generation, model.source = generation, source
     tokenizer = folder / TOKENIZER
     model.tokenizer = Tokenizer(str(tokenizer)) if tokenizer.is_file() else None
     return model
+
+
+def _content(folder: Path, parameters: Mapping[str, Any]) -> list[Any]:
+    """What the checksum is of: the parameters and the tokenizer's file."""
+    tokenizer = folder / TOKENIZER
+    return [parameters, tokenizer.read_bytes() if tokenizer.is_file() else b""]

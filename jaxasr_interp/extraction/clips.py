@@ -1,9 +1,9 @@
 """The clips that activations are extracted from: of a manifest, or rows of a dataset."""
 
 import dataclasses
+import functools
 import hashlib
 import io
-import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from jaxasr_interp.manifest import label_rows, read_manifest
 from jaxasr_interp.references import noise_like
 
 type Row = dict[str, str]
+type AudioSource = Path | bytes | tuple[np.ndarray, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,20 +28,18 @@ class Clips:
     Attributes:
         rows: the columns of each, as text.
         read: gives the 16 kHz samples of one by its number; raises `InputError` if it cannot.
+        digest: gives the SHA-256 of what one is read from by its number: of a file, or of samples
+            and their rate; `""` if that cannot be read.
     """
 
     rows: tuple[Row, ...]
     read: Callable[[int], Float[np.ndarray, " samples"]]
+    digest: Callable[[int], str]
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns."""
         return tuple(self.rows[0])
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all rows."""
-        return hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
 
 
 def find_clips(source: str | Path | Iterable[Mapping[str, Any]]) -> Clips:
@@ -60,7 +59,7 @@ def find_clips(source: str | Path | Iterable[Mapping[str, Any]]) -> Clips:
     if isinstance(source, str | Path):
         path = Path(source)
         rows = tuple(read_manifest(path))
-        return Clips(rows, lambda i: load_audio(path.parent / rows[i]["path"]))
+        return _clips(rows, lambda i: path.parent / rows[i]["path"])
     # A dataset decodes the audio of a row when asked for the row; what only streams has to be kept.
     indexed = hasattr(source, "__len__") and hasattr(source, "__getitem__")
     given: Any = source if indexed else list(source)
@@ -70,25 +69,57 @@ def find_clips(source: str | Path | Iterable[Mapping[str, Any]]) -> Clips:
     if not values:
         raise InputError("There are no clips: give at least one row.")
     named = [{"path": f"row {i}"} | row for i, row in enumerate(label_rows(values))]
-    return Clips(tuple(named), lambda i: _row_audio(given[i], i))
+    return _clips(tuple(named), lambda i: _row_source(given[i], i))
 
 
-def _row_audio(row: Mapping[str, Any], number: int) -> Float[np.ndarray, " samples"]:
+def _clips(rows: tuple[Row, ...], source: Callable[[int], AudioSource]) -> Clips:
+    return Clips(
+        rows,
+        lambda i: _read(source(i), f"The audio of row {i}"),
+        functools.cache(lambda i: _digest(source, i)),
+    )
+
+
+def _digest(source: Callable[[int], AudioSource], number: int) -> str:
+    try:
+        match source(number):
+            case Path() as path:
+                with path.open("rb") as file:
+                    return hashlib.file_digest(file, "sha256").hexdigest()
+            case bytes() as content:
+                return hashlib.sha256(content).hexdigest()
+            case samples, rate:
+                of = f"{samples.dtype} {samples.shape} {rate} ".encode()
+                return hashlib.sha256(of + samples.tobytes()).hexdigest()
+    except (InputError, OSError):
+        return ""
+
+
+def _read(source: AudioSource, origin: str) -> Float[np.ndarray, " samples"]:
+    match source:
+        case Path():
+            return load_audio(source)
+        case bytes():
+            return read_audio(io.BytesIO(source), origin)
+        case samples, rate:
+            return as_audio(samples, rate, origin)
+
+
+def _row_source(row: Mapping[str, Any], number: int) -> AudioSource:
     audio: Any = row.get("audio", row.get("path"))
-    origin = f"The audio of row {number}"
     if isinstance(audio, Mapping) and audio.get("array") is None:
         if audio.get("bytes"):
-            return read_audio(io.BytesIO(audio["bytes"]), origin)
+            return audio["bytes"]
         audio = audio.get("path")
     if isinstance(audio, str | Path):
-        return load_audio(audio)
+        return Path(audio)
     try:
-        samples, rate = np.asarray(audio["array"]), int(audio["sampling_rate"])
+        return np.asarray(audio["array"]), int(audio["sampling_rate"])
     except (KeyError, TypeError):
         raise InputError(
-            f"{origin} is {type(audio).__name__}: expected a path, or array and sampling_rate."
+            f"The audio of row {number} is {type(audio).__name__}: expected a path, or array and "
+            "sampling_rate."
         ) from None
-    return as_audio(samples, rate, origin)
 
 
 def choose(
@@ -109,7 +140,11 @@ def choose(
     if not kept:
         asked = ", ".join(f"{c}={' or '.join(v)}" for c, v in where.items())
         raise InputError(f"No clip has {asked}." if asked else "There are no clips to extract.")
-    return Clips(tuple(clips.rows[i] for i in kept), lambda i: clips.read(kept[i]))
+    return Clips(
+        tuple(clips.rows[i] for i in kept),
+        lambda i: clips.read(kept[i]),
+        lambda i: clips.digest(kept[i]),
+    )
 
 
 def with_noise(clips: Clips, snrs: Sequence[float | int]) -> Clips:
@@ -144,4 +179,5 @@ def with_noise(clips: Clips, snrs: Sequence[float | int]) -> Clips:
         noise = noise_like(clean, zlib.crc32(clips.rows[i // n]["path"].encode()))
         return clean + noise * np.float32(10 ** (-snrs[which - 1] / 20))
 
-    return Clips(tuple(row | {"snr": name} for row in clips.rows for name in names), read)
+    rows = tuple(row | {"snr": name} for row in clips.rows for name in names)
+    return Clips(rows, read, lambda i: clips.digest(i // n))

@@ -18,9 +18,11 @@ from jaxasr_interp.extraction.request import Request, parse_requests
 from jaxasr_interp.extraction.store import open_store
 from jaxasr_interp.extraction.texts import Texts, longest_run
 from jaxasr_interp.model import Whisper
+from jaxasr_interp.runtime.identity import identify
 from jaxasr_interp.sites import SITES
 from jaxasr_interp.store import provenance
 
+AUDIO_DIGEST = "audio_sha256"
 DEFAULT_SITES = ("encoder.resid_post:mean", "decoder.resid_post:end")
 STORE_DTYPES = ("float32", "float16")
 _ON_CPU, _ON_ACCELERATORS = 8, 16
@@ -65,11 +67,13 @@ def extract(
     The store is a Zarr group. Each request is a variable `{stack}.{site}.{reduction}` with the axis
     `clip` first, as `encoder.resid_post.mean` [clip, layer, d_model]; with the prefix `random.` the
     same of a model with random weights. `mel` [clip, mel_feature] holds mean and standard deviation
-    of every mel band over the sound. The clips' columns are text along `clip`, and so are `frames`
-    (encoder frames that hold sound), `decoder_text` (what the decoder was given), `problem` (why a
-    clip was left out, its activations are NaN) and `done`.
+    of every mel band over the sound. The clips' columns are text along `clip`, and so are
+    `audio_sha256` (of the file, or of the samples where there is none), `frames` (encoder frames
+    that hold sound), `decoder_text` (what the decoder was given), `problem` (why a clip was left
+    out, its activations are NaN) and `done`.
 
-    The same call goes on where it was cut off. Clips run in fixed batches, so that the numbers are
+    The same call goes on where it was cut off, if model, clips, audio and settings are what they
+    were (`identity`). Clips run in fixed batches, so that the numbers are
     those of an extraction that was not.
 
     Args:
@@ -109,25 +113,28 @@ def extract(
     if any(r.stack == "decoder" for r in requests):
         n_tokens = longest_run(model, chosen.rows, texts)
     job = Job(model, control, requests, chosen, texts, dtype, n_tokens)
-    identity = {
-        "model": model.source,
-        "model_dtype": str(model.dtype),
-        "sites": [str(request) for request in requests],
-        "dtype": dtype,
-        "text": text,
-        "language": language,
-        "random_seed": random_seed,
-        "clips": f"{len(chosen.rows)} sha256:{chosen.digest}",
-        "batch": size,
-    }
+    audio = [chosen.digest(i) for i in range(len(chosen.rows))]
+    identity = identify(
+        model=model,
+        sites=[str(request) for request in requests],
+        dtype=dtype,
+        text=text,
+        language=language,
+        random_seed=random_seed,
+        clips=chosen.rows,
+        audio=audio,
+        batch=size,
+    )
     store = open_store(
         Path(out),
         batch=size,
         variables=job.variables,
-        labels={column: [row[column] for row in chosen.rows] for column in chosen.columns},
+        labels={column: [row[column] for row in chosen.rows] for column in chosen.columns}
+        | {AUDIO_DIGEST: audio},
         coordinates=_coordinates(job),
         identity=identity,
-        attributes=provenance(model) | {"sites": json.dumps(identity["sites"])},
+        attributes=provenance(model)
+        | {"sites": json.dumps([str(request) for request in requests])},
         overwrite=overwrite,
     )
     done, seconds = store.done, 0.0
@@ -149,7 +156,16 @@ def _check(requests: Sequence[Request], clips: Clips, texts: Texts, dtype: str, 
     if batch < 1:
         raise InputError(f"The batch is {batch}: expected at least 1 clip.")
     axes = {axis for sites in SITES.values() for of_site in sites.values() for axis in of_site}
-    ours = {"clip", "mel", "mel_feature", "frames", "problem", "done", "decoder_text"} | axes
+    ours = {
+        "clip",
+        "mel",
+        "mel_feature",
+        "frames",
+        "problem",
+        "done",
+        "decoder_text",
+        AUDIO_DIGEST,
+    } | axes
     for column in clips.columns:
         if column in ours or not column or set(column) & set("./"):
             raise InputError(

@@ -1,7 +1,8 @@
 """The activation store: a Zarr group with one slot a clip, filled batch by batch.
 
 A batch's `done` is written after its arrays, and every chunk is written whole or not at all, so
-work that is cut off at any moment goes on with the first batch that is not done.
+work that is cut off at any moment goes on with the first batch that is not done. Every byte is
+checked when it is read (`checked`).
 """
 
 import dataclasses
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.store import reserve
+from jaxasr_interp.runtime.identity import check_identity
+from jaxasr_interp.store import open_dataset, reserve
 
 if TYPE_CHECKING:
     import xarray
@@ -50,29 +52,37 @@ class ActivationStore:
     def __init__(self, path: Path, batch: int):
         import zarr
 
+        from jaxasr_interp.runtime.checked import CheckedStore
+
         self.path, self.batch = path, batch
         self._group = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
+        self._checked = zarr.open_group(CheckedStore(path, read_only=True), mode="r")
 
     @property
     def done(self) -> np.ndarray:
-        """Which clips are."""
-        return np.asarray(self._array("done")[...])
+        """Whether each clip is done."""
+        return self._read("done")
 
     @property
     def problems(self) -> list[tuple[str, str]]:
         """Path of every clip that was left out, and why."""
-        paths, problems = (np.asarray(self._array(name)[...]) for name in ("path", "problem"))
+        paths, problems = self._read("path"), self._read("problem")
         left_out = np.flatnonzero(problems != "")
         return [(str(paths[i]), str(problems[i])) for i in left_out]
 
     def write(self, start: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Fill the slots of one batch, and then say that they are done."""
-        stop = min(start + self.batch, self._array("done").shape[0])
-        for name, values in {**arrays, "done": np.ones(self.batch, bool)}.items():
-            self._array(name)[start:stop] = values[: stop - start]
+        import zarr
 
-    def _array(self, name: str) -> "zarr.Array":
-        return cast("zarr.Array", self._group[name])
+        # A chunk that is not there is one that was lost.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            for name, values in {**arrays, "done": np.ones(self.batch, bool)}.items():
+                array = cast("zarr.Array", self._group[name])
+                stop = min(start + self.batch, array.shape[0])
+                array[start:stop] = values[: stop - start]
+
+    def _read(self, name: str) -> np.ndarray:
+        return np.asarray(cast("zarr.Array", self._checked[name])[...])
 
 
 def open_store(
@@ -101,19 +111,13 @@ def open_store(
     Raises:
         InputError: what is there is of other work, or no activation store.
     """
-    if path.exists():
-        existing = _identity(path)
-        if existing is None:
-            raise InputError(f"{path} is no activation store: choose another --out.")
-        if existing == identity and not overwrite:
-            for torn in path.rglob("*.partial"):
-                torn.unlink()
-            return ActivationStore(path, batch)
-        if not overwrite:
-            raise InputError(
-                f"{path} is of another extraction ({_difference(existing, identity)} differs): "
-                "choose another --out, or replace it with --overwrite."
-            )
+    if path.exists() and not overwrite:
+        check_identity(path, _identity(path), identity, "extraction")
+        for torn in path.rglob("*.partial"):
+            torn.unlink()
+        return ActivationStore(path, batch)
+    if path.exists() and not _is_activation_store(path):
+        raise InputError(f"{path} is no activation store: choose another --out.")
     reserve(path, overwrite)
     fresh = path.with_name(f".{path.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -139,24 +143,31 @@ def _make(
     coordinates: Mapping[str, Sequence[int] | Sequence[str]],
     attributes: Mapping[str, Any],
 ) -> None:
-    n_clips = len(next(iter(labels.values())))
     import zarr
 
-    group = zarr.create_group(path, zarr_format=3, attributes=dict(attributes))
-    for name, values in labels.items():
-        group.create_array(name, data=np.asarray(values, "T"), dimension_names=("clip",))
+    from jaxasr_interp.runtime.checked import codecs, seal, unsealed
+
+    n_clips = len(next(iter(labels.values())))
+    given = {name: (np.asarray(values, "T"), ("clip",)) for name, values in labels.items()}
     for name, values in coordinates.items():
-        data = np.asarray(values, "T" if isinstance(values[0], str) else None)
-        group.create_array(name, data=data, dimension_names=(name,))
-    for name, variable in {**variables, "done": Variable((), (), "bool")}.items():
-        group.create_array(
-            name,
-            shape=(n_clips, *variable.shape),
-            chunks=_chunks(min(batch, n_clips), variable),
-            dtype=np.dtypes.StringDType() if variable.dtype == "T" else variable.dtype,
-            fill_value=_EMPTY[np.dtype(variable.dtype).kind],
-            dimension_names=("clip", *variable.axes),
-        )
+        given[name] = np.asarray(values, "T" if isinstance(values[0], str) else None), (name,)
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        group = zarr.create_group(path, zarr_format=3, attributes={**attributes, **unsealed()})
+        for name, (data, axes) in given.items():
+            group.create_array(name, data=data, dimension_names=axes, compressors=codecs())
+        for name, variable in {**variables, "done": Variable((), (), "bool")}.items():
+            array = group.create_array(
+                name,
+                shape=(n_clips, *variable.shape),
+                chunks=_chunks(min(batch, n_clips), variable),
+                dtype=np.dtypes.StringDType() if variable.dtype == "T" else variable.dtype,
+                fill_value=_EMPTY[np.dtype(variable.dtype).kind],
+                dimension_names=("clip", *variable.axes),
+                compressors=codecs(),
+            )
+            if name == "done":
+                array[...] = False
+    seal(path)
 
 
 _EMPTY = {"f": np.nan, "i": 0, "b": False, "T": ""}
@@ -170,36 +181,50 @@ def _chunks(batch: int, variable: Variable) -> tuple[int, ...]:
     return (batch, variable.shape[0] if whole <= _LARGEST_CHUNK else 1, *variable.shape[1:])
 
 
-def _identity(path: Path) -> dict[str, Any] | None:
-    """What the numbers of a store depend on; `None` if it is none."""
+def _identity(path: Path) -> dict[str, Any]:
+    """What the numbers of a store depend on.
+
+    Raises:
+        InputError: it is no activation store, or it is damaged.
+    """
+    from jaxasr_interp.runtime.checked import read_attributes
+
+    if not _is_activation_store(path):
+        raise InputError(f"{path} is no activation store: make one with extract.")
+    return json.loads(read_attributes(path)[_IDENTITY])
+
+
+def _is_activation_store(path: Path) -> bool:
+    """Whether there is one, whole or not."""
     try:
-        attributes = json.loads((path / "zarr.json").read_text("utf-8"))["attributes"]
-        return json.loads(attributes[_IDENTITY])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return f'"{_IDENTITY}"'.encode() in (path / "zarr.json").read_bytes()
+    except OSError:
+        return False
 
 
-def _difference(existing: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
-    keys = {**existing, **identity}
-    return ", ".join(key for key in keys if existing.get(key) != identity.get(key))
-
-
-def open_activations(path: str | Path) -> "xarray.Dataset":
-    """The clips of an activation store that are done and could be read.
+def open_activations(path: str | Path, *, incomplete: bool = False) -> "xarray.Dataset":
+    """The clips of an activation store that could be read.
 
     Args:
         path: of the store, from `extract`.
+        incomplete: also open a store that is not finished, and give the clips that are done.
 
     Returns:
-        Activations by name, and the clips' columns; values are read when they are used.
+        Activations by name, and the clips' columns; values are read, and checked, when they are
+        used.
 
     Raises:
-        InputError: there is no activation store at `path`.
+        InputError: there is no activation store at `path`, it is not finished, or it is damaged
+            (now, or when the values that are concerned are used).
     """
-    import xarray
-
-    if _identity(Path(path)) is None:
-        raise InputError(f"{path} is no activation store: make one with extract.")
-    dataset = xarray.open_dataset(path, engine="zarr", consolidated=False, chunks=None)
-    usable = dataset.done.values & (dataset.problem.values == "")
-    return dataset.isel(clip=np.flatnonzero(usable))
+    path = Path(path)
+    _identity(path)
+    dataset = open_dataset(path)
+    done = dataset.done.values
+    if not (incomplete or done.all()):
+        raise InputError(
+            f"{path} is incomplete, with {done.sum()} of {len(done)} clips: call extract again as "
+            "before, which goes on, or open it with incomplete=True."
+        )
+    dataset = dataset.isel(clip=np.flatnonzero(done))
+    return dataset.isel(clip=np.flatnonzero(dataset.problem.values == ""))

@@ -3,16 +3,20 @@
 A checkpoint is arrays and JSON. It appears whole, and the one before it goes afterwards.
 """
 
+import contextlib
 import dataclasses
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.lens.tuned import Translators
+from jaxasr_interp.runtime.identity import check_identity
+from jaxasr_interp.store import check_sealed, sealed
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -27,7 +31,7 @@ class Checkpoints:
 
     Attributes:
         out: the training's folder.
-        about: what is trained and how, as JSON: `model` and `steps` among it.
+        about: what is trained and how, as JSON: `identity`, `model` and `steps` among it.
     """
 
     out: Path
@@ -37,7 +41,7 @@ class Checkpoints:
         """How many steps the last checkpoint has done, 0 if there is none.
 
         Raises:
-            InputError: the folder holds another training, or cannot be written.
+            InputError: the folder holds another training or a damaged one, or cannot be written.
         """
         try:
             (self.out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
@@ -45,27 +49,30 @@ class Checkpoints:
             raise InputError(f"Nothing can be written to {self.out}: {error.strerror}.") from None
         with _manager(self.out) as manager:
             step = manager.latest_step()
-            if step is not None and _about(manager) != json.loads(json.dumps(self.about)):
-                raise InputError(
-                    f"{self.out} holds a tuned lens of another model, other clips or settings: "
-                    "choose another folder, or remove it."
-                )
+            if step is not None:
+                with _readable(self.out):
+                    kept = _about(manager).get("identity", {})
+                check_identity(self.out, kept, self.about["identity"], "training")
         return step or 0
 
     def restore(self, translators: Translators, training: Any) -> tuple[Translators, Any]:
-        """What the last checkpoint holds in place of these."""
-        with _manager(self.out) as manager:
+        """What the last checkpoint holds in place of these; raise `InputError` if it is damaged."""
+        with _manager(self.out) as manager, _readable(self.out):
             kept = _arrays(manager, translators=translators, training=training)
+            about = _about(manager)
+            check_sealed(self.out, about, _content(kept["translators"]))
+            check_sealed(self.out, about["training"], jax.tree.leaves(kept["training"]))
         return kept["translators"], kept["training"]
 
     def save(self, step: int, translators: Translators, training: Any) -> None:
         """Write a checkpoint after so many steps."""
         import orbax.checkpoint as ocp
 
+        about = self.about | {"training": sealed({"step": step}, jax.tree.leaves(training))}
         parts = ocp.args.Composite(
             translators=ocp.args.StandardSave(translators),
             training=ocp.args.StandardSave(training),
-            about=ocp.args.JsonSave(self.about),
+            about=ocp.args.JsonSave(sealed(about, _content(translators))),
         )
         with _manager(self.out) as manager:
             manager.save(step, args=parts)
@@ -81,7 +88,7 @@ def load_tuned_lens(out: str | Path) -> Translators:
         The translators, which know the model that they belong to.
 
     Raises:
-        InputError: the folder holds no finished training.
+        InputError: the folder holds no finished training, or a damaged one.
     """
     nothing = InputError(f"{out} holds no tuned lens: train one there first.")
     if not (Path(out) / CHECKPOINTS).is_dir():
@@ -90,17 +97,32 @@ def load_tuned_lens(out: str | Path) -> Translators:
         step = manager.latest_step()
         if step is None:
             raise nothing
-        try:
+        with _readable(Path(out)):
             about = _about(manager)
             last, like = about["steps"], _translators_like(about)
             kept = _arrays(manager, translators=like)["translators"]
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise InputError(f"The tuned lens in {out} cannot be read: {error}.") from None
+            check_sealed(Path(out), about, _content(kept))
     if step != last:
         raise InputError(
             f"The tuned lens in {out} has done {step} of {last} steps: run its training again."
         )
     return kept
+
+
+@contextlib.contextmanager
+def _readable(out: Path) -> Iterator[None]:
+    """Whatever a damaged checkpoint makes its readers trip over, as one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"The tuned lens in {out} cannot be read: {reason}.") from None
+
+
+def _content(translators: Translators) -> list[Array]:
+    return [translators.weight, translators.bias]
 
 
 def _translators_like(about: dict[str, Any]) -> Translators:

@@ -8,7 +8,6 @@ been.
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +24,7 @@ from jaxasr_interp.lens.tuned import Translators
 from jaxasr_interp.lens.tuned_checkpoints import Checkpoints
 from jaxasr_interp.lens.tuned_rows import LensRows, lens_rows
 from jaxasr_interp.model import Decoder, Whisper
+from jaxasr_interp.runtime.identity import identify
 from jaxasr_interp.text_result import Clip
 
 if TYPE_CHECKING:
@@ -278,19 +278,15 @@ def _split(clips: Sequence[Clip], training: LensTraining) -> tuple[list[Clip], l
 
 def _about(model: Whisper, clips: Sequence[Clip], training: LensTraining) -> dict[str, Any]:
     """What the translators depend on, and their shape."""
-    digest = hashlib.sha256()
-    for clip in clips:
-        digest.update(repr((clip.text, clip.language, len(clip.audio))).encode())
-        digest.update(clip.audio.tobytes())
     like = Translators.zero(model)
     settings = dataclasses.asdict(training)
     del settings["save_every"]
+    heard = [(clip.text, clip.language, clip.audio) for clip in clips]
     return {
+        "identity": identify(model=model, clips=heard, training=settings),
         "model": model.source,
-        "model_dtype": str(model.dtype),
         "dtype": str(like.weight.dtype),
         "layers": len(like.bias),
         "d_model": model.config.d_model,
-        "clips": digest.hexdigest(),
-        **settings,
+        "steps": training.steps,
     }

@@ -1,20 +1,18 @@
 """What a sweep has computed so far, on disk: one that is cut off goes on from there."""
 
 import dataclasses
-import hashlib
-import re
+import json
 import tempfile
 import time
 import zipfile
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.patching.prepare import Prepared
+from jaxasr_interp.runtime.identity import check_identity, identify
 
 _SECONDS_BETWEEN_WRITES = 10
 
@@ -27,14 +25,14 @@ class Partial:
         values: every metric of every cell of each pair; NaN where it is not known.
         done: which cells are known.
         path: file that keeps them, if any.
-        identity: what the values depend on.
+        identity: what the values depend on, by part.
         written: when the file was last written, in seconds of a monotonic clock.
     """
 
     values: Float[np.ndarray, "batch cell metric"]
     done: Bool[np.ndarray, " cell"]
     path: Path | None
-    identity: str
+    identity: dict[str, str]
     written: float
 
     @classmethod
@@ -62,7 +60,7 @@ class Partial:
             done[:] = True
             done[list(plan.only)] = False
         if path is None:
-            return cls(values, done, None, "", 0.0)
+            return cls(values, done, None, {}, 0.0)
         path = Path(path)
         if not path.parent.is_dir() or path.is_dir():
             raise InputError(f"Nothing can be kept at {path}: name a file in a folder that exists.")
@@ -73,10 +71,7 @@ class Partial:
                     kept = {name: file[name] for name in ("values", "done", "identity")}
             except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
                 raise InputError(f"{path} is no unfinished sweep: {error}.") from None
-            if str(kept["identity"]) != identity:
-                raise InputError(
-                    f"{path} holds another sweep's values: delete it, or name another file."
-                )
+            check_identity(path, _read(kept["identity"]), identity, "sweep")
             values, done = kept["values"], kept["done"]
         return cls(values, done, path, identity, time.monotonic())
 
@@ -87,22 +82,29 @@ class Partial:
         ):
             return
         with tempfile.NamedTemporaryFile(dir=self.path.parent, delete=False) as file:
-            np.savez(file, values=self.values, done=self.done, identity=self.identity)
+            identity = json.dumps(self.identity)
+            np.savez(file, values=self.values, done=self.done, identity=identity)
         Path(file.name).replace(self.path)
         self.written = time.monotonic()
 
 
-def _identity(prepared: Prepared, method: str) -> str:
-    """A hash of the model's parameters, the runs, the patches and the metrics.
+def _identity(prepared: Prepared, method: str) -> dict[str, str]:
+    clean, corrupted, edit, alignment = prepared.given
+    return identify(
+        model=prepared.model,
+        plan=dataclasses.replace(prepared.plan, memory=0),
+        clean=clean,
+        corrupted=corrupted,
+        metric=prepared.metrics,
+        edit=edit,
+        direction=prepared.direction,
+        alignment=alignment,
+        method=method,
+    )
 
-    Functions count by their names: what they do cannot be seen.
-    """
-    plan = dataclasses.replace(prepared.plan, memory=0)
-    trees = (prepared.model, prepared.given, prepared.metrics)
-    leaves, structure = jax.tree.flatten(trees)
-    shapes = [(jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves]
-    words = repr((repr(plan), method, prepared.direction, structure, shapes))
-    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", words).encode())
-    for leaf in leaves:
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
+
+def _read(identity: np.ndarray) -> dict[str, str]:
+    try:
+        return json.loads(str(identity))
+    except ValueError:  # That of an earlier version was no JSON.
+        return {"version": ""}

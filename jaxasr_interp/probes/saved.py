@@ -16,7 +16,7 @@ from jaxasr_interp.probes.mlp import MLPProbe
 from jaxasr_interp.probes.result import HeldOut, Probes
 from jaxasr_interp.probes.targets import Target
 from jaxasr_interp.pytree import replace
-from jaxasr_interp.store import new_folder, write_json
+from jaxasr_interp.store import check_sealed, new_folder, sealed, write_json
 
 _MARKER, _ARRAYS = "probes.json", "arrays"
 
@@ -41,10 +41,11 @@ def save_probes(probes: Probes, folder: str | Path) -> Path:
         "recipe": dataclasses.asdict(probes.recipe),
         "seeds": probes.seeds,
     }
+    arrays = _arrays(probes)
     with new_folder(folder) as partial:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial / _ARRAYS, _arrays(probes))
-        write_json(partial / _MARKER, description)
+            checkpointer.save(partial / _ARRAYS, arrays)
+        write_json(partial / _MARKER, sealed(description, arrays))
     return Path(folder).absolute()
 
 
@@ -52,7 +53,7 @@ def load_probes(folder: str | Path) -> Probes:
     """Load what `save_probes` wrote.
 
     Raises:
-        InputError: the folder holds no probes.
+        InputError: the folder holds no probes, or they are damaged.
     """
     import orbax.checkpoint as ocp
 
@@ -61,6 +62,7 @@ def load_probes(folder: str | Path) -> Probes:
         description = json.loads((folder / _MARKER).read_text("utf-8"))
         with ocp.StandardCheckpointer() as checkpointer:
             arrays = jax.tree.map(np.asarray, checkpointer.restore(folder / _ARRAYS))
+        check_sealed(folder, description, arrays)
         target = description["target"] | {"classes": tuple(description["target"]["classes"])}
         recipe = description["recipe"] | {"strengths": tuple(description["recipe"]["strengths"])}
         return Probes(
@@ -75,8 +77,11 @@ def load_probes(folder: str | Path) -> Probes:
             probe=_probe(arrays["probe"]),
             strength=arrays["strength"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder} holds no probes that can be read: {error}.") from None
+    except InputError:
+        raise
+    except Exception as error:  # Whatever a damaged file makes its readers trip over.
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"{folder} holds no probes that can be read: {reason}.") from None
 
 
 def _arrays(probes: Probes) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""What long work rests on: identity, stores."""
