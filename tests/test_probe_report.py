@@ -14,6 +14,7 @@ from jaxasr_interp.plots.probes import plot_probes
 from jaxasr_interp.probes.labels import parse_target, relabel
 from jaxasr_interp.probes.scores import majority, score, selectivity
 from jaxasr_interp.probes.targets import read_target
+from jaxasr_interp.store import write_dataset
 
 N, LAYERS, FEATURES = 150, 3, 6
 
@@ -261,11 +262,7 @@ def store(dataset, tmp_path):
         done=("clip", [True] * dataset.sizes["clip"]),
         problem=("clip", [""] * dataset.sizes["clip"]),
     ).assign_attrs(extraction="{}", model="random")
-    for name in ("animal", "speaker", "problem"):
-        dataset[name] = dataset[name].astype("T")
-    path = tmp_path / "x.zarr"
-    dataset.to_zarr(path, zarr_format=3, consolidated=False)
-    return path
+    return write_dataset(dataset, tmp_path / "x.zarr")
 
 
 def test_probe_writes_scores_pictures_and_probes(invoke, store, tmp_path):
