@@ -15,10 +15,17 @@ MAX_INITIAL_TIMESTAMP = 50  # in steps of 20 ms
 
 @pytree_dataclass
 class TimestampRules:
-    """Timestamps come in pairs, never decrease, and win where together they outweigh any text."""
+    """Timestamps come in pairs, never decrease, and win where together they outweigh any text.
+
+    Attributes:
+        begin: id of the timestamp 0.00.
+        is_timestamp: of every id.
+        is_text: of every id: a transcript says it.
+    """
 
     begin: Int[Array, ""]
-    end_of_text: Int[Array, ""]
+    is_timestamp: Bool[Array, " d_vocab"]
+    is_text: Bool[Array, " d_vocab"]
 
     def __call__(
         self,
@@ -28,15 +35,15 @@ class TimestampRules:
     ) -> Float[Array, " d_vocab"]:
         """Set what may not follow `tokens[:step]` to -inf."""
         ids = jnp.arange(len(logits), dtype=jnp.int32)
-        is_timestamp = ids >= self.begin
+        is_timestamp, timed = self.is_timestamp, self.is_timestamp[tokens]
         written = jnp.arange(len(tokens), dtype=jnp.int32) < step
-        after_timestamp = (step >= 1) & (tokens[step - 1] >= self.begin)
-        second = (step < 2) | (tokens[step - 2] >= self.begin)
+        after_timestamp = (step >= 1) & timed[step - 1]
+        second = (step < 2) | timed[step - 2]
         forbidden = ids == self.begin - 1
         forbidden |= after_timestamp & second & is_timestamp
         opening = after_timestamp & ~second
-        forbidden |= opening & (ids < self.end_of_text)
-        latest = jnp.where(written & (tokens >= self.begin), tokens, -1).max()
+        forbidden |= opening & self.is_text
+        latest = jnp.where(written & timed, tokens, -1).max()
         too_early = ids < jnp.where(opening, latest, latest + 1)
         forbidden |= (latest >= 0) & is_timestamp & too_early
         late = ids > self.begin + MAX_INITIAL_TIMESTAMP
@@ -99,17 +106,19 @@ def make_rules(
     """
     if not suppress:
         settings = GenerationSettings()
-    end_of_text = jnp.asarray(tokenizer.end_of_text, jnp.int32)
-    begin = tokenizer.timestamp_begin
-    with_timestamps = suppress and begin - 1 not in prompt
+    begin, timestamps = tokenizer.timestamp_begin, None
+    if suppress and begin - 1 not in prompt:
+        timestamps = TimestampRules(
+            jnp.asarray(begin, jnp.int32),
+            jnp.asarray(tokenizer.timestamp_mask(config.d_vocab)),
+            jnp.asarray(tokenizer.text_mask(config.d_vocab)),
+        )
     return Rules(
         suppressed=_mask(config.d_vocab, settings.suppress),
         suppressed_first=_mask(config.d_vocab, settings.suppress_first),
-        end_of_text=end_of_text,
+        end_of_text=jnp.asarray(tokenizer.end_of_text, jnp.int32),
         no_speech=jnp.asarray(tokenizer.no_speech, jnp.int32),
-        timestamps=TimestampRules(jnp.asarray(begin, jnp.int32), end_of_text)
-        if with_timestamps
-        else None,
+        timestamps=timestamps,
     )
 
 

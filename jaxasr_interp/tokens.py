@@ -1,21 +1,50 @@
-"""Text to tokens and back, and the prompts that tell Whisper what to do."""
+"""Text to tokens and back, and the prompts that tell Whisper what to do.
+
+A token is ordinary text, a word that a fine-tune has added, one of Whisper's special tokens, or a
+timestamp. The first two are what a transcript says.
+"""
 
 import contextlib
 import dataclasses
 import functools
+import itertools
+import json
 import logging
+import re
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.merges import Merge, Merges, complete_merges
 
 if TYPE_CHECKING:
     from jaxasr_interp.model import Whisper
 
 _ENGLISH_ONLY_END_OF_TEXT = 50256
 SECONDS_PER_TIMESTAMP = 0.02
+N_TIMESTAMPS = 1501
+"""From `<|0.00|>` to `<|30.00|>`."""
+_SPECIAL = frozenset(
+    f"<|{name}|>"
+    for name in (
+        "endoftext",
+        "startoftranscript",
+        "translate",
+        "transcribe",
+        "startoflm",
+        "startofprev",
+        "nospeech",
+        "nocaptions",
+        "notimestamps",
+    )
+)
+_TIMESTAMP = re.compile(r"<\|\d+\.\d\d\|>")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,17 +57,13 @@ class Tokenizer:
 
     path: str
 
-    @property
-    def _backend(self) -> Any:
-        return _load_backend(self.path)
-
     def special(self, name: str) -> int:
         """The id of the special token `<|name|>`.
 
         Raises:
             InputError: the vocabulary has no such token.
         """
-        token_id = _special_ids(self.path).get(f"<|{name}|>")
+        token_id = _load(self.path).added.get(f"<|{name}|>")
         if token_id is None:
             raise InputError(f"The tokenizer {self.path} has no token <|{name}|>.")
         return token_id
@@ -73,7 +98,7 @@ class Tokenizer:
         """Language codes and their token ids; empty for English-only models."""
         if not self.multilingual:
             return {}
-        ids, names = _special_ids(self.path), language_names()
+        ids, names = _load(self.path).added, language_names()
         return {code: ids[f"<|{code}|>"] for code in names if f"<|{code}|>" in ids}
 
     def language_code(self, language: str) -> str:
@@ -115,20 +140,57 @@ class Tokenizer:
         ending = [] if timestamps else [self.special("notimestamps")]
         return [*context, self.start_of_transcript, *choice, *ending]
 
+    @property
+    def added_words(self) -> dict[int, str]:
+        """Words that a fine-tune has added to Whisper's vocabulary, by their ids."""
+        return _load(self.path).words
+
+    @property
+    def merges(self) -> Merges:
+        """The byte-pair merges, those that the file lacks put back; see `merges`."""
+        return _load(self.path).merges
+
+    def is_text(self, token: int) -> bool:
+        """Whether a transcript says the token: not if it is a special token or a timestamp."""
+        return token < self.end_of_text or token in self.added_words
+
+    def is_timestamp(self, token: int) -> bool:
+        """Whether the token is one of `<|0.00|>` to `<|30.00|>`."""
+        step = token - self.timestamp_begin
+        return 0 <= step < N_TIMESTAMPS and token not in self.added_words
+
+    def text_mask(self, d_vocab: int) -> Bool[np.ndarray, " d_vocab"]:
+        """`is_text` of every id."""
+        mask = np.arange(d_vocab) < self.end_of_text
+        mask[[token for token in self.added_words if token < d_vocab]] = True
+        return mask
+
+    def timestamp_mask(self, d_vocab: int) -> Bool[np.ndarray, " d_vocab"]:
+        """`is_timestamp` of every id."""
+        steps = np.arange(d_vocab) - self.timestamp_begin
+        return (steps >= 0) & (steps < N_TIMESTAMPS) & ~self.text_mask(d_vocab)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, as written (a transcript's words start with a space)."""
-        return self._backend.encode(text, add_special_tokens=False)
+        return _load(self.path).backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """The text of some tokens, without special tokens and timestamps."""
-        text = [int(token) for token in tokens if int(token) < self.end_of_text]
-        return self._backend.decode(text)
+        """The text of some tokens, without Whisper's special tokens and timestamps."""
+        text = [token for token in map(int, tokens) if self.is_text(token)]
+        words = self.added_words
+        return "".join(
+            "".join(words[token] for token in run) if added else self._decode(list(run))
+            for added, run in itertools.groupby(text, words.__contains__)
+        )
 
     def label(self, token: int) -> str:
         """How one token is written on an axis: its text, `<|special|>` or `<|1.24|>`."""
-        if token >= self.timestamp_begin:
+        if self.is_timestamp(token):
             return f"<|{(token - self.timestamp_begin) * SECONDS_PER_TIMESTAMP:.2f}|>"
-        return self._backend.decode([token])
+        return self.added_words.get(token) or self._decode([token])
+
+    def _decode(self, tokens: list[int]) -> str:
+        return _load(self.path).backend.decode(tokens, skip_special_tokens=False)
 
 
 def require_tokenizer(model: "Whisper") -> Tokenizer:
@@ -165,15 +227,65 @@ def language_names() -> dict[str, str]:
     return LANGUAGES
 
 
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+    """What a `tokenizer.json` holds.
+
+    Attributes:
+        backend: encodes and decodes.
+        merges: of byte pairs.
+        added: ids of the special tokens and of the words added, by their content.
+        words: those that are no special token or timestamp of Whisper's, by id.
+    """
+
+    backend: Any
+    merges: Merges
+    added: dict[str, int]
+    words: dict[int, str]
+
+
+def _merge(pair: str | list[str]) -> Merge:
+    first, second = pair.split(" ") if isinstance(pair, str) else pair
+    return first, second
+
+
 @functools.cache
-def _load_backend(path: str) -> Any:
-    with without_warnings():
-        from transformers import WhisperTokenizer
+def _load(path: str) -> _Loaded:
+    import tokenizers
 
     try:
-        return WhisperTokenizer(tokenizer_file=path)
-    except Exception as error:
+        content = json.loads(Path(path).read_text("utf-8"))
+        added = {token["content"]: int(token["id"]) for token in content["added_tokens"]}
+        vocabulary, pairs = content["model"]["vocab"], content["model"]["merges"]
+        given = [_merge(pair) for pair in pairs]
+        merges = complete_merges(vocabulary, given, min(added.values(), default=len(vocabulary)))
+        content["model"]["merges"] = [" ".join(pair) for pair in merges.pairs]
+        backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # Of the library too, which raises nothing narrower.
         raise InputError(f"{path} is not a Whisper tokenizer.json: {error}.") from error
+    for token, number in added.items():
+        if backend.token_to_id(token) != number:
+            raise InputError(
+                f"{path} gives {token!r} the id {number}, but it is read as "
+                f"{backend.token_to_id(token)}: number the added tokens without gaps."
+            )
+    if merges.restored:
+        lost = [" ".join(pair) for pair in sorted(set(merges.pairs) - set(given))]
+        _log.warning(
+            "%s lacks %d of %d merges (%s), which its ids tell: they are put back.",
+            path,
+            merges.restored,
+            len(merges.pairs),
+            ", ".join(lost[:3]),
+        )
+    # Hebrew goes by its old code in the tokenizers of English-only models.
+    languages = {f"<|{code}|>" for code in (*language_names(), "iw")}
+    words = {
+        number: token
+        for token, number in added.items()
+        if token and token not in _SPECIAL | languages and not _TIMESTAMP.fullmatch(token)
+    }
+    return _Loaded(backend, merges, added, words)
 
 
 @contextlib.contextmanager
@@ -184,8 +296,3 @@ def without_warnings() -> Iterator[None]:
         yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-@functools.cache
-def _special_ids(path: str) -> dict[str, int]:
-    return dict(_load_backend(path).get_added_vocab())

@@ -4,6 +4,7 @@ The metric is the log-probability, at the last position, of the token that the c
 probable there; errors are shares of the effect on it.
 """
 
+import difflib
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from jaxasr_interp.model import Whisper
 from jaxasr_interp.patching.runs import Utterance
 from jaxasr_interp.site_invariants import identity, minimal, site_groups
 from jaxasr_interp.sites import Stack
+from jaxasr_interp.tokens import Tokenizer
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -157,9 +159,38 @@ def _row(check: Check, compares: str) -> tuple[str, ...]:
     return check.name, compares, f"{check.error:.1e}", bound, verdict if check.passed else "FAILS"
 
 
+def text_to_tokens(tokenizer: Tokenizer | None, tokens: Sequence[int]) -> list[Check]:
+    """Whether text becomes the tokens that the model writes, on a run's transcript.
+
+    A text has several tokenisations, of which a model may write another than the encoder's, so that
+    this is reported only.
+    """
+    if tokenizer is None:
+        return []
+    written = [token for token in tokens if tokenizer.is_text(token)]
+    again = tokenizer.encode(tokenizer.decode(written))
+    blocks = difflib.SequenceMatcher(None, written, again, autojunk=False).get_matching_blocks()
+    differ = len(written) - sum(block.size for block in blocks)
+    share = differ / max(1, len(written))
+    compares = f"the transcript encoded again: {differ} of {len(written)} tokens differ"
+    merges = tokenizer.merges
+    known = merges.state == "complete"
+    rule = (
+        f"{len(merges.pairs)} merges are those of the ids, {merges.restored} put back"
+        if known
+        else "a vocabulary of another build: its merges are taken as they are"
+    )
+    return [
+        Check("text to tokens", compares, share, None),
+        Check("merges", rule, float(not known), 0.0 if known else None),
+    ]
+
+
 def _steps(case: Case) -> list[Step]:
     """The name and function of each measurement, in the order of the table."""
-    steps: list[Step] = []
+    tokens = np.asarray(case.clean.tokens).tolist()
+    of_text = functools.partial(text_to_tokens, case.model.tokenizer, tokens)
+    steps: list[Step] = [("text to tokens", of_text)]
     for name, measure in (("identity patch", identity), ("minimal = reference", minimal)):
         for stack in _STACKS:
             for sites in site_groups(case, stack):

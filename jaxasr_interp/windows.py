@@ -20,7 +20,7 @@ from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_rows
 from jaxasr_interp.edit_grammar import as_intervention
 from jaxasr_interp.interventions import UNEDITED, Intervention, encode_under
 from jaxasr_interp.model import Whisper
-from jaxasr_interp.tokens import SECONDS_PER_TIMESTAMP, require_tokenizer
+from jaxasr_interp.tokens import SECONDS_PER_TIMESTAMP, Tokenizer, require_tokenizer
 
 NO_SPEECH_THRESHOLD = 0.6
 LOG_PROB_THRESHOLD = -1.0
@@ -104,7 +104,7 @@ def transcribe_windows(
         if _is_silent(result):
             seek += size
         else:
-            pieces, advance = _cut(result.tokens, tokenizer.timestamp_begin, size)
+            pieces, advance = _cut(result.tokens, tokenizer, size)
             for tokens, first, last in pieces:
                 text = tokenizer.decode(tokens)
                 start = seek / MEL_FRAMES_PER_SECOND + first * SECONDS_PER_TIMESTAMP
@@ -131,20 +131,20 @@ def _is_silent(result: Generated) -> bool:
 
 
 def _cut(
-    tokens: tuple[int, ...], begin: int, size: int
+    tokens: tuple[int, ...], tokenizer: Tokenizer, size: int
 ) -> tuple[list[tuple[tuple[int, ...], int, int]], int]:
     """Cut a window's tokens into segments.
 
     Args:
         tokens: generated tokens, timestamps included.
-        begin: id of the timestamp 0.00.
+        tokenizer: tells which of them are timestamps.
         size: mel frames of audio in the window.
 
     Returns:
         (tokens, first, last) of each segment, its ends in steps of 20 ms from the window's start;
         and how many mel frames to advance.
     """
-    is_time = [token >= begin for token in tokens]
+    begin, is_time = tokenizer.timestamp_begin, [tokenizer.is_timestamp(t) for t in tokens]
     cuts = [i for i in range(1, len(tokens)) if is_time[i - 1] and is_time[i]]
     ends_with_single = is_time[-2:] == [False, True]
     if cuts:
@@ -155,6 +155,6 @@ def _cut(
         complete = segments[-1][2] * _MEL_FRAMES_PER_TIMESTAMP
         # A segment of no length must not stop the clock.
         return segments, size if ends_with_single else complete or size
-    times = [token - begin for token in tokens if token >= begin]
+    times = [token - begin for token, timed in zip(tokens, is_time, strict=True) if timed]
     last = times[-1] if times and times[-1] else size // _MEL_FRAMES_PER_TIMESTAMP
     return [(tokens, 0, last)], size

@@ -150,7 +150,9 @@ def forbidden_by_openai(logits, tokens):
 def test_timestamp_rules_are_openais(x64, seed):
     generator = np.random.default_rng(seed)
     written = []
-    rules = TimestampRules(jnp.asarray(BEGIN, jnp.int32), jnp.asarray(END, jnp.int32))
+    ids = np.arange(140)
+    masks = jnp.asarray(ids >= BEGIN), jnp.asarray(ids < END)
+    rules = TimestampRules(jnp.asarray(BEGIN, jnp.int32), *masks)
     for step in range(10):
         logits = generator.normal(0, 2, 140)
         expected = forbidden_by_openai(logits, written)

@@ -1,11 +1,21 @@
-"""Prompts and tokens of the real tokenizers, and of the tiny one."""
+"""Prompts and tokens of the real tokenizers, text as tiktoken encodes it, words that are added."""
 
+import hashlib
+import json
+import logging
+import lzma
+import random
+from pathlib import Path
+
+import numpy as np
 import pytest
-from conftest import real_model
+from conftest import GOLDEN, real_model
 
 import jaxasr_interp as ji
+from jaxasr_interp.merges import complete_merges
 
 pytestmark = pytest.mark.real
+VOCABULARIES = {"base": "multilingual", "tiny.en": "gpt2"}
 
 
 @pytest.fixture
@@ -55,6 +65,139 @@ def test_decoding_leaves_out_special_tokens_and_timestamps(multilingual):
         "<|0.00|>",
         "<|0.72|>",
     ]
+
+
+@pytest.fixture(scope="module")
+def encodings():
+    return json.loads((GOLDEN / "encodings.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def lines():
+    with lzma.open(GOLDEN / "lines.txt.xz", "rt", encoding="utf-8") as file:
+        return file.read().split("\n")[:-1]
+
+
+def test_ten_thousand_lines_are_encoded_as_tiktoken_does(real, encodings, lines):
+    name, model = real
+    assert len(lines) == 10_000
+    assert len(encodings["languages"]) == 20
+    rows = [model.tokenizer.encode(line) for line in lines]
+    assert [model.tokenizer.decode(row) for row in rows] == lines
+    for number, expected in enumerate(encodings[VOCABULARIES[name]]):
+        block = rows[number * encodings["block"] :][: encodings["block"]]
+        flat = [token for row in block for token in (len(row), *row)]
+        found = hashlib.sha256(np.array(flat, "<i4").tobytes()).hexdigest()
+        assert found == expected, f"lines from {number * encodings['block']} on"
+
+
+def test_transcripts_are_encoded_as_they_were_written(real, encodings):
+    """But for those that a model wrote in other tokens than the encoder's, tiktoken's too."""
+    name, model = real
+    greedy = json.loads((GOLDEN / f"greedy_{name}.json").read_text())
+    otherwise = encodings[f"otherwise {name}"]
+    for clip, written in greedy["clips"].items():
+        tokens = [token for token in written["tokens"] if token != greedy["end_of_text"]]
+        text = model.tokenizer.decode(tokens)
+        assert model.tokenizer.encode(text) == otherwise.get(clip, tokens), clip
+        assert model.tokenizer.decode(otherwise.get(clip, tokens)) == text
+    same = [clip for clip in greedy["clips"] if clip not in otherwise]
+    assert len(same) / len(greedy["clips"]) > 0.9
+
+
+def test_a_merge_that_is_missing_is_put_back_and_said_once(multilingual, caplog):
+    assert multilingual.merges.restored == 1
+    assert multilingual.merges.pairs[0] == ("Ġ", "t")
+    assert multilingual.encode(" the") == [264]
+    again = ji.Tokenizer(multilingual.path)
+    with caplog.at_level(logging.WARNING):
+        again.encode(" the")
+    assert not caplog.records
+
+
+def content_of(tokenizer):
+    content = json.loads(Path(tokenizer.path).read_text("utf-8"))
+    merges = [tuple(pair.split(" ")) for pair in content["model"]["merges"]]
+    return content, content["model"]["vocab"], merges
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_merges_that_are_missing_are_found(english, seed):
+    _, vocabulary, merges = content_of(english)
+    drawn = random.Random(seed)
+    lost = set(drawn.sample(range(len(merges)), 30)) | {0, len(merges) - 1}
+    kept = [pair for number, pair in enumerate(merges) if number not in lost]
+    found = complete_merges(vocabulary, kept, english.end_of_text)
+    assert (found.state, found.restored) == ("complete", len(lost))
+    assert list(found.pairs) == merges
+
+
+def test_a_vocabulary_of_another_build_is_left_as_it_is(english, tmp_path, caplog):
+    content, vocabulary, merges = content_of(english)
+    merges[5], merges[9] = merges[9], merges[5]
+    other = complete_merges(vocabulary, merges, english.end_of_text)
+    assert (other.state, other.restored, list(other.pairs)) == ("other", 0, merges)
+    content["model"]["merges"] = [" ".join(pair) for pair in merges]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    tokenizer = ji.Tokenizer(str(path))
+    assert tokenizer.decode(tokenizer.encode(" the other")) == " the other"
+    assert not caplog.records
+
+
+def with_words(tokenizer, path, words, timestamps=True, first=None):
+    """The tokenizer with its timestamps and then some words added, as fine-tunes have them."""
+    content, _, _ = content_of(tokenizer)
+    number = max(token["id"] for token in content["added_tokens"]) + 1
+    names = [f"<|{0.02 * i:.2f}|>" for i in range(1501)] if timestamps else []
+    for i, name in enumerate([*names, *words]):
+        token = {"id": number + i, "content": name, "special": False, "normalized": False}
+        token |= {"single_word": False, "lstrip": False, "rstrip": False}
+        content["added_tokens"].append(token)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return ji.Tokenizer(str(path))
+
+
+def test_words_that_a_fine_tune_added_are_text(english, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    path = tmp_path / "tokenizer.json"
+    tokenizer = with_words(english, path, [" kiwibird", " quokka"])
+    assert tokenizer.added_words == {51864: " kiwibird", 51865: " quokka"}
+    tokens = [50257, 50362, 50363, *tokenizer.encode(" the"), 51864, 51865, 50400, 50256]
+    theirs = transformers.WhisperTokenizer(tokenizer_file=str(path))
+    assert tokenizer.decode(tokens) == " the kiwibird quokka"
+    assert tokenizer.decode(tokens) == theirs.decode(tokens, skip_special_tokens=True)
+    assert tokenizer.encode(" the kiwibird") == [262, 51864]
+    assert [tokenizer.label(token) for token in (51864, 50400, 50256)] == [
+        " kiwibird",
+        "<|0.74|>",
+        "<|endoftext|>",
+    ]
+    assert [tokenizer.is_timestamp(t) for t in (50362, 50363, 51863, 51864)] == [0, 1, 1, 0]
+    masks = tokenizer.text_mask(51866), tokenizer.timestamp_mask(51866)
+    for token in range(51866):
+        assert masks[0][token] == tokenizer.is_text(token)
+        assert masks[1][token] == tokenizer.is_timestamp(token)
+
+
+def test_words_beyond_ascii_are_read_as_they_are_written(english, tmp_path):
+    tokenizer = with_words(english, tmp_path / "tokenizer.json", [" naïve", " 東京 z", "<|hm|>"])
+    assert tokenizer.decode([262, 51864, 51865, 51866, 262]) == " the naïve 東京 z<|hm|> the"
+
+
+def test_words_in_place_of_timestamps_are_words(english, tmp_path):
+    tokenizer = with_words(english, tmp_path / "tokenizer.json", [" kiwi"], timestamps=False)
+    assert tokenizer.decode([262, 50363]) == " the kiwi"
+    assert [tokenizer.is_timestamp(token) for token in (50363, 50364)] == [False, True]
+
+
+def test_added_tokens_that_are_read_under_other_ids_are_refused(english, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    content, _, _ = content_of(english)
+    content["added_tokens"][-1]["id"] += 7
+    path.write_text(json.dumps(content))
+    with pytest.raises(ji.InputError, match=r"the id 50369, but it is read as 50362"):
+        ji.Tokenizer(str(path)).encode(" the")
 
 
 @pytest.mark.parametrize(

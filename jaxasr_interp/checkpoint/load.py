@@ -5,9 +5,11 @@ import mmap
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from jaxasr_interp.checkpoint import convert, ctranslate2, huggingface, saved
 from jaxasr_interp.checkpoint.bundled import BUNDLES, require_parts
+from jaxasr_interp.checkpoint.consistency import check_alignment_heads, check_special_tokens
 from jaxasr_interp.checkpoint.huggingface import read_json
 from jaxasr_interp.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.errors import InputError
@@ -42,7 +44,8 @@ def load_model(name: str | Path, dtype: str | None = None) -> Whisper:
         The model, with its tokenizer and generation settings.
 
     Raises:
-        InputError: nothing of that name, or a damaged, incomplete or foreign checkpoint.
+        InputError: nothing of that name, or a damaged, incomplete or foreign checkpoint, or one
+            whose tokenizer and settings are not of one model.
     """
     if str(name) in BUNDLES:
         return _load_bundled(str(name), dtype or "float32")
@@ -105,8 +108,11 @@ def _from_huggingface(folder: Path, dtype: str) -> Whisper:
     tensors = huggingface.read_tensors(folder)
     model = convert.from_tensors(WhisperConfig.from_hf(hf), tensors, dtype, str(folder))
     settings = folder / "generation_config.json"
-    model.generation = GenerationSettings.from_hf(read_json(settings) if settings.exists() else hf)
+    origin = settings if settings.exists() else folder / "config.json"
+    stated = read_json(origin)
+    model.generation = GenerationSettings.from_hf(stated)
     model.tokenizer = _tokenizer(folder)
+    _check(model, stated, origin)
     model.source = f"{folder} sha256:{_sha256(huggingface.weight_files(folder))}"
     return model
 
@@ -114,11 +120,18 @@ def _from_huggingface(folder: Path, dtype: str) -> Whisper:
 def _from_ctranslate2(data: memoryview, folder: Path, origin: str, dtype: str) -> Whisper:
     config, tensors = ctranslate2.read_tensors(data, origin)
     model = convert.from_tensors(config, tensors, dtype, origin)
-    settings = folder / "config.json"
-    if settings.exists():
-        model.generation = GenerationSettings.from_ctranslate2(read_json(settings))
     model.tokenizer = _tokenizer(folder)
+    settings = folder / "config.json"
+    stated = read_json(settings) if settings.exists() else {}
+    model.generation = GenerationSettings.from_ctranslate2(stated)
+    _check(model, stated, settings)
     return model
+
+
+def _check(model: Whisper, stated: dict[str, Any], origin: Path) -> None:
+    check_alignment_heads(model.generation, model.config, str(origin))
+    if model.tokenizer is not None:
+        check_special_tokens(model.tokenizer, stated, model.config, str(origin))
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:

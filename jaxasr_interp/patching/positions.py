@@ -84,7 +84,7 @@ def words_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[tuple[str, Win
     """The words of a transcript, lower case without punctuation, with their windows of tokens."""
     words: list[tuple[str, Window]] = []
     for pos, token in enumerate(int(token) for token in tokens):
-        if token >= tokenizer.end_of_text:
+        if not tokenizer.is_text(token):
             continue
         text = tokenizer.label(token)
         if words and words[-1][1][1] == pos and not text.startswith(" "):

@@ -1,0 +1,72 @@
+"""Whether the parts of a checkpoint are of one model: weights, tokenizer and settings."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jaxasr_interp.config import GenerationSettings, WhisperConfig
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.tokens import Tokenizer
+
+_SPECIAL = {
+    "eos_token_id": "endoftext",
+    "decoder_start_token_id": "startoftranscript",
+    "no_timestamps_token_id": "notimestamps",
+    "prev_sot_token_id": "startofprev",
+}
+
+
+def check_special_tokens(
+    tokenizer: Tokenizer, settings: Mapping[str, Any], config: WhisperConfig, origin: str
+) -> None:
+    """Raise `InputError` unless special tokens have one id in the tokenizer and the settings.
+
+    Args:
+        tokenizer: of the checkpoint.
+        settings: parsed `generation_config.json` or `config.json` of Hugging Face, or CTranslate2's
+            `config.json`.
+        config: sizes; special tokens are within the vocabulary.
+        origin: names the settings in the error.
+    """
+    for name, token_id in _stated(settings):
+        own = tokenizer.special(name)
+        if token_id != own:
+            raise InputError(
+                f"{tokenizer.path} gives <|{name}|> the id {own} and {origin} {token_id}: they are "
+                "not of one model; put the tokenizer of these weights beside them."
+            )
+    languages = settings.get("lang_ids")
+    if languages and tokenizer.multilingual and set(languages) != {*tokenizer.languages.values()}:
+        raise InputError(
+            f"{tokenizer.path} and {origin} have other ids for the languages: they are not of one "
+            "model; put the tokenizer of these weights beside them."
+        )
+    last = tokenizer.special("notimestamps")
+    if last >= config.d_vocab:
+        raise InputError(
+            f"{tokenizer.path} gives <|notimestamps|> the id {last} and the model has "
+            f"{config.d_vocab} tokens: put the tokenizer of these weights beside them."
+        )
+
+
+def check_alignment_heads(settings: GenerationSettings, config: WhisperConfig, origin: str) -> None:
+    """Raise `InputError` if a cross-attention head that the settings name is not in the model."""
+    for layer, head in settings.alignment_heads:
+        if not (0 <= layer < config.decoder_layers and 0 <= head < config.decoder_heads):
+            raise InputError(
+                f"{origin} names head {head} of layer {layer} for alignment: the decoder has "
+                f"{config.decoder_layers} layers of {config.decoder_heads} heads."
+            )
+
+
+def _stated(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Name and id of each special token that the settings state."""
+    for key, name in _SPECIAL.items():
+        # Where several tokens end a text, Whisper's own comes first.
+        stated = settings.get(key)
+        stated = stated[0] if isinstance(stated, list) and stated else stated
+        if isinstance(stated, int):
+            yield name, stated
+    for task, token_id in (settings.get("task_to_id") or {}).items():
+        yield task, token_id
+    for language, token_id in (settings.get("lang_to_id") or {}).items():
+        yield language.removeprefix("<|").removesuffix("|>"), token_id
