@@ -19,6 +19,7 @@ from jaxasr_interp import metrics
 from jaxasr_interp._version import __version__
 from jaxasr_interp.alignment import Word, align_words
 from jaxasr_interp.audio import load_audio, log_mel_spectrogram
+from jaxasr_interp.audio_files import AudioWarning
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.checkpoint.saved import save_model
 from jaxasr_interp.config import GenerationSettings, WhisperConfig
@@ -89,6 +90,7 @@ __all__ = [
     "Add",
     "Agreement",
     "At",
+    "AudioWarning",
     "Choice",
     "Clip",
     "DecoderActivations",

@@ -1,14 +1,14 @@
 """Audio files to 16 kHz samples, and samples to log-mel spectrograms."""
 
 import functools
-import io
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
+from jaxasr_interp.audio_files import check_rate, decode_audio, warn
 from jaxasr_interp.errors import InputError
 
 SAMPLE_RATE = 16_000
@@ -17,47 +17,102 @@ HOP = 160
 CHUNK_SECONDS = 30
 CHUNK_SAMPLES = CHUNK_SECONDS * SAMPLE_RATE
 MEL_FRAMES_PER_SECOND = SAMPLE_RATE // HOP
+_HEADERLESS = {".raw", ".pcm"}
+_FAR_BEYOND_FULL_SCALE = 10.0
+_CANCELLED = 1e-3
+_MOST_CHANNELS = 64
+_LOUDEST = 1e16
 
 
 def load_audio(path: str | Path) -> Float[np.ndarray, " samples"]:
-    """Read an audio file as 16 kHz mono.
+    """Read an audio file as 16 kHz mono, to its end whatever its header says.
 
     Args:
-        path: WAV, FLAC, OGG, MP3 or anything else soundfile reads; any rate and channel count.
+        path: WAV, FLAC, Ogg, MP3, M4A, WebM or anything else that FFmpeg reads; any rate from 1 kHz
+            to 768 kHz, any channel count.
 
     Returns:
-        float32 samples in [-1, 1]: channels averaged, resampled with soxr.
+        float32 samples, full scale being ±1: channels averaged, resampled with soxr.
 
     Raises:
         InputError: the file is missing, not audio, empty, or holds values that are not finite.
+
+    Warns:
+        AudioWarning: the file is cut off or damaged, its channels cancel, or its samples are far
+            beyond ±1.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise InputError(f"There is no audio file {path}.")
-    return read_audio(path, str(path))
-
-
-def read_audio(file: str | Path | io.BytesIO, origin: str) -> Float[np.ndarray, " samples"]:
-    """`load_audio` for the content of a file too; `origin` names it in errors."""
-    import soundfile
-
+    if path.suffix.lower() in _HEADERLESS:
+        raise InputError(
+            f"{path} holds samples without a header, which do not say their rate: make a WAV of it."
+        )
     try:
-        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        reason = getattr(error, "error_string", error)
-        raise InputError(f"{origin} cannot be read as audio: {reason}") from None
-    return as_audio(samples.mean(axis=1, dtype=np.float32), rate, origin)
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    return read_audio(content, str(path))
+
+
+def read_audio(content: bytes, origin: str) -> Float[np.ndarray, " samples"]:
+    """`load_audio` for the content of a file; `origin` names it in errors and warnings."""
+    pieces = [as_audio(one.samples, one.rate, origin) for one in decode_audio(content, origin)]
+    return check_audio(np.concatenate([np.zeros(0, np.float32), *pieces]), origin)
 
 
 def as_audio(
-    samples: Float[np.ndarray, " samples"], rate: int, origin: str
+    samples: Num[np.ndarray, " samples"] | Num[np.ndarray, "channel samples"],
+    rate: int,
+    origin: str,
 ) -> Float[np.ndarray, " _"]:
-    """One row of samples at any rate as 16 kHz float32; raise `InputError` if it holds no sound."""
+    """Samples at any rate as 16 kHz float32, their channels averaged.
+
+    Args:
+        samples: floats, full scale being ±1, or signed integers of 16 or 32 bits.
+        rate: samples a second.
+        origin: names them in errors and warnings.
+
+    Raises:
+        InputError: there are none, they are of another kind or shape, not finite, or their rate is
+            not between 1 kHz and 768 kHz.
+    """
     import soxr
 
-    samples = check_audio(samples, origin).astype(np.float32)
+    check_rate(rate, origin)
+    if samples.dtype.kind in "iu" and samples.dtype not in (np.int16, np.int32):
+        raise InputError(
+            f"{origin} is {samples.dtype}: expected floats, or signed integers of 16 or 32 bits."
+        )
+    if samples.dtype in (np.int16, np.int32):
+        samples = samples / -float(np.iinfo(samples.dtype).min)
+    mix = _mixed(samples, origin) if samples.ndim == 2 else samples
+    mix = check_audio(mix, origin).astype(np.float32)
+    peak = float(np.abs(mix).max())
+    if peak > _FAR_BEYOND_FULL_SCALE:
+        warn(f"{origin} peaks at {peak:.4g}, far beyond ±1: scale its samples.")
     if rate != SAMPLE_RATE:
-        samples = soxr.resample(samples, rate, SAMPLE_RATE)
-    return check_audio(samples, origin)
+        mix = soxr.resample(mix, rate, SAMPLE_RATE)
+    return check_audio(mix, origin)
+
+
+def _mixed(
+    samples: Num[np.ndarray, "channel samples"], origin: str
+) -> Float[np.ndarray, " samples"]:
+    """The mean of the channels; warn if it is silent though they are not."""
+    if not 1 <= len(samples) <= _MOST_CHANNELS:
+        raise InputError(
+            f"{origin} has shape {list(samples.shape)}: expected one row of samples, or one for "
+            f"each of at most {_MOST_CHANNELS} channels."
+        )
+    mix = samples.mean(axis=0, dtype=np.float32 if samples.dtype == np.float32 else np.float64)
+    loudest = np.sqrt(np.square(samples, dtype=np.float64).mean(axis=1)).max(initial=0)
+    if np.sqrt(np.square(mix, dtype=np.float64).mean()) < _CANCELLED * loudest:
+        warn(
+            f"The channels of {origin} cancel: their mean is silent though they are not; take one "
+            "of them."
+        )
+    return mix
 
 
 def check_audio(
@@ -94,9 +149,14 @@ def log_mel_spectrogram(
         float32 spectrogram.
 
     Raises:
-        InputError: `audio` is not one row of finite float samples.
+        InputError: `audio` is not one row of finite float samples, or beyond ±1e16.
     """
     samples = check_audio(np.asarray(audio))[: frames * HOP].astype(np.float32)
+    if np.abs(samples).max() > _LOUDEST:
+        raise InputError(
+            f"The audio peaks at {np.abs(samples).max():.4g}, whose power is beyond float32: scale "
+            "it to ±1."
+        )
     padded = np.pad(samples, (0, frames * HOP - len(samples)))
     return _log_mel(jnp.asarray(padded), jnp.asarray(mel_filterbank(n_mels)))
 

@@ -1,6 +1,7 @@
 """The typer application: its commands, and what holds for all of them."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -95,10 +96,17 @@ def _options(
     keep_compiled_programs()
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
+    """A warning in a line, without the place in the code that it comes from."""
+    errors.print(f"warning: {message}", markup=False, soft_wrap=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, by default with the arguments of the process."""
     try:
-        app(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            app(arguments)
     except InputError as error:
         errors.print(f"error: {error}", markup=False, soft_wrap=True)
         sys.exit(2)

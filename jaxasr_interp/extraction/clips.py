@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import io
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -100,7 +99,7 @@ def _read(source: AudioSource, origin: str) -> Float[np.ndarray, " samples"]:
         case Path():
             return load_audio(source)
         case bytes():
-            return read_audio(io.BytesIO(source), origin)
+            return read_audio(source, origin)
         case samples, rate:
             return as_audio(samples, rate, origin)
 

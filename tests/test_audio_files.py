@@ -1,0 +1,256 @@
+"""Audio is read to its end, whatever its header says, and what is wrong with it is said."""
+
+import io
+import struct
+import subprocess
+import sys
+from importlib import resources
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from conftest import GOLDEN
+
+import jaxasr_interp as ji
+from jaxasr_interp.audio import as_audio, read_audio
+from jaxasr_interp.audio_files import decode_audio
+
+GRASS = 35_109
+DELAY = 2_400
+"""Samples by which the length of a lossy file may differ."""
+
+
+@pytest.fixture(scope="module")
+def grass():
+    path = resources.files("jaxasr_interp") / "data" / "grass.flac"
+    return soundfile.read(io.BytesIO(path.read_bytes()), dtype="float32")[0]
+
+
+def written(samples, rate=16_000, **options):
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, **options)
+    return file.getvalue()
+
+
+def pcm(content):
+    return soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)[0]
+
+
+def noise_then_speech(grass):
+    """A second of full-scale noise leads guesses of the length astray."""
+    noise = np.random.default_rng(0).uniform(-0.9, 0.9, 32_000).astype(np.float32)
+    return np.concatenate([noise, np.zeros(32_000, np.float32), grass])
+
+
+def without_length_table(content):
+    """An MP3 without its first frame, which holds nothing but the table."""
+    second = content.index(content[:2], 4)
+    assert any(mark in content[:second] for mark in (b"Xing", b"Info"))
+    return content[second:]
+
+
+@pytest.mark.parametrize("mode", ["VARIABLE", "AVERAGE"])
+def test_an_mp3_is_read_to_its_end(grass, mode):
+    samples = noise_then_speech(grass)
+    whole = written(samples, format="MP3", bitrate_mode=mode, compression_level=0.9)
+    for content in (whole, without_length_table(whole)):
+        audio = read_audio(content, "a.mp3")
+        assert 0 <= len(audio) - len(samples) <= DELAY
+        # The last word is there: correlated with the clip, at the codec's delay.
+        tail, ending = grass[-8_000:], audio[-8_000 - DELAY :]
+        assert np.correlate(ending, tail).max() > 0.8 * np.square(tail).sum()
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (48_000, 1), (16_000, 2)])
+def test_every_link_of_chained_ogg_streams_is_read(grass, subtype, rate, channels):
+    first = written(grass, format="OGG", subtype=subtype)
+    other = np.stack([grass[:30_000]] * channels, axis=1)
+    second = written(other, rate, format="OGG", subtype=subtype)
+    expected = [len(read_audio(content, "one")) for content in (first, second)]
+    audio = read_audio(first + second + first, "a.ogg")
+    assert len(audio) == 2 * expected[0] + expected[1]
+    np.testing.assert_array_equal(audio[: expected[0]], read_audio(first, "one"))
+    np.testing.assert_array_equal(audio[-expected[0] :], read_audio(first, "one"))
+    assert abs(expected[0] - GRASS) <= DELAY
+
+
+def test_a_streamed_flac_that_does_not_say_its_length_is_read(grass, tmp_path):
+    content = bytearray(written(grass, format="FLAC", subtype="PCM_16"))
+    # The total number of samples: the low 36 bits of bytes 21 to 25 of the file.
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    path = tmp_path / "streamed.flac"
+    path.write_bytes(content)
+    np.testing.assert_array_equal(ji.load_audio(path), grass)
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFFFFF])
+def test_a_streamed_wav_that_does_not_say_its_length_is_read(grass, size):
+    content = bytearray(written(grass, format="WAV", subtype="PCM_16"))
+    struct.pack_into("<I", content, content.index(b"data") + 4, size)
+    np.testing.assert_array_equal(read_audio(bytes(content), "pipe"), grass)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)],
+)
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_file_that_was_cut_off_gives_what_is_there_and_says_so(grass, kind, subtype, share):
+    samples = np.tile(grass, 6)
+    content = written(samples, format=kind, subtype=subtype)
+    with pytest.warns(ji.AudioWarning, match=r"cut\.file is cut off: .*holds \d+\.\d\d s") as said:
+        audio = read_audio(content[: int(share * len(content))], "cut.file")
+    assert len(said) == 1
+    assert 0.1 * len(samples) < len(audio) < len(samples)
+    if kind in ("WAV", "FLAC"):
+        np.testing.assert_array_equal(audio, samples[: len(audio)])
+        assert f"holds {len(audio) / 16_000:.2f} s of the 13.17 s" in str(said[0].message)
+
+
+def test_damage_within_a_file_is_said(grass):
+    content = bytearray(written(grass, format="FLAC", subtype="PCM_16"))
+    middle = len(content) // 2
+    content[middle : middle + 2_000] = bytes(2_000)
+    with pytest.warns(ji.AudioWarning, match=r"is (damaged|cut off)"):
+        read_audio(bytes(content), "a.flac")
+
+
+def test_channels_that_cancel_are_said(grass):
+    opposed = written(np.stack([grass, -grass], axis=1), format="WAV", subtype="FLOAT")
+    with pytest.warns(ji.AudioWarning, match=r"channels of a\.wav cancel"):
+        assert not read_audio(opposed, "a.wav").any()
+    beside = written(np.stack([grass, np.zeros_like(grass)], axis=1), format="WAV", subtype="FLOAT")
+    np.testing.assert_array_equal(read_audio(beside, "b.wav"), grass / 2)
+    silent = written(np.zeros((100, 2)), format="WAV", subtype="FLOAT")
+    assert len(read_audio(silent, "silence.wav")) == 100
+
+
+@pytest.mark.parametrize("scale", [32_768, 1e20])
+def test_samples_far_beyond_full_scale_are_said(grass, scale):
+    content = written(grass * scale, format="WAV", subtype="FLOAT")
+    with pytest.warns(ji.AudioWarning, match=r"a\.wav peaks at [\d.e+]+, far beyond ±1"):
+        audio = read_audio(content, "a.wav")
+    assert len(audio) == GRASS
+    # A little beyond is what mixing leaves.
+    read_audio(written(grass * 4, format="WAV", subtype="FLOAT"), "loud.wav")
+
+
+def test_audio_whose_power_is_beyond_float32_has_no_spectrogram(grass):
+    with pytest.raises(ji.InputError, match=r"peaks at .*e\+19, whose power is beyond float32"):
+        ji.log_mel_spectrogram(grass * np.float32(1e20))
+    assert np.isfinite(ji.log_mel_spectrogram(grass * np.float32(1e15))).all()
+
+
+def container(grass, kind, codec, rate):
+    """The clip as phones, browsers and archives write it."""
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format=kind) as out:
+        stream = out.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            (grass * 32_767).astype(np.int16)[None], format="s16", layout="mono"
+        )
+        frame.sample_rate = 16_000
+        stream.codec_context.format = kind_of(codec)
+        stream.codec_context.open()
+        resampler = av.AudioResampler(
+            kind_of(codec), "mono", rate, frame_size=stream.codec_context.frame_size
+        )
+        for converted in [*resampler.resample(frame), *resampler.resample(None)]:
+            out.mux(stream.encode(converted))
+        out.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def kind_of(codec):
+    return {"aac": "fltp", "libopus": "flt"}[codec]
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec", "rate"),
+    [("mp4", "aac", 16_000), ("webm", "libopus", 48_000)],
+)
+def test_what_phones_browsers_and_archives_write_is_read(grass, kind, codec, rate):
+    audio = read_audio(container(grass, kind, codec, rate), kind)
+    assert abs(len(audio) - GRASS) <= DELAY
+    n = min(len(audio), GRASS)
+    best = np.correlate(audio[DELAY : n - DELAY], grass[:n], "full").max()
+    assert best > 0.8 * np.square(grass[DELAY : n - DELAY]).sum()
+
+
+def test_flac_in_ogg_is_read(grass):
+    np.testing.assert_array_equal(ji.load_audio(GOLDEN / "audio" / "flac_in_ogg.ogg"), grass)
+
+
+@pytest.mark.parametrize(("channels", "rate"), [(1, 44_100), (2, 8_000), (6, 48_000)])
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_samples_are_those_that_libsndfile_reads(grass, subtype, channels, rate):
+    samples = grass[:9_000, None] * np.linspace(0.3, 1, channels, dtype=np.float32)[None]
+    content = written(samples, rate, format="WAV", subtype=subtype)
+    mix = pcm(content).mean(axis=1, dtype=np.float32)
+    expected = soxr.resample(mix, rate, 16_000)
+    np.testing.assert_allclose(read_audio(content, "a.wav"), expected, atol=2e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("html.mp3", b"<html><body>404</body></html>", r"html\.mp3 cannot be read as audio: "),
+        ("raw.raw", bytes(70_218), r"raw\.raw holds samples without a header"),
+        ("a.wav", b"", r"cannot be read as audio"),
+        ("text.m4a", b"not audio at all " * 99, r"cannot be read as audio"),
+    ],
+)
+def test_what_is_no_audio_is_said_in_a_sentence(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ji.InputError, match=message) as error:
+        ji.load_audio(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("rate", [1, 999, 800_000])
+def test_rates_that_nothing_is_sampled_at_are_refused(grass, rate):
+    content = written(grass[:100], rate, format="WAV", subtype="PCM_16")
+    with pytest.raises(ji.InputError, match=rf"a\.wav claims {rate} samples a second"):
+        read_audio(content, "a.wav")
+    with pytest.raises(ji.InputError, match=f"claims {rate} samples"):
+        as_audio(grass, rate, "The row")
+
+
+def test_rows_of_samples_are_floats_integers_or_channels(grass):
+    counts = (grass * 32_768).astype(np.int16)
+    np.testing.assert_array_equal(as_audio(counts, 16_000, "row"), counts / np.float32(32_768))
+    two = np.stack([grass, grass])
+    np.testing.assert_array_equal(as_audio(two, 16_000, "row"), grass)
+    for samples in (two.T, np.zeros((0, 5), np.float32), np.zeros(5, np.int8)):
+        with pytest.raises(ji.InputError, match=r"expected (one row|floats)|has no samples"):
+            as_audio(samples, 16_000, "The row")
+
+
+def test_a_path_beyond_ascii_is_read(grass, tmp_path):
+    path = tmp_path / "naïve 東京.flac"
+    path.write_bytes(written(grass, format="FLAC", subtype="PCM_16"))
+    np.testing.assert_array_equal(ji.load_audio(path), grass)
+
+
+def test_the_command_line_warns_in_a_line(grass, tmp_path):
+    path = tmp_path / "cut.wav"
+    path.write_bytes(written(grass, format="WAV", subtype="PCM_16")[:40_000])
+    code = (
+        "import sys; from jaxasr_interp.cli import app; from jaxasr_interp.audio import load_audio;"
+        "app.app = lambda arguments: load_audio(sys.argv[1]); app.main()"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert said == f"warning: {path} is cut off: it holds 1.25 s of the 2.19 s it promises.\n"
+
+
+def test_pieces_know_how_long_they_last(grass):
+    (sound,) = decode_audio(written(grass, 8_000, format="WAV", subtype="PCM_16"), "a.wav")
+    assert (sound.rate, sound.samples.shape) == (8_000, (1, GRASS))
+    assert sound.seconds == GRASS / 8_000
