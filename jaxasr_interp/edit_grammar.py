@@ -187,7 +187,7 @@ class _Part:
         what, alpha = self._what(model), self.number("alpha") if "alpha" in self.values else 1.0
         return together(
             [
-                At(what, layer, start, stop, head, alpha, self.site)
+                At(what, layer, start, stop, head, alpha, self.site, self.stack)
                 for layer in self.layers
                 for head in self.heads
                 for start, stop in self._windows(model)

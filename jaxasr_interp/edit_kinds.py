@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxasr_interp.config import WhisperConfig
 from jaxasr_interp.edits import LayerIndex, indices_along
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.pytree import pytree_dataclass, replace
 from jaxasr_interp.sites import (
     DecoderActivations,
     EncoderActivations,
+    Stack,
     counts_frames,
     position_axis,
 )
@@ -144,6 +146,15 @@ class Interchange:
     def needs_source(self) -> bool:
         """Whether there is no source yet."""
         return self.source is None
+
+    def check(self, stack: Stack, config: WhisperConfig) -> None:
+        """Raise `InputError` if the source is of the other stack."""
+        other = DecoderActivations if stack == "encoder" else EncoderActivations
+        if isinstance(self.source, other):
+            raise InputError(
+                f"The source of the patch is {other.__name__}: it is refused in the {stack}, whose "
+                "activations are others."
+            )
 
 
 @pytree_dataclass

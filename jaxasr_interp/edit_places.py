@@ -30,6 +30,7 @@ from jaxasr_interp.sites import (
     DecoderActivations,
     EncoderActivations,
     Stack,
+    check_site,
     counts_frames,
     head_axis,
     layer_axes,
@@ -56,6 +57,7 @@ class At:
         head: which head, or `EVERY` (-1).
         alpha: strength; 1 gives `edit(a)` itself.
         site: a site with a position axis.
+        stack: whose site it is, where only one is meant: in the other the edit is refused.
 
     Raises:
         InputError: there is no such site.
@@ -68,8 +70,11 @@ class At:
     head: Int[Array, ""] | int = EVERY
     alpha: Float[Array, ""] | float = 1.0
     site: str = static(default="resid_pre")
+    stack: Stack | None = static(default=None)
 
     def __post_init__(self):
+        if self.stack is not None:
+            check_site(self.stack, self.site)
         if not any(self.site in sites for sites in SITES.values()):
             raise InputError(f"There is no site {self.site!r} in the encoder or the decoder.")
         if not {"pos", "frame", "query"}.intersection(layer_axes(self.site)):
@@ -119,7 +124,15 @@ class At:
         return frozenset({self.site})
 
     def check(self, stack: Stack, config: WhisperConfig) -> None:
-        """Raise `InputError` if the model has no such layer or head, where they are not traced."""
+        """Raise `InputError` if the edit is of the other stack, or the model has no such layer or
+        head, where they are not traced.
+        """
+        if self.stack not in (None, stack):
+            raise InputError(
+                f"The edit is of {self.site!r} in the {self.stack}: it is refused in the {stack}, "
+                "whose activations are others."
+            )
+        check_edit(self.edit, stack, config)
         sizes = {}
         if SITES[stack][self.site][0] == "layer":
             sizes["layer"] = config.layers(stack)

@@ -178,27 +178,80 @@ def test_a_direction_raises_its_class(report):
     assert change.argmax() == list(report.probes.target.classes).index("owl")
 
 
-def test_a_probe_steers_the_model(tiny32, golden):
+SITES = ["resid_pre", "resid_mid"]
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_a_probe_steers_the_site_that_it_read_and_no_other(tiny32, golden, stack, tmp_path):
     generator = np.random.default_rng(0)
     config = tiny32.config
-    x = generator.normal(size=(config.decoder_layers, 40, config.d_model)).astype(np.float32)
-    probes = ji.fit_probes(x, ["no", "yes"] * 20, shuffled=False, strengths=[0.1])["target"]
-    states = ji.encode(tiny32, jnp.asarray(golden["mel_a"], jnp.float32)).states
-    plain, steered = (
-        ji.decode(
+    x = generator.normal(size=(config.layers(stack), 40, config.d_model)).astype(np.float32)
+    labels, options = ["no", "yes"] * 20, {"shuffled": False, "strengths": [0.1]}
+    fitted = ji.fit_probes(x, labels, features=f"{stack}.resid_mid", **options)["target"]
+    probes = ji.load_probes(ji.save_probes(fitted, tmp_path / "probes"))
+    mel = jnp.asarray(golden["mel_a"], jnp.float32)
+
+    def acts(edits):
+        states = ji.encode(tiny32, mel, edit=edits.get("encoder", ji.identity), sites=SITES)
+        run = ji.decode(
             tiny32,
             golden["tokens_a"],
-            states,
-            edit=probes.steer(1, amount, towards="yes", start=2, stop=4),
-            sites=["resid_post"],
+            states.states,
+            edit=edits.get("decoder", ji.identity),
+            sites=SITES,
         )
-        for amount in (0.0, 3.0)
-    )
-    moved = np.asarray(steered.acts.resid_post - plain.acts.resid_post)
+        return {"encoder": states.acts, "decoder": run.acts}[stack]
+
+    steer = probes.steer(1, 3.0, towards="yes", start=2, stop=4)
+    plain, steered = acts({}), acts({stack: steer})
+    moved = np.asarray(steered.resid_mid - plain.resid_mid)
     np.testing.assert_array_equal(moved[0], 0)
     np.testing.assert_array_equal(moved[1, :2], 0)
     for pos in (2, 3):
         np.testing.assert_allclose(moved[1, pos], 3 * probes.direction(1, "yes"), atol=1e-5)
+    np.testing.assert_array_equal(steered.resid_pre, plain.resid_pre)
+    other = "encoder" if stack == "decoder" else "decoder"
+    with pytest.raises(ji.InputError, match=rf"of 'resid_mid' in the {stack}: it is refused in"):
+        acts({other: steer})
+    utterance = ji.Utterance(mel, jnp.asarray(golden["tokens_a"]))
+    plan = ji.plan_sweep(tiny32, tokens=utterance.tokens, stack=other, site="resid_mid")
+    with pytest.raises(ji.InputError, match=f"refused in the {other}"):
+        ji.activation_patching(
+            tiny32,
+            plan,
+            clean=utterance,
+            corrupted=utterance,
+            metric=ji.metrics.entropy(),
+            edit=steer,
+        )
+    states = ji.encode(tiny32, mel).states
+    if stack == "encoder":
+        with pytest.raises(ji.InputError, match="refused in the decoder"):
+            ji.generate(tiny32, states, edit=steer)
+    unknown = ji.fit_probes(x, labels, **options)["target"]
+    with pytest.raises(ji.InputError, match="It is not known which activations these probes read"):
+        unknown.steer(1, 3.0)
+    with pytest.raises(ji.InputError, match="no site 'resid_out'"):
+        ji.fit_probes(x, labels, features=f"{stack}.resid_out", **options)
+    heads = ji.fit_probes(x, labels, features=f"{stack}.z", **options)["target"]
+    with pytest.raises(ji.InputError, match="all heads"):
+        heads.steer(1, 3.0)
+
+
+def test_probes_of_a_store_know_their_site(report):
+    assert report.probes.features == ".".join(report.variable.split(".")[:2])
+
+
+def test_values_of_the_other_stack_are_refused(tiny32, golden):
+    mel = jnp.asarray(golden["mel_a"], jnp.float32)
+    encoded = ji.encode(tiny32, mel, sites=["resid_post"])
+    wrong = ji.At(ji.Interchange(encoded.acts), layer=0, site="resid_post")
+    with pytest.raises(ji.InputError, match="source of the patch is EncoderActivations"):
+        ji.decode(tiny32, golden["tokens_a"], encoded.states, edit=wrong)
+    with pytest.raises(ji.InputError, match="source of the patch is EncoderActivations"):
+        ji.generate(tiny32, encoded.states, edit=wrong)
+    with pytest.raises(ji.InputError, match="no site 'cross_z'"):
+        ji.At(ji.Zero(), site="cross_z", stack="encoder")
 
 
 @pytest.mark.parametrize(

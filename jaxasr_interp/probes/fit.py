@@ -13,7 +13,7 @@ from jaxasr_interp.memory import default_memory
 from jaxasr_interp.probes.families import Kind
 from jaxasr_interp.probes.grid import Split, make_splits, weigh
 from jaxasr_interp.probes.layer import METHODS, Recipe, fit_layer
-from jaxasr_interp.probes.result import LayerProbes, Probes, collect, read_layer
+from jaxasr_interp.probes.result import LayerProbes, Probes, collect, parse_features, read_layer
 from jaxasr_interp.probes.targets import Labels, Target, is_missing, read_target
 
 STRENGTHS = tuple(float(10.0**power) for power in range(-4, 1))
@@ -30,6 +30,7 @@ def fit_probes(
     x: Float[np.ndarray, "layer example feature"] | Float[Array, "layer example feature"],
     y: Labels | Mapping[str, Labels],
     *,
+    features: str | None = None,
     groups: Labels | None = None,
     n_folds: int = 5,
     seeds: Sequence[int] = (0,),
@@ -58,6 +59,7 @@ def fit_probes(
             float32, or in float64 where that is what they are and JAX has it enabled.
         y: labels of the examples (text or integers name classes, floats are values; `""`, `None`
             and NaN are unknown), or several targets by name.
+        features: the site that the activations are of, as `encoder.resid_post`: what `steer` edits.
         groups: examples of one group are never on both sides of a split: speakers, words. An
             example without one (`""` or `None`) is its own.
         n_folds: how many, at least 3.
@@ -97,6 +99,8 @@ def fit_probes(
         patience,
         learning_rate,
     )
+    if features is not None:
+        parse_features(features)
     named = y if isinstance(y, Mapping) else {"target": y}
     targets = [read_target(labels, name) for name, labels in named.items()]
     _check(x, targets, recipe, seeds)
@@ -128,7 +132,9 @@ def fit_probes(
         together = [split for target in members for split in splits[target.name]]
         layers = _fit_together(x, members, together, recipe, n_folds, memory, advance)
         for target, own in zip(members, zip(*layers, strict=True), strict=True):
-            fitted[target.name] = collect(target, recipe, splits[target.name], own, numbers)
+            fitted[target.name] = collect(
+                target, recipe, splits[target.name], own, numbers, features
+            )
     return {target.name: fitted[target.name] for target in targets}
 
 

@@ -160,7 +160,7 @@ def probe_store(
 
         fits[name] = fit_probes(x, targets, groups=groups, on_progress=report, **options | special)
 
-    fit("probe", layers)
+    fit("probe", layers, features=_site_of(variable))
     if control is not None:
         fit("random weights", control, shuffled=False)
     if n_hidden is not None:
@@ -169,6 +169,12 @@ def probe_store(
     if MEL in dataset:
         fit(MEL, _layers(dataset, MEL), shuffled=False)
     return {name: _report(variable, name, fits) for name in targets}
+
+
+def _site_of(variable: str) -> str | None:
+    """`stack.site` of a variable `stack.site.reduction`, `None` of a control's."""
+    parts = variable.split(".")
+    return ".".join(parts[:2]) if len(parts) == 3 else None
 
 
 def _report(variable: str, target: str, fits: Mapping[str, Mapping[str, Probes]]) -> ProbeReport:

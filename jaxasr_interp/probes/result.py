@@ -17,6 +17,7 @@ from jaxasr_interp.probes.layer import Features, Recipe
 from jaxasr_interp.probes.linear import Linear
 from jaxasr_interp.probes.targets import Target
 from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.sites import Stack, check_site, check_stack, head_axis
 
 
 @pytree_dataclass
@@ -52,6 +53,8 @@ class Probes:
         shuffled_labels: those labels.
         probe: trained on all examples, for activations as they are; a leading `layer` axis.
         strength: index of its strength.
+        features: the activations that the probes read, as `encoder.resid_post`, if they are known
+            to be those of a site of the model.
     """
 
     target: Target
@@ -64,6 +67,7 @@ class Probes:
     shuffled_labels: Float[np.ndarray, "seed example"] | None
     probe: Probe
     strength: Int[np.ndarray, " layer"]
+    features: str | None = None
 
     def outputs(
         self, x: Float[np.ndarray, "layer example feature"]
@@ -115,25 +119,48 @@ class Probes:
         amount: float,
         *,
         towards: str | None = None,
-        site: str = "resid_post",
         start: int = 0,
         stop: int = END,
     ) -> At:
-        """An edit that adds `amount` times the direction at one layer of a site.
+        """An edit that adds `amount` times the direction to the activations that were probed.
+
+        It is of the site and stack that the probes read (`features`): elsewhere it is refused.
 
         Args:
             layer: index of the layer, of the probes and of the model alike.
             amount: length of what is added, in units of the activations.
             towards: see `direction`.
-            site: that was probed.
             start: first position.
             stop: the position after the last.
 
         Raises:
-            InputError: see `direction`.
+            InputError: it is not known what the probes read, or that has heads; and see
+                `direction`.
         """
+        if self.features is None:
+            raise InputError(
+                "It is not known which activations these probes read: fit them with "
+                "features='encoder.resid_post', or whatever site they are of."
+            )
+        stack, site = parse_features(self.features)
+        if head_axis(site) is not None:
+            raise InputError(
+                f"These probes read all heads of {self.features!r} at once: steer by a site that "
+                "has none."
+            )
         vector = jnp.asarray(amount * self.direction(layer, towards), jnp.float32)
-        return At(Add(vector), layer=layer, site=site, start=start, stop=stop)
+        return At(Add(vector), layer=layer, site=site, start=start, stop=stop, stack=stack)
+
+
+def parse_features(features: str) -> tuple[Stack, str]:
+    """Stack and site of `encoder.resid_post`.
+
+    Raises:
+        InputError: there is no such stack or site.
+    """
+    stack, _, site = features.partition(".")
+    known = check_stack(stack)
+    return known, check_site(known, site)
 
 
 @pytree_dataclass
@@ -205,6 +232,7 @@ def collect(
     splits: Sequence[Split],
     layers: Sequence[LayerProbes],
     groups: Int[np.ndarray, " example"] | None,
+    features: str | None,
 ) -> Probes:
     """The probes of all layers."""
     every = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
@@ -221,4 +249,5 @@ def collect(
         np.stack([one.labels for one in shuffled.values()]) if shuffled else None,
         every.probe,
         every.strength,
+        features,
     )

@@ -40,6 +40,7 @@ def save_probes(probes: Probes, folder: str | Path) -> Path:
         "target": {k: v for k, v in vars(probes.target).items() if k != "labels"},
         "recipe": dataclasses.asdict(probes.recipe),
         "seeds": probes.seeds,
+        "features": probes.features,
     }
     arrays = _arrays(probes)
     with new_folder(folder) as partial:
@@ -76,6 +77,7 @@ def load_probes(folder: str | Path) -> Probes:
             shuffled_labels=arrays.get("shuffled_labels"),
             probe=_probe(arrays["probe"]),
             strength=arrays["strength"],
+            features=description["features"],
         )
     except InputError:
         raise
