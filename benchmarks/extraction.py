@@ -97,6 +97,7 @@ class Ours:
             rows,
             self.out,
             sites=SITES[self.work.case],
+            text="text",
             random_seed=None,
             batch=self.batch,
             overwrite=True,

@@ -54,6 +54,17 @@ class Contrast:
     corrupted_mel: Float[Array, "n_mels mel_frame"]
 
     @property
+    def provenance(self) -> dict[str, object]:
+        """What both runs were given, and what was asked."""
+        return {
+            "text": self.clean_text,
+            "tokens": list(self.tokens),
+            "prompt": self.prompt,
+            "target_token": self.target,
+            "other_token": self.other,
+        }
+
+    @property
     def clean(self) -> Utterance:
         """The clean run."""
         return Utterance(self.clean_mel, jnp.asarray(self.tokens, jnp.int32))

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +37,20 @@ def provenance(model: "Whisper") -> dict[str, str]:
         "device": jax.devices()[0].device_kind,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def file_provenance(**files: str) -> dict[str, str]:
+    """The name of each file that a result was made from, and the SHA-256 of its content.
+
+    Args:
+        files: paths by what they are; what is no file (`noise`) has its name alone.
+    """
+    attributes = {}
+    for name, path in files.items():
+        attributes[name] = path
+        if Path(path).is_file():
+            attributes[f"{name}_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return attributes
 
 
 def reserve(path: Path, overwrite: bool) -> None:
@@ -181,5 +197,22 @@ def _checksum(description: Mapping[str, Any], content: Any) -> str:
 def write_json(path: Path, content: Any) -> Path:
     """Write `content` as JSON; the file appears complete or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(to_json(content) + "\n", encoding="utf-8")
     return partial.replace(path)
+
+
+def to_json(content: Any) -> str:
+    """`content` as JSON, which has no word for numbers that are not finite: they become null."""
+    return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    match content:
+        case float():
+            return content if math.isfinite(content) else None
+        case dict():
+            return {key: _finite(value) for key, value in content.items()}
+        case list() | tuple():
+            return [_finite(value) for value in content]
+        case _:
+            return content

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,11 @@ from jaxtyping import Float, Int
 
 from jaxasr_interp.bootstrap import Interval, bootstrap_interval
 from jaxasr_interp.decoding import Generated
-from jaxasr_interp.edit_places import END, EVERY, At, together
-from jaxasr_interp.edits import Identity
+from jaxasr_interp.edit_places import END, At, together
+from jaxasr_interp.edits import Edit, Identity
 from jaxasr_interp.interventions import Intervention
 from jaxasr_interp.loops import compression_ratio, is_loop, longest_repeat
+from jaxasr_interp.sites import SITES, Stack
 from jaxasr_interp.text_metrics import (
     Errors,
     character_errors,
@@ -129,10 +131,19 @@ class TextSweep:
             "site": ("intervention", ["" if c is None else c.site for c in cells]),
             "layer": ("intervention", [-1 if c is None else c.layer for c in cells]),
             "head": ("intervention", [-1 if c is None else c.head for c in cells]),
+            "reference": ("intervention", [one.reference or "" for one in self.interventions]),
+            "seed": ("intervention", [one.seed for one in self.interventions]),
             "alpha": ("intervention", [np.nan if c is None else c.alpha for c in cells]),
+            "audio_sha256": (
+                "clip",
+                [hashlib.sha256(clip.audio.tobytes()).hexdigest() for clip in self.clips],
+            ),
             "transcript": ("clip", ["" if c.text is None else c.text for c in self.clips]),
         }
-        return xarray.Dataset(data, coordinates)
+        dataset = xarray.Dataset(data, coordinates)
+        everywhere = "-1: all of the site; where site is empty, no single component is edited"
+        dataset["layer"].attrs["note"] = dataset["head"].attrs["note"] = everywhere
+        return dataset
 
     def _each(self, measure) -> np.ndarray:
         return np.array([list(map(measure, texts, self.languages)) for texts in self.written])
@@ -147,7 +158,7 @@ class TextSweep:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """The one component that an intervention edits; head -1 is all of the site."""
+    """The one component that an intervention edits; layer or head -1 is all of the site."""
 
     stack: str
     site: str
@@ -157,8 +168,8 @@ class Cell:
 
 
 def cell_of(intervention: Intervention) -> Cell | None:
-    """Which component of one layer an intervention edits, if it is one, at all positions."""
-    edits = {
+    """Which component of one layer, or of all, an intervention edits, if it is one everywhere."""
+    edits: dict[Stack, Edit] = {
         "encoder": intervention.encoder,
         "decoder": together([intervention.decoder, intervention.steps]),
     }
@@ -166,7 +177,9 @@ def cell_of(intervention: Intervention) -> Cell | None:
     if len(edited) != 1:
         return None
     ((stack, edit),) = edited
-    if not isinstance(edit, At) or (edit.start, edit.stop) != (0, END) or edit.layer == EVERY:
+    if not isinstance(edit, At) or (edit.start, edit.stop) != (0, END):
+        return None
+    if SITES[stack][edit.site][0] != "layer":
         return None
     return Cell(stack, edit.site, int(edit.layer), int(edit.head), float(edit.alpha))
 

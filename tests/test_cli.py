@@ -1,9 +1,11 @@
 """The command line as a user runs it: its output, its files, its exit code."""
 
+import hashlib
 import json
 import subprocess
 import sys
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +141,36 @@ def test_one_clip_is_swept_against_a_reference_and_by_gradients(tmp_path, invoke
     assert values["approximate"].shape == values["patched"].shape
     assert (np.abs(values["rank_correlation"]) <= 1).all()
     assert values["clean"][0] > values["corrupted"][0]
+
+
+@pytest.mark.real
+def test_where_both_runs_are_one_there_is_nothing_to_recover(tmp_path, invoke):
+    options = ["--site", "mlp_out", "--layers", "1", "--json", "--out", tmp_path]
+    code, printed, errors = invoke("patch", GRASS, "--reference", GRASS, *options)
+    assert code == 0, errors
+    for name in ("log_prob", "kl", "cross_entropy"):
+        assert f"note: {name} is " in errors
+    assert "in both runs, so that there is nothing to recover" in errors
+    result = json.loads(printed, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert np.isfinite(np.array(result["data_vars"]["patched"]["data"], float)).all()
+    assert set(np.ravel(result["data_vars"]["recovered"]["data"])) == {None}
+    assert (tmp_path / "log_prob.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.real
+def test_a_store_says_what_was_heard_and_given(tmp_path, invoke):
+    options = ["--reference", "noise", "--seed", "7", "--layers", "1", "--attribution"]
+    code, _, errors = invoke("patch", GRASS, *options, "--out", tmp_path)
+    assert code == 0, errors
+    attrs = ji.open_dataset(tmp_path / "sweep.zarr").attrs
+    model = real_model("tiny.en")
+    written = model.tokenizer.encode(" My brother went outside to cut the")
+    assert attrs["clean"] == GRASS
+    assert attrs["clean_sha256"] == hashlib.sha256(Path(GRASS).read_bytes()).hexdigest()
+    assert (attrs["corrupted"], attrs["seed"], attrs["method"]) == ("noise", 7, "attribution")
+    assert attrs["text"] == "My brother went outside to cut the grass."
+    assert attrs["tokens"] == [*model.tokenizer.prompt(), *written]
+    assert (attrs["prompt"], attrs["target"]) == (2, "grass")
 
 
 @pytest.mark.real

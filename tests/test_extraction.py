@@ -119,7 +119,7 @@ def within(stored: np.ndarray, reference: np.ndarray, name: str) -> np.ndarray:
 def test_every_reduction_is_that_of_plain_runs(tiny, corpus, tmp_path):
     folder, rows = corpus
     manifest = write_table(folder / "all.tsv", rows)
-    done = ji.extract(tiny, manifest, tmp_path / "a.zarr", sites=SITES, batch=2)
+    done = ji.extract(tiny, manifest, tmp_path / "a.zarr", sites=SITES, text="text", batch=2)
     assert (done.clips, done.done, done.problems) == (5, 5, ())
     stored = ji.open_activations(done.path)
     control = ji.random_model(tiny, 0)
@@ -143,7 +143,7 @@ def test_every_reduction_is_that_of_plain_runs(tiny, corpus, tmp_path):
 def test_the_store_has_named_axes_and_labels(tiny, corpus, tmp_path):
     folder, rows = corpus
     manifest = write_table(folder / "all.tsv", rows)
-    done = ji.extract(tiny, manifest, tmp_path / "a.zarr", sites=SITES, batch=2)
+    done = ji.extract(tiny, manifest, tmp_path / "a.zarr", sites=SITES, text="text", batch=2)
     stored = xarray.open_zarr(done.path, consolidated=False)
     dims = {name: stored[name].dims for name in stored.data_vars}
     # The tiny encoder has two layers and the decoder three.
@@ -187,7 +187,13 @@ def test_own_texts_and_detected_languages(tiny, corpus, tmp_path):
     clips[2] |= {"lang": "German"}
     clips[3] |= {"lang": "xx"}
     done = ji.extract(
-        tiny, clips, tmp_path / "a.zarr", sites=["decoder.embed:all"], random_seed=None, batch=1
+        tiny,
+        clips,
+        tmp_path / "a.zarr",
+        sites=["decoder.embed:all"],
+        text="text",
+        random_seed=None,
+        batch=1,
     )
     ((path, problem),) = done.problems
     assert path.endswith("3.wav")
@@ -211,13 +217,16 @@ def test_own_texts_and_detected_languages(tiny, corpus, tmp_path):
         clips[:1],
         tmp_path / "own.zarr",
         sites=["decoder.embed:all"],
-        text="own",
         random_seed=None,
         batch=1,
     )
     states = ji.encode(tiny, heard(tiny, folder, rows[0])[0]).states
     text = tokenizer.decode(ji.generate(tiny, states).tokens[:15]).strip()
-    assert ji.open_activations(every.path).decoder_text[0] == text
+    by_itself = ji.open_activations(every.path)
+    assert by_itself.decoder_text[0] == text
+    assert by_itself.decoder_text_source.values.tolist() == ["own"]
+    sources = ji.open_activations(done.path).decoder_text_source.values.tolist()
+    assert sources == ["text", "own", "text", "text"]
 
 
 @pytest.mark.real
@@ -228,7 +237,9 @@ def test_real_activations_equal_torch(data, tmp_path):
     text = model.tokenizer.decode(golden["tokens"]).strip()
     clip = {"path": str(data / "read_en" / "speeches_jfk.flac"), "text": text}
     sites = ["encoder.resid_post:all", "decoder.resid_post:all"]
-    done = ji.extract(model, [clip], tmp_path / "a.zarr", sites=sites, batch=1, random_seed=None)
+    done = ji.extract(
+        model, [clip], tmp_path / "a.zarr", sites=sites, text="text", batch=1, random_seed=None
+    )
     stored = ji.open_activations(done.path)
     encoder, decoder = (stored[name.replace(":", ".")][0].values for name in sites)
     for layer, theirs in enumerate(golden["encoder/hidden"][1:]):

@@ -149,7 +149,7 @@ def test_clips_that_cannot_be_read_are_left_out(tiny32, rows, tmp_path):
     too_long = {**rows[1], "text": "abcdefghijklmnopqrstuvw"}
     clips = [rows[0], bad[0], rows[1], bad[1], bad[2], missing, too_long, rows[2]]
     sites = [*SITES, "decoder.ln_final:end"]
-    done = ji.extract(tiny32, clips, tmp_path / "a.zarr", sites=sites, batch=4)
+    done = ji.extract(tiny32, clips, tmp_path / "a.zarr", sites=sites, text="text", batch=4)
     assert (done.clips, done.done) == (8, 8)
     assert [path for path, _ in done.problems] == [clips[i]["path"] for i in (1, 3, 4, 5, 6)]
     for (_, problem), words in zip(
@@ -160,7 +160,7 @@ def test_clips_that_cannot_be_read_are_left_out(tiny32, rows, tmp_path):
         assert words in problem
     stored = ji.open_activations(done.path)
     good = ji.open_activations(
-        ji.extract(tiny32, rows[:3], tmp_path / "b.zarr", sites=sites, batch=4).path
+        ji.extract(tiny32, rows[:3], tmp_path / "b.zarr", sites=sites, text="text", batch=4).path
     )
     for name in good.data_vars:
         if "coder." in name:
@@ -171,7 +171,12 @@ def test_clips_that_cannot_be_read_are_left_out(tiny32, rows, tmp_path):
 def test_requests_that_a_clip_cannot_meet_leave_it_out(tiny32, rows, tmp_path):
     rows[1]["speaker"] = "ab"
     done = ji.extract(
-        tiny32, rows[:3], tmp_path / "a.zarr", sites=["decoder.ln_final:word=speaker"], batch=4
+        tiny32,
+        rows[:3],
+        tmp_path / "a.zarr",
+        sites=["decoder.ln_final:word=speaker"],
+        text="text",
+        batch=4,
     )
     assert [problem for _, problem in done.problems] == [
         "The word '0' (column speaker) is not in the text."

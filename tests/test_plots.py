@@ -22,6 +22,7 @@ from jaxasr_interp.plots import (
     plot_sweep,
     plot_text_sweep,
     plot_timeline,
+    recovery,
     share,
 )
 from jaxasr_interp.plots.timeline import _levels
@@ -298,6 +299,65 @@ def test_where_stacks_share_names_panels_say_which(tmp_path, figures):
     assert whole.images[0].get_array().tolist() == [[None, None], [None, 0.4], [0.3, None]]
 
 
+def test_edits_of_all_layers_have_a_row_of_their_own(tmp_path, figures):
+    some = edits(*HEADS, ("decoder", "z", -1, 1), ("decoder", "z", -1, -1))
+    values = np.arange(8) / 8
+    figure = draw(figures, plot_text_sweep, values, some, "rate", "title", tmp_path / "a.png")
+    (axes,) = panels(figure)
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0", "1", "2", "all"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["all", "0", "1"]
+    assert axes.images[0].get_array()[3].tolist() == [values[7], None, values[6]]
+
+
+@pytest.mark.parametrize(("largest", "limit"), [(0.4, 0.4), (1.99, 1.99), (12.0, 2.0)])
+def test_rates_above_one_have_colours_of_their_own(tmp_path, figures, largest, limit):
+    values = np.linspace(0.1, largest, 6)
+    figure = draw(
+        figures, plot_text_sweep, values, edits(*HEADS), "rate", "title", tmp_path / "a.png"
+    )
+    (axes,) = panels(figure)
+    assert axes.images[0].get_clim() == (0, pytest.approx(limit))
+    beyond = "; as far as 1200%" if largest > limit else ""
+    assert figure.axes[-1].get_ylabel().replace("\n", " ") == f"rate{beyond}"
+
+
+def test_shares_up_to_two_hundred_per_cent_have_colours_of_their_own(
+    tiny, golden, tmp_path, figures
+):
+    result = result_of(tiny, golden, 0.3)
+    span = result.clean[0] - result.corrupted[0]
+    result.patched[0, 1, 2] = result.corrupted[0] + 1.99 * span
+    quantity = share(result, result.metrics[0])
+    assert (quantity.limit, quantity.beyond) == (2.0, "")
+    result.patched[0, 1, 2] = result.corrupted[0] - 3.5 * span
+    quantity = share(result, result.metrics[0])
+    assert (quantity.limit, quantity.beyond) == (1.0, "-350%")
+    figure = draw(figures, plot_sweep, quantity, LABELS, "title", tmp_path / "a.png")
+    assert "as far as -350%" in figure.axes[-1].get_ylabel().replace("\n", " ")
+
+
+def test_approximations_are_called_so(tiny, golden, tmp_path, figures):
+    import dataclasses
+
+    result = dataclasses.replace(result_of(tiny, golden), method="attribution")
+    for made in (share, change):
+        label = made(result, "kl").label
+        assert label.endswith(", first-order approximation (attribution)")
+        figure = draw(figures, plot_sweep, made(result, "kl"), LABELS, "t", tmp_path / "a.png")
+        assert "approximation" in figure.axes[-1].get_ylabel()
+    assert "approximation" not in share(result_of(tiny, golden), "kl").label
+
+
+def test_where_nothing_can_be_recovered_the_change_is_shown(tiny, golden):
+    result = result_of(tiny, golden)
+    agree = recovery(result, "rank")
+    assert (agree.label, agree.unit) == ("change of rank", "number")
+    i = result.metrics.index("rank")
+    expected = result.patched[i] - result.corrupted[i]
+    np.testing.assert_array_equal(agree.values.reshape(expected.shape), expected)
+    assert recovery(result, "kl").unit == "share"
+
+
 def test_without_single_components_there_is_no_picture(tmp_path):
     both = ji.Intervention("both", decoder=ji.Several((ji.At(ji.Zero()), ji.At(ji.Zero()))))
     path = tmp_path / "a.png"
@@ -305,8 +365,7 @@ def test_without_single_components_there_is_no_picture(tmp_path):
         *edits(MLPS[1]),
         ji.Intervention("scaled", decoder=ji.At(ji.Scale(2.0), 1, site="mlp_out")),
     ]
-    everywhere = edits(("decoder", "mlp_out", -1, -1))
-    for some in ([both], twice, everywhere):
+    for some in ([both], twice):
         assert plot_text_sweep(np.ones(len(some)), some, "rate", "title", path) is None
     assert not path.exists()
 

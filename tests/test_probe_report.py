@@ -209,7 +209,7 @@ def test_a_probe_steers_the_site_that_it_read_and_no_other(tiny32, golden, stack
     np.testing.assert_array_equal(moved[1, :2], 0)
     for pos in (2, 3):
         np.testing.assert_allclose(moved[1, pos], 3 * probes.direction(1, "yes"), atol=1e-5)
-    np.testing.assert_array_equal(steered.resid_pre, plain.resid_pre)
+    np.testing.assert_array_equal(steered.resid_pre[:2], plain.resid_pre[:2])
     other = "encoder" if stack == "decoder" else "decoder"
     with pytest.raises(ji.InputError, match=rf"of 'resid_mid' in the {stack}: it is refused in"):
         acts({other: steer})

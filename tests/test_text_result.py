@@ -1,5 +1,7 @@
 """What is counted of transcripts under interventions, of made-up ones."""
 
+import hashlib
+
 import jiwer
 import numpy as np
 import pytest
@@ -150,6 +152,10 @@ def test_the_dataset_has_named_axes_and_every_text(swept, tmp_path):
     np.testing.assert_array_equal(dataset.any_words, np.array(words) > 0)
     assert dataset.site.values.tolist() == ["", "z", ""]
     assert dataset.layer.values.tolist() == [-1, 1, -1]
+    assert dataset.layer.attrs["note"].startswith("-1: all of the site; where site is empty")
+    assert dataset.seed.values.tolist() == [0, 0, 0]
+    for clip, found in zip(swept.clips, dataset.audio_sha256.values, strict=True):
+        assert found == hashlib.sha256(clip.audio.tobytes()).hexdigest()
     assert dataset["head"].values.tolist() == [-1, 0, -1]
     np.testing.assert_array_equal(dataset.alpha, [np.nan, 0.5, np.nan])
     assert dataset.mean_log_prob.values == pytest.approx(-0.5)
@@ -163,12 +169,13 @@ def test_one_component_is_known_from_its_edit(tiny):
     for text, expected in (
         ("zero:encoder.mlp_out@1:alpha=0.5", ("encoder", "mlp_out", 1, -1, 0.5)),
         ("zero:decoder.cross_z@2.1", ("decoder", "cross_z", 2, 1, 1.0)),
+        ("zero:decoder.mlp_out@*", ("decoder", "mlp_out", -1, -1, 1.0)),
+        ("zero:encoder.z@*.2", ("encoder", "z", -1, 2, 1.0)),
     ):
         cell = cell_of(ji.parse_edit(text, tiny))
         assert (cell.stack, cell.site, cell.layer, cell.head, cell.alpha) == expected
     for text in (
         "zero:decoder.mlp_out@0,1",
-        "zero:decoder.mlp_out@*",
         "zero:decoder.embed",
         "scale:decoder.z@0.0:factor=2:step=0",
         "zero:encoder.mlp_out@0 + zero:decoder.mlp_out@0",

@@ -59,7 +59,7 @@ from jaxasr_interp.sites import (
     check_stack,
     head_axis,
 )
-from jaxasr_interp.store import reserve, save_dataset
+from jaxasr_interp.store import file_provenance, reserve, save_dataset
 from jaxasr_interp.tables import sweep_table, window_labels
 from jaxasr_interp.tokens import require_tokenizer
 
@@ -230,7 +230,11 @@ def ablate(
     heard = window_labels(plan, labels, words)
     dataset = swept.to_dataset(labels, heard)
     dataset["change"] = dataset.patched - dataset.clean
-    dataset = dataset.assign_attrs(clip=file, kind=kind, references=", ".join(references))
+    dataset = dataset.assign_attrs(
+        file_provenance(clip=file, **{f"reference_{i}": one for i, one in enumerate(references)})
+        | contrast.provenance
+        | {"kind": kind, "seed": seed}
+    )
     save_dataset(dataset, out / "ablation.zarr", whisper, overwrite=overwrite)
     partial_file(out).unlink(missing_ok=True)
     pictures = []

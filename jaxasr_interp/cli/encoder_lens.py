@@ -23,7 +23,7 @@ from jaxasr_interp.forward import encode
 from jaxasr_interp.language import detect_language
 from jaxasr_interp.lens import encoder_lens as read_depths
 from jaxasr_interp.plots import plot_encoder_lens
-from jaxasr_interp.store import reserve, save_dataset
+from jaxasr_interp.store import file_provenance, reserve, save_dataset
 from jaxasr_interp.tables import encoder_lens_table
 from jaxasr_interp.tokens import require_tokenizer
 
@@ -68,7 +68,9 @@ def encoder_lens(
         choice=choice,
         memory=budget,
     )
-    dataset = lens.to_dataset(text, language).assign_attrs(clip=file, language=language)
+    dataset = lens.to_dataset(text, language).assign_attrs(
+        file_provenance(clip=file) | {"language": language, "norm": int(norm)}
+    )
     save_dataset(dataset, out / "encoder_lens.zarr", whisper, overwrite=overwrite)
     picture = plot_encoder_lens(
         lens, f"encoder lens of {Path(model).name}: {Path(file).name}", out / "encoder_lens.png"

@@ -51,8 +51,11 @@ def extract_command(
     ] = None,
     text: Annotated[
         str,
-        typer.Option(help="Column of what is said, or own: what the model writes itself."),
-    ] = "text",
+        typer.Option(
+            help="What the decoder is given: own, what the model itself writes, or a column with "
+            "what is said."
+        ),
+    ] = "own",
     language: LanguageOption = None,
     control: Annotated[
         bool,

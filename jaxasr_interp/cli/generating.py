@@ -86,7 +86,7 @@ def ablate_texts(
             resume=partial,
             on_progress=on_progress,
         )
-    dataset = swept.to_dataset()
+    dataset = swept.to_dataset().assign_attrs(max_new_tokens=max_new_tokens)
     save_dataset(dataset, out / "texts.zarr", whisper, overwrite=overwrite)
     partial.unlink(missing_ok=True)
     pictures = _draw(swept, whisper, Path(model).name, out)

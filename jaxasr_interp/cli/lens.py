@@ -38,7 +38,7 @@ from jaxasr_interp.plots import (
     plot_lens,
     plot_lens_heads,
 )
-from jaxasr_interp.store import reserve, save_dataset
+from jaxasr_interp.store import file_provenance, reserve, save_dataset
 from jaxasr_interp.tables import attribution_table, lens_heads_table, lens_table
 from jaxasr_interp.tokens import Tokenizer, require_tokenizer
 from jaxasr_interp.transcription import transcribe_batch
@@ -89,7 +89,12 @@ def lens(
         result = logit_lens(whisper, read.run, site=site, top_k=top_k)
     else:
         result = tuned_lens(whisper, read.run, translators, top_k=top_k)
-    dataset = result.to_dataset().assign_coords(token=("pos", read.labels))
+    origin = file_provenance(clip=file) | {
+        "tokens": read.tokens,
+        "prompt": read.start + 1,
+        "tuned_lens": "" if tuned is None else str(tuned),
+    }
+    dataset = result.to_dataset().assign_coords(token=("pos", read.labels)).assign_attrs(origin)
     save_dataset(dataset, out / "lens.zarr", whisper, overwrite=overwrite)
     pictures = [out / "lens.png", _plot_attention(whisper, read, name, out / "attention.png")]
     kind = "logit lens" if translators is None else "tuned lens"
@@ -105,7 +110,7 @@ def lens(
         parts = direct_logit_attribution(whisper, read.run, read.following)
         following = axis_labels(tokenizer, read.following)
         coordinates = {"token": ("pos", read.labels), "target": ("pos", following)}
-        dataset = parts.to_dataset().assign_coords(coordinates)
+        dataset = parts.to_dataset().assign_coords(coordinates).assign_attrs(origin)
         save_dataset(dataset, out / "attribution.zarr", whisper, overwrite=overwrite)
         title = f"direct logit attribution of {name}: {Path(file).name}"
         pictures += [

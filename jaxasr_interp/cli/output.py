@@ -1,7 +1,5 @@
 """Where the command line writes: consoles, a progress bar, JSON."""
 
-import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +14,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from jaxasr_interp.store import to_json
 
 console = Console()
 errors = Console(stderr=True)
@@ -94,19 +94,7 @@ def progress_of_stages(unit: str) -> Iterator[Callable[[int, int, str], None]]:
 
 def print_json(content: Any) -> None:
     """Print JSON, numbers that are not finite as null."""
-    print(json.dumps(_finite(content), indent=2, ensure_ascii=False))
-
-
-def _finite(content: Any) -> Any:
-    match content:
-        case float():
-            return content if math.isfinite(content) else None
-        case dict():
-            return {key: _finite(value) for key, value in content.items()}
-        case list() | tuple():
-            return [_finite(value) for value in content]
-        case _:
-            return content
+    print(to_json(content))
 
 
 @contextmanager

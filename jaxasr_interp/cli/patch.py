@@ -29,7 +29,13 @@ from jaxasr_interp.cli.options import (
     WindowOption,
 )
 from jaxasr_interp.cli.output import print_json
-from jaxasr_interp.cli.results import Attribution, draw, partial_file, run_sweep
+from jaxasr_interp.cli.results import (
+    Attribution,
+    draw,
+    partial_file,
+    run_sweep,
+    say_what_agrees,
+)
 from jaxasr_interp.cli.sweeping import (
     Selection,
     check_method,
@@ -38,9 +44,9 @@ from jaxasr_interp.cli.sweeping import (
 from jaxasr_interp.contrast import ask_word, check_metric_name, find_contrast
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.patching.prepare import DIRECTIONS
-from jaxasr_interp.plots import axis_labels, share
+from jaxasr_interp.plots import axis_labels, recovery
 from jaxasr_interp.references import check_reference, reference_audio
-from jaxasr_interp.store import reserve, save_dataset
+from jaxasr_interp.store import file_provenance, reserve, save_dataset
 from jaxasr_interp.tables import window_labels
 from jaxasr_interp.tokens import require_tokenizer
 
@@ -170,15 +176,18 @@ def patch(
     labels = axis_labels(tokenizer, contrast.tokens)
     heard = window_labels(plan, labels, words)
     dataset = swept.to_dataset(labels, heard).assign_attrs(
-        clean=clean, corrupted=against, target=target, other=other
+        file_provenance(clean=clean, corrupted=against)
+        | contrast.provenance
+        | {"target": target, "other": other, "seed": seed}
     )
     save_dataset(dataset, out / "sweep.zarr", whisper, overwrite=overwrite)
     partial_file(out).unlink(missing_ok=True)
+    say_what_agrees(swept.result)
     title = (
         f"{Path(clean).name} says {target!r}, {Path(against).name} {other!r} ({Path(model).name})"
     )
     pictures = [
-        draw(share(swept.result, name), contrast, labels, words, title, out / f"{name}.png")
+        draw(recovery(swept.result, name), contrast, labels, words, title, out / f"{name}.png")
         for name in names
     ]
     if as_json:

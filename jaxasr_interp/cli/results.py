@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxasr_interp.alignment import Word
-from jaxasr_interp.cli.output import console, progress_of_total
+from jaxasr_interp.cli.output import console, errors, progress_of_total
 from jaxasr_interp.contrast import Contrast
 from jaxasr_interp.edits import Edit
 from jaxasr_interp.model import Whisper
@@ -21,7 +21,7 @@ from jaxasr_interp.patching import (
     attribution_patching,
     verify_top,
 )
-from jaxasr_interp.plots import Quantity, plot_sweep, plot_timeline, share
+from jaxasr_interp.plots import Quantity, plot_sweep, plot_timeline, recovery
 from jaxasr_interp.tables import sweep_table
 
 if TYPE_CHECKING:
@@ -149,6 +149,18 @@ def draw(
     return plot_sweep(quantity, token_labels, title, path)
 
 
+def say_what_agrees(result: SweepResult) -> None:
+    """A line on standard error for each metric that the two runs agree in."""
+    for name, clean, recovered in zip(result.metrics, result.clean, result.recovered, strict=True):
+        if not np.isfinite(recovered).any():
+            errors.print(
+                f"note: {name} is {clean:.4g} in both runs, so that there is nothing to recover: "
+                "what patches change of it is shown instead.",
+                markup=False,
+                soft_wrap=True,
+            )
+
+
 def baselines(result: SweepResult, metric: str) -> str:
     """The unpatched values of a metric, for a table's title."""
     i = result.metrics.index(metric)
@@ -157,6 +169,5 @@ def baselines(result: SweepResult, metric: str) -> str:
 
 def _show(result: SweepResult, heard: Sequence[str], most: int = 5) -> None:
     metric = result.metrics[0]
-    approximate = "" if result.method == "exact" else f", by {result.method}"
-    note = baselines(result, metric) + approximate
-    console.print(sweep_table(share(result, metric), heard, note, most))
+    note = baselines(result, metric)
+    console.print(sweep_table(recovery(result, metric), heard, note, most))

@@ -22,7 +22,13 @@ from jaxasr_interp.cli.options import (
 from jaxasr_interp.cli.output import console, print_json, progress_of_total
 from jaxasr_interp.decoding import Choice
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.store import reserve, save_dataset, start_partial, write_json
+from jaxasr_interp.store import (
+    file_provenance,
+    reserve,
+    save_dataset,
+    start_partial,
+    write_json,
+)
 from jaxasr_interp.studies.repetition import Remedy, cut_windows, find_loops
 from jaxasr_interp.studies.repetition import repetition as run_repetition
 from jaxasr_interp.text_result import Clip
@@ -86,8 +92,11 @@ def repetition(
             resume=out,
             on_progress=on_progress,
         )
+    origin = file_provenance(candidates=str(candidates), speech=str(speech))
+    origin |= {"seed": seed, "max_new_tokens": max_new_tokens}
     for name, swept in (("loops", result.loops), ("speech", result.speech)):
-        save_dataset(swept.to_dataset(), out / f"{name}.zarr", whisper, overwrite=overwrite)
+        dataset = swept.to_dataset().assign_attrs(origin)
+        save_dataset(dataset, out / f"{name}.zarr", whisper, overwrite=overwrite)
     rows = [_row(one) for one in result.remedies]
     write_json(out / "remedies.json", rows)
     for path in partials:

@@ -21,7 +21,7 @@ from jaxasr_interp.cli.options import (
 )
 from jaxasr_interp.cli.output import console, print_json, steps_done
 from jaxasr_interp.contrast import ask_word
-from jaxasr_interp.store import provenance, reserve, write_json
+from jaxasr_interp.store import file_provenance, provenance, reserve, write_json
 
 
 def verify(
@@ -66,7 +66,12 @@ def verify(
             on_progress=on_progress,
         )
     rows = [dataclasses.asdict(check) | {"passed": check.passed} for check in checks]
-    report = provenance(whisper) | {"clip": file or "demo", "checks": rows}
+    report = (
+        provenance(whisper)
+        | file_provenance(clip=file or "demo")
+        | contrast.provenance
+        | {"seed": seed, "checks": rows}
+    )
     if out is not None:
         write_json(out, report)
     if as_json:

@@ -16,7 +16,7 @@ from jaxasr_interp.extraction.hearing import hear_ahead
 from jaxasr_interp.extraction.job import Job
 from jaxasr_interp.extraction.request import Request, parse_requests
 from jaxasr_interp.extraction.store import open_store
-from jaxasr_interp.extraction.texts import Texts, longest_run
+from jaxasr_interp.extraction.texts import OWN, Texts, longest_run
 from jaxasr_interp.model import Whisper
 from jaxasr_interp.runtime.identity import identify
 from jaxasr_interp.sites import SITES
@@ -54,7 +54,7 @@ def extract(
     where: Mapping[str, Sequence[str]] | None = None,
     limit: int | None = None,
     snr: Sequence[float | int] = (),
-    text: str = "text",
+    text: str = "own",
     language: str | None = None,
     random_seed: int | None = 0,
     dtype: str = "float32",
@@ -69,8 +69,9 @@ def extract(
     same of a model with random weights. `mel` [clip, mel_feature] holds mean and standard deviation
     of every mel band over the sound. The clips' columns are text along `clip`, and so are
     `audio_sha256` (of the file, or of the samples where there is none), `frames` (encoder frames
-    that hold sound), `decoder_text` (what the decoder was given), `problem` (why a clip was left
-    out, its activations are NaN) and `done`.
+    that hold sound), `decoder_text` (what the decoder was given) and `decoder_text_source` (`own`,
+    or the column it is from), `problem` (why a clip was left out, its activations are NaN) and
+    `done`.
 
     The same call goes on where it was cut off, if model, clips, audio and settings are what they
     were (`identity`). Clips run in fixed batches, so that the numbers are
@@ -86,8 +87,10 @@ def extract(
         limit: at most so many clips.
         snr: add a copy of every clip with white noise at each of these ratios in dB, and a column
             `snr`; see `clips.with_noise`.
-        text: the column that holds what is said; or `"own"`: what the model itself writes, as it
-            also does where the column is empty.
+        text: what the decoder is given before its activations are read: `"own"`, what the model
+            itself writes; or a column that holds what is said, the model's own text where that is
+            empty. After a text that the model would not write (an upper-case reference, say) the
+            decoder is in states that it never has by itself.
         language: of clips whose column `lang` is empty; by default detected.
         random_seed: of the weights of the random model; `None` for no such control.
         dtype: of the stored activations: `"float32"` or `"float16"`.
@@ -164,6 +167,7 @@ def _check(requests: Sequence[Request], clips: Clips, texts: Texts, dtype: str, 
         "problem",
         "done",
         "decoder_text",
+        "decoder_text_source",
         AUDIO_DIGEST,
     } | axes
     for column in clips.columns:
@@ -173,7 +177,7 @@ def _check(requests: Sequence[Request], clips: Clips, texts: Texts, dtype: str, 
                 "slash: rename it."
             )
     named = {r.argument for r in requests if r.reduction == "word"}
-    for column in sorted(named | ({texts.column} - {"text", "own"})):
+    for column in sorted(named | ({texts.column} - {OWN})):
         if column not in clips.columns:
             raise InputError(
                 f"The clips have no column {column!r}: choose one of {', '.join(clips.columns)}."

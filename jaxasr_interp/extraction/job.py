@@ -90,7 +90,8 @@ class Job:
                 found[prefix + request.name] = Variable(axes, shapes[request.name], self.dtype)
         found["mel"] = Variable(("mel_feature",), (2 * self.model.config.n_mels,), "float32")
         found["frames"] = Variable((), (), "int32")
-        texts = ("problem", "decoder_text") if self.needs_texts else ("problem",)
+        given = ("decoder_text", "decoder_text_source") if self.needs_texts else ()
+        texts = ("problem", *given)
         return found | {name: Variable((), (), "T") for name in texts}
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -139,6 +140,7 @@ class Job:
         }
         if self.needs_texts:
             columns["decoder_text"] = np.asarray(slots.texts(model), "T")
+            columns["decoder_text_source"] = np.asarray(slots.sources, "T")
         return self._stored(arrays, slots.left_out) | columns
 
     def _stored(self, arrays: dict[str, Array], left_out: list[int]) -> dict[str, np.ndarray]:

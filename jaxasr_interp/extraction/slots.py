@@ -74,6 +74,11 @@ class Slots:
             row[: len(run)] = run
         return jnp.asarray(tokens)
 
+    @property
+    def sources(self) -> list[str]:
+        """Where each clip's text is from: `"own"`, or a column."""
+        return ["" if run is None else run.source for run in self.runs]
+
     def texts(self, model: Whisper) -> list[str]:
         """What the decoder is given in each clip."""
         decode = require_tokenizer(model).decode

@@ -21,12 +21,12 @@ class Texts:
     """Where the texts come from.
 
     Attributes:
-        column: of the manifest; or `"own"`, what the model itself writes, which it also does where
-            the column is empty.
+        column: `"own"`, what the model itself writes; or a column of the manifest, the model's own
+            text where that is empty.
         language: of clips whose column `lang` is empty; detected by default.
     """
 
-    column: str = "text"
+    column: str = "own"
     language: str | None = None
 
     def written(self, row: Row) -> str:
@@ -41,11 +41,13 @@ class Run:
     Attributes:
         tokens: `[prompt, text, <|endoftext|>]`.
         prompt: how many of them are the prompt.
+        source: `"own"`, or the column that the text is from.
         words: those of the text, with their tokens and frames, where requests name words.
     """
 
     tokens: tuple[int, ...]
     prompt: int
+    source: str
     words: tuple[Word, ...] = ()
 
 
@@ -92,14 +94,16 @@ def make_runs(
         if isinstance(prompt, InputError):
             runs.append(prompt)
             continue
-        if (text := texts.written(row)) or own is None:
+        text = texts.written(row)
+        source = texts.column if text else OWN
+        if text or own is None:
             said = text_tokens(model, text)
         else:
             # One that the model does not end is cut, to be followed by its end.
             said = own[i].tokens[: most - len(prompt) - 1]
         tokens = (*prompt, *said, tokenizer.end_of_text)
         runs.append(
-            Run(tokens, len(prompt))
+            Run(tokens, len(prompt), source)
             if len(tokens) <= most
             else InputError(f"The text has {len(tokens)} tokens with its prompt: at most {most}.")
         )

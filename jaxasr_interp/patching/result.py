@@ -82,6 +82,7 @@ class SweepResult:
                 "method": self.method,
             },
         )
+        dataset.recovered.attrs["note"] = "NaN where clean and corrupted agree"
         if plan.counts_frames:
             seconds = [start / FRAMES_PER_SECOND for start in plan.positions]
             return dataset.assign_coords(seconds=("pos", seconds))

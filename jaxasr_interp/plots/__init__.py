@@ -6,7 +6,7 @@ from jaxasr_interp.plots.attribution import plot_attribution, plot_attribution_h
 from jaxasr_interp.plots.canvas import axis_labels
 from jaxasr_interp.plots.encoder_lens import plot_encoder_lens
 from jaxasr_interp.plots.lens import plot_lens, plot_lens_heads
-from jaxasr_interp.plots.quantity import Quantity, change, share
+from jaxasr_interp.plots.quantity import Quantity, change, recovery, share
 from jaxasr_interp.plots.sweep import plot_sweep
 from jaxasr_interp.plots.text_sweep import plot_text_sweep
 from jaxasr_interp.plots.timeline import plot_timeline
@@ -27,5 +27,6 @@ __all__ = [
     "plot_text_sweep",
     "plot_timeline",
     "plot_tuned_lens",
+    "recovery",
     "share",
 ]

@@ -142,6 +142,8 @@ def add_colour_bar(
         extendfrac=min(0.1, 0.2 / height),
     )
     label = quantity.label if len(values) else f"{quantity.label} (grey: the runs agree)"
+    if quantity.beyond:
+        label += f"; as far as {quantity.beyond}"
     bar.set_label(textwrap.fill(label, max(8, int(height / _LETTER))), fontsize=9)
     bar.ax.tick_params(labelsize=8)
 

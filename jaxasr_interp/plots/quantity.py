@@ -10,7 +10,7 @@ from jaxasr_interp.patching import SweepPlan, SweepResult
 
 _BEYOND = 0.05
 _SMALLEST = 1e-6
-_SHARES = (0.1, 0.25, 0.5, 1.0)
+_SHARES = (0.1, 0.25, 0.5, 1.0, 2.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Quantity:
     def limit(self) -> float:
         """Where the colours end: the largest value, but for one cell in twenty that lies beyond.
 
-        Shares end at 10%, 25%, 50% or 100%, so that pictures can be compared, or beyond that.
+        Shares end at 10%, 25%, 50%, 100% or 200%, so that pictures can be compared; where some are
+        larger still, at 100% or beyond.
         """
         sizes = np.sort(np.abs(self.values[np.isfinite(self.values)]))[::-1]
         if not len(sizes):
@@ -52,6 +53,13 @@ class Quantity:
             return float(max(sizes[0], _SMALLEST))
         steps = [step for step in _SHARES if step >= sizes[0]]
         return steps[0] if steps else max(1.0, float(sizes[int(_BEYOND * len(sizes))]))
+
+    @property
+    def beyond(self) -> str:
+        """The ends that the colours do not reach, as written: `""`, or `"-30% to 199%"`."""
+        values = self.values[np.isfinite(self.values)]
+        ends = [values.min(initial=0), values.max(initial=0)]
+        return " to ".join(self.text(float(end)) for end in ends if abs(end) > self.limit)
 
     @property
     def line_names(self) -> list[str]:
@@ -72,15 +80,27 @@ def share(result: SweepResult, metric: str) -> Quantity:
     """
     values = _all_axes(result, result.recovered[result.metrics.index(metric)])
     if result.direction == "clean_to_corrupted":
-        return Quantity(result.plan, values, f"share of {metric} recovered", "share")
-    return Quantity(result.plan, 1 - values, f"share of {metric} lost", "share")
+        return Quantity(result.plan, values, f"share of {metric} recovered{_how(result)}", "share")
+    return Quantity(result.plan, 1 - values, f"share of {metric} lost{_how(result)}", "share")
 
 
 def change(result: SweepResult, metric: str) -> Quantity:
-    """How much each patch of the clean run moves the metric: patched minus clean."""
+    """How much each patch moves the metric: patched minus the run that is patched."""
     i = result.metrics.index(metric)
-    values = _all_axes(result, result.patched[i] - result.clean[i])
-    return Quantity(result.plan, values, f"change of {metric}", "number")
+    before = result.corrupted if result.direction == "clean_to_corrupted" else result.clean
+    values = _all_axes(result, result.patched[i] - before[i])
+    return Quantity(result.plan, values, f"change of {metric}{_how(result)}", "number")
+
+
+def recovery(result: SweepResult, metric: str) -> Quantity:
+    """`share`; `change` where the two runs have the same metric, so that there is none to share."""
+    found = share(result, metric)
+    return found if np.isfinite(found.values).any() else change(result, metric)
+
+
+def _how(result: SweepResult) -> str:
+    """What is to be known of numbers that are no effects of patches."""
+    return "" if result.method == "exact" else f", first-order approximation ({result.method})"
 
 
 def _all_axes(

@@ -1,12 +1,14 @@
 """A sweep on text: what taking away each component does to the transcripts."""
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from jaxasr_interp.edit_places import EVERY
 from jaxasr_interp.interventions import Intervention
 from jaxasr_interp.plots.canvas import (
     INK,
@@ -20,6 +22,9 @@ from jaxasr_interp.plots.canvas import (
 from jaxasr_interp.text_result import Cell, cell_of
 
 _CELL = (0.5, 0.36)
+_LARGEST_COLOUR = 2.0
+_TITLE_CELLS = 3
+_LETTER = 0.08
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +67,16 @@ def plot_text_sweep(
     if not cells or len(cells) < len(known):
         return None
     alphas = sorted({cell.alpha for cell in cells})
-    layers = range(min(c.layer for c in cells), max(c.layer for c in cells) + 1)
+    layers = _rows([cell.layer for cell in cells])
     panels = _panels(list(cells))
-    widths = [len(panel.columns) for panel in panels]
+    widths = [max(len(panel.columns), _TITLE_CELLS if panel.title else 1) for panel in panels]
     figure = new_figure(
         max(1.8 + _CELL[0] * sum(widths) + 0.4 * len(panels), LEAST_WIDTH),
         1.7 + len(alphas) * (_CELL[1] * len(layers) + 0.5),
     )
     grid = figure.subplots(len(alphas), len(panels), squeeze=False, width_ratios=widths)
-    limit = float(np.nanmax([1e-3, *(min(v, 1.0) for v in cells.values())]))
+    largest = float(np.nanmax([0.0, *cells.values()]))
+    limit = min(max(largest, 1e-3), _LARGEST_COLOUR)
     image = None
     for row, alpha in enumerate(alphas):
         for column, panel in enumerate(panels):
@@ -88,16 +94,34 @@ def plot_text_sweep(
             axes.set_xticks(range(len(panel.names)), panel.names, fontsize=8)
             if panel.title == "":
                 axes.tick_params(axis="x", rotation=30)
-            axes.set_yticks(range(len(layers)), list(layers) if column == 0 else [], fontsize=8)
+            names = ["all" if layer == EVERY else str(layer) for layer in layers]
+            axes.set_yticks(range(len(layers)), names if column == 0 else [], fontsize=8)
             name = f"α = {alpha:g}" if len(alphas) > 1 and column == 0 else ""
             axes.set_title(f"{panel.title}  {name}".strip(), loc="left", fontsize=9, color=INK)
             if column == 0:
                 axes.set_ylabel("layer")
             bare(axes)
-    bar = figure.colorbar(image, ax=grid, fraction=0.03, pad=0.02, format=_percent)
-    bar.set_label(label, fontsize=9)
+    beyond = largest > limit
+    bar = figure.colorbar(
+        image,
+        ax=grid,
+        fraction=0.03,
+        pad=0.02,
+        format=_percent,
+        extend="max" if beyond else "neither",
+    )
+    label = f"{label}; as far as {100 * largest:.0f}%" if beyond else label
+    letters = max(16, int(0.7 * figure.get_figheight() / _LETTER))
+    bar.set_label(textwrap.fill(label, letters), fontsize=9)
     write_title(figure, title)
     return save(figure, path)
+
+
+def _rows(layers: Sequence[int]) -> list[int]:
+    """All layers from the first to the last that is edited alone, and then all of them at once."""
+    alone = [layer for layer in layers if layer != EVERY]
+    rows = [*range(min(alone), max(alone) + 1)] if alone else []
+    return [*rows, EVERY] if EVERY in layers else rows
 
 
 def _percent(share: float, _: object) -> str:
