@@ -222,6 +222,12 @@ def test_the_command_reports_and_refuses(folder, tmp_path, capsys, monkeypatch):
     assert (report["clips"], report["done"], len(report["problems"])) == (4, 4, 2)
     assert "left out: none.wav: There is no audio file" in err
     assert ji.open_activations("runs/activations.zarr").snr.values.tolist() == ["clean", "0"]
+    given = ("--site", "decoder.ln_final:end", "--where", "kind=b", "--text", "text")
+    code, out, err = call(table, *given, "--out", "runs/given.zarr")
+    assert code == 0, err
+    assert "the decoder was given the column text: 1 clips" in out
+    code, out, err = call(table, *given[:-2], "--out", "runs/own.zarr")
+    assert "the decoder was given what the model itself writes: 1 clips" in out
     for arguments, sentence in (
         (("--where", "kind"), "COLUMN=VALUE"),
         (("--site", "encoder.ln_final:median"), "how positions are reduced"),

@@ -1,5 +1,6 @@
 """`extract`: activations of many clips, to a store."""
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from jaxasr_interp.cli.options import (
 from jaxasr_interp.cli.output import errors, print_json, progress_of_sound
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction import DEFAULT_SITES, extract
+from jaxasr_interp.extraction.texts import OWN
+from jaxasr_interp.store import open_dataset
 
 
 def extract_command(
@@ -98,6 +101,17 @@ def extract_command(
         print_json(dataclasses.asdict(done) | {"path": str(done.path)})
         return
     print(f"wrote {done.path}: {done.done - len(done.problems)} of {done.clips} clips")
+    for source, count in _texts_given(done.path).items():
+        what = "what the model itself writes" if source == OWN else f"the column {source}"
+        print(f"the decoder was given {what}: {count} clips")
+
+
+def _texts_given(path: Path) -> dict[str, int]:
+    """How many clips the decoder was given which text in; none where no text was needed."""
+    dataset = open_dataset(path)
+    if "decoder_text_source" not in dataset:
+        return {}
+    return collections.Counter(source for source in dataset.decoder_text_source.values if source)
 
 
 def _read_where(conditions: Sequence[str]) -> dict[str, list[str]]:

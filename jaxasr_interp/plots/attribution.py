@@ -63,7 +63,8 @@ def plot_attribution(
         bare(sums)
         bare(axes)
     panels[-1].set_xlabel("next token (above: its logit, the sum of the column)", loc="left")
-    _add_bar(figure, image, list(panels), 0.4 / (1 + widest), _label(attribution))
+    label = _label("contribution", attribution, values)
+    _add_bar(figure, image, list(panels), 0.4 / (1 + widest), label)
     write_title(figure, title)
     return save(figure, path)
 
@@ -90,7 +91,8 @@ def plot_attribution_heads(
     layers, heads = means["self-attention"].shape
     figure = new_figure(2.8 + 2 * _HEAD_CELL[0] * heads, 1.8 + _HEAD_CELL[1] * layers)
     panels = figure.subplots(1, 2)
-    limit, image = _limit(np.stack(list(means.values()))), None
+    values = np.stack(list(means.values()))
+    limit, image = _limit(values), None
     for axes, (name, mean) in zip(panels, means.items(), strict=True):
         image = _draw(axes, mean, limit, size=8.0)
         axes.set_xticks(range(heads))
@@ -98,13 +100,20 @@ def plot_attribution_heads(
         axes.set_xlabel(f"head of {name}")
         bare(axes)
     panels[0].set_ylabel("layer")
-    _add_bar(figure, image, list(panels), 0.04, f"mean {_label(attribution)}")
+    label = _label("mean contribution", attribution, values)
+    _add_bar(figure, image, list(panels), 0.04, label)
     write_title(figure, title)
     return save(figure, path)
 
 
-def _label(attribution: DirectLogitAttribution) -> str:
-    return "contribution to the logit" + (" difference" if attribution.others is not None else "")
+def _label(
+    what: str, attribution: DirectLogitAttribution, values: Float[np.ndarray, "*cells"]
+) -> str:
+    """What the colours are, and how far values go that they do not reach."""
+    of = "logit" if attribution.others is None else "logit difference"
+    beyond = np.abs(values).max() > _limit(values)
+    ends = f"; from {values.min():.3g} to {values.max():.3g}" if beyond else ""
+    return f"{what} to the {of}{ends}"
 
 
 def _limit(values: Float[np.ndarray, "*cells"]) -> float:

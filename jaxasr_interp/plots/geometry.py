@@ -46,7 +46,11 @@ def plot_similarity(similarity: Similarity, title: str, path: Path) -> Path:
     axes.set_ylabel(f"layer of {similarity.first}", fontsize=9)
     axes.set_xlabel(f"layer of {similarity.second}", fontsize=9)
     bare(axes)
-    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.03)
+    # An unbiased estimate may fall below 0.
+    below = bool((similarity.cka < 0).any())
+    bar = figure.colorbar(
+        image, ax=axes, fraction=0.04, pad=0.03, extend="min" if below else "neither"
+    )
     bar.set_label("CKA" if similarity.unbiased else "CKA (biased)", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     write_title(figure, title, f"{similarity.rows} rows")
