@@ -141,9 +141,11 @@ def _promised_seconds(
 ) -> float | None:
     """How long the header says that the sound lasts, if it does."""
     name = container.format.name
-    if name == "wav":
+    if name == "wav" and content[:4] == b"RIFF":
         return _wav_seconds(content)
-    if name not in _STATES_ITS_LENGTH and not (name == "mp3" and _has_length_table(content)):
+    counted = name in ("wav", "aiff", "au") and stream.codec_context.name.startswith("pcm_")
+    tabled = name == "mp3" and _has_length_table(content)
+    if not (name in _STATES_ITS_LENGTH or counted or tabled):
         return None  # What FFmpeg gives is a guess.
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)

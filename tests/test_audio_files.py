@@ -95,7 +95,15 @@ def test_a_streamed_wav_that_does_not_say_its_length_is_read(grass, size):
 
 @pytest.mark.parametrize(
     ("kind", "subtype"),
-    [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)],
+    [
+        ("WAV", "PCM_16"),
+        ("RF64", "PCM_16"),
+        ("AIFF", "PCM_16"),
+        ("FLAC", "PCM_16"),
+        ("OGG", "VORBIS"),
+        ("OGG", "OPUS"),
+        ("MP3", None),
+    ],
 )
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 def test_a_file_that_was_cut_off_gives_what_is_there_and_says_so(grass, kind, subtype, share):

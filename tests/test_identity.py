@@ -71,6 +71,20 @@ def test_a_function_is_its_code_and_what_it_reads(monkeypatch):
     assert (digest(reads), digest(double)) == before
 
 
+def test_a_function_in_anothers_name_is_its_own():
+    def named_like(factor):
+        @functools.wraps(jnp.add)
+        def mine(x):
+            return factor * x
+
+        return mine
+
+    assert len({digest(one) for one in (jnp.add, named_like(2), named_like(3))}) == 3
+    assert digest(jax.vmap(times(2.0))) == digest(jax.vmap(times(2.0)))
+    assert digest(jax.vmap(times(2.0))) != digest(jax.vmap(times(3.0)))
+    assert digest(jax.vmap(times(2.0))) != digest(jax.vmap(times(2.0), in_axes=1))
+
+
 def test_a_function_that_calls_itself_is_known():
     def make(step):
         def countdown(n):

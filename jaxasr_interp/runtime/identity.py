@@ -198,9 +198,10 @@ class _Digests:
         return self._of_all(f"class {_name(cls)}", [cls.__bases__, methods])
 
     def _of_function(self, function: types.FunctionType) -> str:
-        version, name = _version(function.__module__), function.__qualname__
-        if version is not None and "<" not in name:
-            return _hash("function", function.__module__, name, version)
+        # Of the code: what is wrapped around a function goes by the name of that.
+        module, name = function.__globals__.get("__name__", ""), function.__code__.co_qualname
+        if (version := _version(module)) is not None and "<" not in name:
+            return _hash("function", module, name, version)
         cells = [_content(cell) for cell in function.__closure__ or ()]
         code = self._of_code(function.__code__, function.__globals__)
         around = [function.__defaults__, function.__kwdefaults__, *cells]
@@ -225,6 +226,8 @@ class _Digests:
 
     def _of_other(self, value: Any) -> str:
         """A function that is not Python's, or what JAX knows as a tree."""
+        if type(value) is object:  # A mark without content.
+            return _hash("object")
         module, name = getattr(value, "__module__", None), getattr(value, "__name__", None)
         if name is not None and module is not None and (version := _version(module)) is not None:
             return _hash("function", module, name, version)
