@@ -38,11 +38,11 @@ from harness import Pair, Peer, in_turn, seconds
 from jaxtyping import Array, Float
 
 import jaxasr_interp as ji
-from jaxasr_interp.decoding import MAX_NEW_TOKENS, Choice, generate_rows
-from jaxasr_interp.edit_kinds import Zero
-from jaxasr_interp.edit_places import END, At, Several
+from jaxasr_interp.generation.generate import MAX_NEW_TOKENS, Choice, generate_rows
+from jaxasr_interp.generation.transcribe import encode_batch
+from jaxasr_interp.interventions.kinds import Zero
+from jaxasr_interp.interventions.where import END, At, Several
 from jaxasr_interp.patching import cost
-from jaxasr_interp.transcription import encode_batch
 
 BATCHES = (1, 8)
 MAX_WITHOUT_A_HEAD = 60

@@ -18,7 +18,7 @@ from speech import FOLDER, ROOT, read_clips
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 import jaxasr_interp as ji
-from jaxasr_interp.transcription import encode_batch
+from jaxasr_interp.generation.transcribe import encode_batch
 
 BATCH = 16
 

@@ -15,19 +15,11 @@ if not (_Path(__file__).parent / "kernels").is_dir():
     # In a checkout that is not installed the kernels lie beside the package.
     __path__ = [*__path__, str(_Path(__file__).parents[1])]
 
-from jaxasr_interp import metrics
 from jaxasr_interp._version import __version__
-from jaxasr_interp.alignment import Word, align_words
-from jaxasr_interp.audio import load_audio, log_mel_spectrogram
-from jaxasr_interp.audio_files import AudioWarning
+from jaxasr_interp.ablation.result import Clip, TextSweep
+from jaxasr_interp.ablation.sweep import ablation_sweep, component_edits
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.checkpoint.saved import save_model
-from jaxasr_interp.config import GenerationSettings, WhisperConfig
-from jaxasr_interp.decoding import Choice, Generated, generate, generate_batch, generate_rows
-from jaxasr_interp.edit_grammar import parse_edit
-from jaxasr_interp.edit_kinds import Add, Interchange, Knockout, Noise, Scale, Zero
-from jaxasr_interp.edit_places import At, Several
-from jaxasr_interp.edits import Edit, identity
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction import (
     Extraction,
@@ -35,9 +27,20 @@ from jaxasr_interp.extraction import (
     open_activations,
     random_model,
 )
-from jaxasr_interp.forward import DecoderRun, EncoderRun, decode, encode
-from jaxasr_interp.interventions import Intervention
-from jaxasr_interp.language import detect_language
+from jaxasr_interp.generation.generate import (
+    Choice,
+    Generated,
+    generate,
+    generate_batch,
+    generate_rows,
+)
+from jaxasr_interp.generation.language import detect_language
+from jaxasr_interp.generation.transcribe import Transcript, transcribe, transcribe_batch
+from jaxasr_interp.generation.word_times import Word, align_words
+from jaxasr_interp.interventions.grammar import parse_edit
+from jaxasr_interp.interventions.intervention import Intervention
+from jaxasr_interp.interventions.kinds import Add, Interchange, Knockout, Noise, Scale, Zero
+from jaxasr_interp.interventions.where import At, Several
 from jaxasr_interp.lens import (
     DirectLogitAttribution,
     EncoderLens,
@@ -52,8 +55,11 @@ from jaxasr_interp.lens import (
     train_tuned_lens,
     tuned_lens,
 )
-from jaxasr_interp.means import mean_activations
-from jaxasr_interp.model import Whisper
+from jaxasr_interp.model.config import GenerationSettings, WhisperConfig
+from jaxasr_interp.model.edits import Edit, identity
+from jaxasr_interp.model.run import DecoderRun, EncoderRun, decode, encode
+from jaxasr_interp.model.sites import SITES, DecoderActivations, EncoderActivations
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching import (
     Agreement,
     SweepPlan,
@@ -63,9 +69,11 @@ from jaxasr_interp.patching import (
     activation_patching_batch,
     agreement,
     attribution_patching,
+    metrics,
     plan_sweep,
     verify_top,
 )
+from jaxasr_interp.patching.means import mean_activations
 from jaxasr_interp.probes import (
     ProbeReport,
     Probes,
@@ -75,15 +83,13 @@ from jaxasr_interp.probes import (
     save_probes,
     score_probes,
 )
-from jaxasr_interp.programs import keep_compiled_programs
-from jaxasr_interp.similarity import Similarity, cka
-from jaxasr_interp.sites import SITES, DecoderActivations, EncoderActivations
-from jaxasr_interp.spectrum import Spectrum, spectrum
-from jaxasr_interp.store import open_dataset
-from jaxasr_interp.text_result import Clip, TextSweep
-from jaxasr_interp.text_sweep import ablation_sweep, component_edits
-from jaxasr_interp.tokens import Tokenizer
-from jaxasr_interp.transcription import Transcript, transcribe, transcribe_batch
+from jaxasr_interp.runtime.compilation_cache import keep_compiled_programs
+from jaxasr_interp.runtime.store import open_dataset
+from jaxasr_interp.similarity.cka import Similarity, cka
+from jaxasr_interp.similarity.spectrum import Spectrum, spectrum
+from jaxasr_interp.speech.audio import load_audio, log_mel_spectrogram
+from jaxasr_interp.speech.audio_files import AudioWarning
+from jaxasr_interp.speech.tokenizer import Tokenizer
 
 __all__ = [
     "SITES",

@@ -7,8 +7,11 @@ from generating import CONTEXT
 from test_decoding import PROMPT
 
 import jaxasr_interp as ji
-from jaxasr_interp import contrast, interventions, text_sweep, transcription
-from jaxasr_interp.edit_grammar import parse_edit
+from jaxasr_interp.ablation import sweep as text_sweep
+from jaxasr_interp.generation import transcribe as transcription
+from jaxasr_interp.interventions import intervention as interventions
+from jaxasr_interp.interventions.grammar import parse_edit
+from jaxasr_interp.patching import contrast
 from jaxasr_interp.pytree import pytree_dataclass
 
 LONGER = [37, 5, 9, 3, *PROMPT]

@@ -119,7 +119,7 @@ def tiny_tokenizer(tmp_path_factory):
     """30 letters and the special tokens 30 to 39; ids from 40 on are timestamps."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    from jaxasr_interp.tokens import Tokenizer as WhisperTokenizer
+    from jaxasr_interp.speech.tokenizer import Tokenizer as WhisperTokenizer
 
     letters = ["Ġ", *"abcdefghijklmnopqrstuvwxyz", "'", ",", "."]
     special = (

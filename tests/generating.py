@@ -6,7 +6,7 @@ import numpy as np
 from test_decoding import END, NO_TIMESTAMPS, log_softmax
 
 import jaxasr_interp as ji
-from jaxasr_interp.config import GenerationSettings
+from jaxasr_interp.model.config import GenerationSettings
 
 GERMAN = [31, 33, 35, NO_TIMESTAMPS]
 CONTEXT, VOCABULARY, FRAMES = 20, 48, 12

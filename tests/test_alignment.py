@@ -7,8 +7,8 @@ import pytest
 from conftest import real_model
 
 import jaxasr_interp as ji
-from jaxasr_interp.alignment import _median, align_words, warp
-from jaxasr_interp.contrast import count_frames
+from jaxasr_interp.generation.word_times import _median, align_words, warp
+from jaxasr_interp.patching.contrast import count_frames
 
 
 def all_paths(rows, columns):

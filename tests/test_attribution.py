@@ -13,10 +13,10 @@ from conftest import real_model
 from test_sweep_methods import OneOf, random_edits
 
 import jaxasr_interp as ji
-from jaxasr_interp.contrast import find_contrast
+from jaxasr_interp.model.sites import SITES, head_axis, sweepable_sites
 from jaxasr_interp.patching import attribution
+from jaxasr_interp.patching.contrast import find_contrast
 from jaxasr_interp.pytree import pytree_dataclass, static
-from jaxasr_interp.sites import SITES, head_axis, sweepable_sites
 
 STEP = 1e-4
 MOST_CELLS = 324

@@ -9,7 +9,7 @@ from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 
 import jaxasr_interp as ji
-from jaxasr_interp.audio import mel_filterbank
+from jaxasr_interp.speech.audio import mel_filterbank
 
 
 def noise(seconds, rate=16_000, channels=1):

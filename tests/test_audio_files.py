@@ -13,8 +13,8 @@ import soxr
 from conftest import GOLDEN
 
 import jaxasr_interp as ji
-from jaxasr_interp.audio import as_audio, read_audio
-from jaxasr_interp.audio_files import decode_audio
+from jaxasr_interp.speech.audio import as_audio, read_audio
+from jaxasr_interp.speech.audio_files import decode_audio
 
 GRASS = 35_109
 DELAY = 2_400
@@ -250,7 +250,8 @@ def test_the_command_line_warns_in_a_line(grass, tmp_path):
     path = tmp_path / "cut.wav"
     path.write_bytes(written(grass, format="WAV", subtype="PCM_16")[:40_000])
     code = (
-        "import sys; from jaxasr_interp.cli import app; from jaxasr_interp.audio import load_audio;"
+        "import sys; from jaxasr_interp.cli import app;"
+        "from jaxasr_interp.speech.audio import load_audio;"
         "app.app = lambda arguments: load_audio(sys.argv[1]); app.main()"
     )
     command = [sys.executable, "-c", code, str(path)]

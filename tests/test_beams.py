@@ -18,7 +18,7 @@ from generating import (
 from test_decoding import BEGIN, END, PROMPT, forbidden_by_openai, log_softmax
 
 import jaxasr_interp as ji
-from jaxasr_interp.decoding import Choice, generate_rows
+from jaxasr_interp.generation.generate import Choice, generate_rows
 
 
 @pytest.fixture

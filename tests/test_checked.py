@@ -9,7 +9,7 @@ from test_extraction import sound
 
 import jaxasr_interp as ji
 from jaxasr_interp.cli import main
-from jaxasr_interp.store import write_dataset
+from jaxasr_interp.runtime.store import write_dataset
 
 FLIPS, REMOVED = 1000, 100
 ORBAX_LEAVES_TASKS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -251,7 +251,7 @@ def test_every_kind_of_ablation_changes_the_run(tmp_path, invoke, options):
 
 @pytest.mark.real
 def test_verify_says_what_fails_and_exits_with_1(tmp_path, invoke, monkeypatch):
-    import jaxasr_interp.verify as checks
+    import jaxasr_interp.verification.verify as checks
 
     seen = {}
 

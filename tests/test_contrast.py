@@ -7,7 +7,7 @@ import pytest
 from conftest import real_model
 
 import jaxasr_interp as ji
-from jaxasr_interp.contrast import METRICS, ask_transcript, ask_word, count_frames
+from jaxasr_interp.patching.contrast import METRICS, ask_transcript, ask_word, count_frames
 
 TEXT = "The cat sat on the mat."
 

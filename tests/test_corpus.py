@@ -7,7 +7,7 @@ import pytest
 from conftest import GOLDEN
 
 import jaxasr_interp as ji
-from jaxasr_interp.transcription import encode_batch
+from jaxasr_interp.generation.transcribe import encode_batch
 
 pytestmark = pytest.mark.real
 

@@ -6,8 +6,8 @@ import pytest
 from jax import Array
 
 import jaxasr_interp as ji
+from jaxasr_interp.generation.logit_filters import TimestampRules
 from jaxasr_interp.pytree import pytree_dataclass
-from jaxasr_interp.suppression import TimestampRules
 
 NO_TIMESTAMPS, BEGIN, END = 39, 40, 30
 PROMPT = [31, 32, 35, NO_TIMESTAMPS]

@@ -8,7 +8,7 @@ from generating import CONTEXT, louder
 from test_decoding import PROMPT
 
 import jaxasr_interp as ji
-from jaxasr_interp.edit_grammar import parse_edit
+from jaxasr_interp.interventions.grammar import parse_edit
 
 
 @pytest.fixture

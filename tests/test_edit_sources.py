@@ -22,10 +22,10 @@ from generating import CONTEXT, louder
 from test_decoding import PROMPT
 
 import jaxasr_interp as ji
-from jaxasr_interp import contrast
-from jaxasr_interp.decoding import Choice
-from jaxasr_interp.edit_grammar import parse_edit
-from jaxasr_interp.interventions import encode_under
+from jaxasr_interp.generation.generate import Choice
+from jaxasr_interp.interventions.grammar import parse_edit
+from jaxasr_interp.interventions.intervention import encode_under
+from jaxasr_interp.patching import contrast
 
 
 @pytest.fixture

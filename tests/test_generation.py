@@ -22,8 +22,8 @@ from generating import (
 from test_decoding import PROMPT
 
 import jaxasr_interp as ji
-from jaxasr_interp.decoding import Choice, generate_rows
 from jaxasr_interp.generation import rollout
+from jaxasr_interp.generation.generate import Choice, generate_rows
 
 
 @pytest.fixture

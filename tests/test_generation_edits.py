@@ -25,7 +25,7 @@ from generating import (
 from test_decoding import PROMPT
 
 import jaxasr_interp as ji
-from jaxasr_interp.decoding import Choice, generate_rows
+from jaxasr_interp.generation.generate import Choice, generate_rows
 from jaxasr_interp.pytree import pytree_dataclass
 
 WHOLE = {"start": 0, "stop": ALWAYS, "layer": -1, "head": -1, "alpha": 1.0}

@@ -11,8 +11,8 @@ from test_decoding import log_softmax
 from test_generation_edits import one_by_one
 
 import jaxasr_interp as ji
-from jaxasr_interp.decoding import Choice, generate_rows
-from jaxasr_interp.edits import shifted, with_source
+from jaxasr_interp.generation.generate import Choice, generate_rows
+from jaxasr_interp.model.edits import shifted, with_source
 
 CLOSE = 1e-3
 

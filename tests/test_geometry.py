@@ -8,9 +8,9 @@ import pytest
 import xarray
 
 import jaxasr_interp as ji
-from jaxasr_interp import representations
-from jaxasr_interp.similarity import HsicSums
-from jaxasr_interp.store import write_dataset
+from jaxasr_interp.extraction import representations
+from jaxasr_interp.runtime.store import write_dataset
+from jaxasr_interp.similarity.cka import HsicSums
 
 CLIPS, LAYERS, WIDTH, FRAMES = 37, 3, 8, 5
 MEAN, HEADS, FRAME = "encoder.resid_post.mean", "decoder.z.end", "encoder.mlp_out.all"

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import jaxasr_interp as ji
-from jaxasr_interp.edit_places import EVERY, blend
-from jaxasr_interp.edits import edited_sites, needs_source, shifted, with_source
+from jaxasr_interp.interventions.where import EVERY, blend
+from jaxasr_interp.model.edits import edited_sites, needs_source, shifted, with_source
 
 POSITIONS, HEADS, WIDTH = 9, 3, 5
 SHAPES = {

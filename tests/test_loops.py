@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxasr_interp.loops import Repetition, compression_ratio, is_loop, longest_repeat, repeats
+from jaxasr_interp.evaluation.loops import (
+    Repetition,
+    compression_ratio,
+    is_loop,
+    longest_repeat,
+    repeats,
+)
 
 WORDS = st.lists(st.sampled_from(["cat", "dog", "the", "barks", "ran"]), min_size=1, max_size=8)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jaxasr_interp as ji
-from jaxasr_interp.means import mean_activations
+from jaxasr_interp.patching.means import mean_activations
 
 
 def test_means_are_over_positions_and_runs(tiny, utterances):

@@ -11,10 +11,10 @@ from flax import nnx
 from jax import Array
 
 import jaxasr_interp as ji
-from jaxasr_interp.forward import _decode, _encode
-from jaxasr_interp.model import LayerNorm
+from jaxasr_interp.model.run import _decode, _encode
+from jaxasr_interp.model.sites import PATTERN_SITES, SITES
+from jaxasr_interp.model.whisper import LayerNorm
 from jaxasr_interp.pytree import pytree_dataclass
-from jaxasr_interp.sites import PATTERN_SITES, SITES
 
 SHORT = ji.Interchange(ji.DecoderActivations(resid_pre=jnp.zeros((3, 6, 16))))
 CELLS = [(stack, site) for stack, sites in SITES.items() for site in sites]

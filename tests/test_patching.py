@@ -10,10 +10,10 @@ import pytest
 import xarray
 
 import jaxasr_interp as ji
-from jaxasr_interp.patching import decoder as engine
-from jaxasr_interp.patching import reading
 from jaxasr_interp.patching.cost import decoder_flops
-from jaxasr_interp.store import save_dataset
+from jaxasr_interp.patching.engine import decoder as engine
+from jaxasr_interp.patching.engine import readout as reading
+from jaxasr_interp.runtime.store import save_dataset
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import jaxasr_interp as ji
-from jaxasr_interp.alignment import Word
-from jaxasr_interp.plots import (
+from jaxasr_interp.generation.word_times import Word
+from jaxasr_interp.report.plots import (
     change,
     plot_ablation,
     plot_attention,
@@ -25,8 +25,8 @@ from jaxasr_interp.plots import (
     recovery,
     share,
 )
-from jaxasr_interp.plots.timeline import _levels
-from jaxasr_interp.tables import sweep_table, window_labels
+from jaxasr_interp.report.plots.timeline import _levels
+from jaxasr_interp.report.tables import sweep_table, window_labels
 
 PNG = b"\x89PNG\r\n\x1a\n"
 WORDS = tuple(

@@ -10,11 +10,11 @@ import xarray
 from sklearn import metrics
 
 import jaxasr_interp as ji
-from jaxasr_interp.plots.probes import plot_probes
 from jaxasr_interp.probes.labels import parse_target, relabel
 from jaxasr_interp.probes.scores import majority, score, selectivity
 from jaxasr_interp.probes.targets import read_target
-from jaxasr_interp.store import write_dataset
+from jaxasr_interp.report.plots.probes import plot_probes
+from jaxasr_interp.runtime.store import write_dataset
 
 N, LAYERS, FEATURES = 150, 3, 6
 

@@ -9,10 +9,10 @@ from conftest import GOLDEN, TINY_FIRST, real_model, worst
 from transformers import WhisperFeatureExtractor
 
 import jaxasr_interp as ji
-from jaxasr_interp.language import detect_language_batch
+from jaxasr_interp.generation.language import detect_language_batch
+from jaxasr_interp.generation.long_form import transcribe_windows
+from jaxasr_interp.generation.transcribe import encode_batch
 from jaxasr_interp.lens import DIRECT_SITES
-from jaxasr_interp.transcription import encode_batch
-from jaxasr_interp.windows import transcribe_windows
 
 pytestmark = pytest.mark.real
 
@@ -128,7 +128,7 @@ def test_patching_real_speech_equals_the_loop(name):
     model = real_model(name)
     from importlib import resources
 
-    from jaxasr_interp.contrast import find_contrast
+    from jaxasr_interp.patching.contrast import find_contrast
 
     folder = resources.files("jaxasr_interp") / "data"
     clean, corrupted = (ji.load_audio(folder / f"{word}.flac") for word in ("grass", "glass"))

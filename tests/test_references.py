@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import jaxasr_interp as ji
-from jaxasr_interp.references import noise_like, silence_like
+from jaxasr_interp.speech.noise import noise_like, silence_like
 
 
 def rms(samples):

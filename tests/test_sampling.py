@@ -7,8 +7,9 @@ from generating import encoded, ending, expect_same, louder, of_each_clip, writt
 from test_decoding import END, PROMPT, log_softmax
 
 import jaxasr_interp as ji
-from jaxasr_interp.decoding import Choice, generate_rows
-from jaxasr_interp.generation import batches, rollout
+from jaxasr_interp.generation import batching as batches
+from jaxasr_interp.generation import rollout
+from jaxasr_interp.generation.generate import Choice, generate_rows
 
 
 @pytest.fixture

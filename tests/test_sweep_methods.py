@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 import jaxasr_interp as ji
+from jaxasr_interp.model.sites import SITES, head_axis, sweepable_sites
 from jaxasr_interp.pytree import pytree_dataclass
-from jaxasr_interp.sites import SITES, head_axis, sweepable_sites
 
 CELLS = [(stack, site) for stack in SITES for site in sweepable_sites(stack)]
 MOST = 1e-9

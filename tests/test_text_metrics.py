@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxasr_interp as ji
-from jaxasr_interp.bootstrap import bootstrap_interval
-from jaxasr_interp.text_metrics import (
+from jaxasr_interp.evaluation.bootstrap import bootstrap_interval
+from jaxasr_interp.evaluation.text_metrics import (
     Errors,
     character_errors,
     normalize,

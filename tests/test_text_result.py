@@ -12,7 +12,7 @@ from transformers.models.whisper.english_normalizer import (
 )
 
 import jaxasr_interp as ji
-from jaxasr_interp.text_result import AGAINST, OPERATIONS, UNITS, cell_of
+from jaxasr_interp.ablation.result import AGAINST, OPERATIONS, UNITS, cell_of
 
 TEXTS = {
     # (said, language): unedited, edited, edited otherwise.

@@ -10,9 +10,9 @@ from by_hand import brief_clips, hear_briefly
 from generating import louder
 
 import jaxasr_interp as ji
-from jaxasr_interp import text_sweep
-from jaxasr_interp.edits import needs_source, with_source
-from jaxasr_interp.references import noise_like
+from jaxasr_interp.ablation import sweep as text_sweep
+from jaxasr_interp.model.edits import needs_source, with_source
+from jaxasr_interp.speech.noise import noise_like
 
 CHOICE = ji.Choice(max_new_tokens=6)
 LIGHT = [

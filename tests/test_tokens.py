@@ -12,7 +12,7 @@ import pytest
 from conftest import GOLDEN, real_model
 
 import jaxasr_interp as ji
-from jaxasr_interp.merges import complete_merges
+from jaxasr_interp.speech.merges import complete_merges
 
 pytestmark = pytest.mark.real
 VOCABULARIES = {"base": "multilingual", "tiny.en": "gpt2"}

@@ -8,7 +8,7 @@ import soundfile
 from conftest import real_model
 
 import jaxasr_interp as ji
-from jaxasr_interp.transcription import transcribe_files
+from jaxasr_interp.generation.transcribe import transcribe_files
 
 pytestmark = pytest.mark.real
 

@@ -55,7 +55,7 @@ def hears(monkeypatch):
 
 def hear(monkeypatch):
     """Let the tiny model hear the first 24 of a spectrogram's 3000 frames."""
-    from jaxasr_interp import transcription
+    from jaxasr_interp.generation import transcribe as transcription
     from jaxasr_interp.lens import tuned_rows
 
     for module in (tuned_rows, transcription):
@@ -182,7 +182,7 @@ import pytest
 from conftest import GOLDEN
 from test_tuned_lens import TRAINING, clips, hear
 import jaxasr_interp as ji
-from jaxasr_interp.tokens import Tokenizer
+from jaxasr_interp.speech.tokenizer import Tokenizer
 
 def die(done, of, what):
     if (what, done) == ("steps", 17):

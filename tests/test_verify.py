@@ -11,11 +11,14 @@ from conftest import real_model
 from rich.console import Console
 
 import jaxasr_interp as ji
-from jaxasr_interp import invariants, layers, site_invariants, verify
-from jaxasr_interp.contrast import find_contrast
-from jaxasr_interp.invariants import Check
-from jaxasr_interp.patching import landing, prepare, sweep
-from jaxasr_interp.sites import SITES, sweepable_sites
+from jaxasr_interp.model import layers
+from jaxasr_interp.model.sites import SITES, sweepable_sites
+from jaxasr_interp.patching import prepare, sweep
+from jaxasr_interp.patching.contrast import find_contrast
+from jaxasr_interp.patching.engine import inject as landing
+from jaxasr_interp.verification import invariants, verify
+from jaxasr_interp.verification import sites as site_invariants
+from jaxasr_interp.verification.invariants import Check
 
 SOME_SITES = {
     "encoder": ["conv2_out", "v", "ln_final"],

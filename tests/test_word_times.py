@@ -7,7 +7,7 @@ import pytest
 from conftest import GOLDEN, REAL_MODELS, real_model
 
 import jaxasr_interp as ji
-from jaxasr_interp.contrast import count_frames
+from jaxasr_interp.patching.contrast import count_frames
 
 pytestmark = pytest.mark.real
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxasr_interp.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.tokens import Tokenizer
+from jaxasr_interp.model.config import GenerationSettings, WhisperConfig
+from jaxasr_interp.speech.tokenizer import Tokenizer
 
 _SPECIAL = {
     "eos_token_id": "endoftext",

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxasr_interp.config import WhisperConfig
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.model import Whisper
+from jaxasr_interp.model.config import WhisperConfig
+from jaxasr_interp.model.whisper import Whisper
 
 type Tensors = Mapping[str, np.ndarray]
 

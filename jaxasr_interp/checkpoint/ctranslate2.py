@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxasr_interp.checkpoint.convert import layer_count
-from jaxasr_interp.config import WhisperConfig
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.model.config import WhisperConfig
 
 _TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16, 5: jnp.bfloat16}
 _SCALARS = {

@@ -11,10 +11,10 @@ from jaxasr_interp.checkpoint import convert, ctranslate2, huggingface, saved
 from jaxasr_interp.checkpoint.bundled import BUNDLES, require_parts
 from jaxasr_interp.checkpoint.consistency import check_alignment_heads, check_special_tokens
 from jaxasr_interp.checkpoint.huggingface import read_json
-from jaxasr_interp.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.model import Whisper
-from jaxasr_interp.tokens import Tokenizer
+from jaxasr_interp.model.config import GenerationSettings, WhisperConfig
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.speech.tokenizer import Tokenizer
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Named one by one: repositories also hold the same weights in other precisions and frameworks.

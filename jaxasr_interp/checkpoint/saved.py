@@ -10,11 +10,11 @@ import jax
 
 from jaxasr_interp.checkpoint import convert
 from jaxasr_interp.checkpoint.huggingface import read_json
-from jaxasr_interp.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.model import Whisper
-from jaxasr_interp.store import check_sealed, new_folder, sealed, write_json
-from jaxasr_interp.tokens import Tokenizer
+from jaxasr_interp.model.config import GenerationSettings, WhisperConfig
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.runtime.store import check_sealed, new_folder, sealed, write_json
+from jaxasr_interp.speech.tokenizer import Tokenizer
 
 MARKER = "jaxasr_interp.json"
 PARAMETERS = "parameters"

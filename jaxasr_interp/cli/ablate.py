@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from jaxasr_interp.audio import load_audio
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.generating import ablate_texts
 from jaxasr_interp.cli.kinds import KINDS, Kind
@@ -42,16 +41,10 @@ from jaxasr_interp.cli.sweeping import (
     check_method,
     find_words,
 )
-from jaxasr_interp.contrast import Contrast, ask_transcript, ask_word, check_metric_name
-from jaxasr_interp.edit_kinds import Interchange, Knockout, Noise, Scale, Zero
-from jaxasr_interp.edits import Edit
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.means import mean_activations
-from jaxasr_interp.model import Whisper
-from jaxasr_interp.patching.positions import resolve_windows
-from jaxasr_interp.plots import axis_labels, change, plot_ablation
-from jaxasr_interp.references import reference_audio
-from jaxasr_interp.sites import (
+from jaxasr_interp.interventions.kinds import Interchange, Knockout, Noise, Scale, Zero
+from jaxasr_interp.model.edits import Edit
+from jaxasr_interp.model.sites import (
     PATTERN_SITES,
     DecoderActivations,
     EncoderActivations,
@@ -59,9 +52,16 @@ from jaxasr_interp.sites import (
     check_stack,
     head_axis,
 )
-from jaxasr_interp.store import file_provenance, reserve, save_dataset
-from jaxasr_interp.tables import sweep_table, window_labels
-from jaxasr_interp.tokens import require_tokenizer
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.patching.contrast import Contrast, ask_transcript, ask_word, check_metric_name
+from jaxasr_interp.patching.means import mean_activations
+from jaxasr_interp.report.plots import axis_labels, change, plot_ablation
+from jaxasr_interp.report.tables import sweep_table, window_labels
+from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
+from jaxasr_interp.speech.audio import load_audio
+from jaxasr_interp.speech.noise import reference_audio
+from jaxasr_interp.speech.positions import resolve_windows
+from jaxasr_interp.speech.tokenizer import require_tokenizer
 
 _ONLY_SWEEPS = (
     "text",

@@ -11,7 +11,9 @@ import typer
 from typer.core import TyperCommand
 
 from jaxasr_interp._version import __version__
+from jaxasr_interp.checkpoint.listing import list_models
 from jaxasr_interp.cli.ablate import ablate
+from jaxasr_interp.cli.demo import run_demo
 from jaxasr_interp.cli.encoder_lens import encoder_lens
 from jaxasr_interp.cli.extract import extract_command
 from jaxasr_interp.cli.lens import lens
@@ -24,10 +26,8 @@ from jaxasr_interp.cli.similarity import similarity
 from jaxasr_interp.cli.study import study
 from jaxasr_interp.cli.tuned_lens import tuned_lens
 from jaxasr_interp.cli.verify import verify
-from jaxasr_interp.demo import run_demo
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.listing import list_models
-from jaxasr_interp.programs import keep_compiled_programs
+from jaxasr_interp.runtime.compilation_cache import keep_compiled_programs
 
 app = typer.Typer(
     add_completion=False,

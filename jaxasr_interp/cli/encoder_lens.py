@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from jaxasr_interp.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.options import (
     DtypeOption,
@@ -17,15 +16,16 @@ from jaxasr_interp.cli.options import (
     parse_memory,
 )
 from jaxasr_interp.cli.output import console, print_json
-from jaxasr_interp.decoding import Choice
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.forward import encode
-from jaxasr_interp.language import detect_language
+from jaxasr_interp.generation.generate import Choice
+from jaxasr_interp.generation.language import detect_language
 from jaxasr_interp.lens import encoder_lens as read_depths
-from jaxasr_interp.plots import plot_encoder_lens
-from jaxasr_interp.store import file_provenance, reserve, save_dataset
-from jaxasr_interp.tables import encoder_lens_table
-from jaxasr_interp.tokens import require_tokenizer
+from jaxasr_interp.model.run import encode
+from jaxasr_interp.report.plots import plot_encoder_lens
+from jaxasr_interp.report.tables import encoder_lens_table
+from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
+from jaxasr_interp.speech.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
+from jaxasr_interp.speech.tokenizer import require_tokenizer
 
 
 def encoder_lens(

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxasr_interp.ablation.result import TextSweep
+from jaxasr_interp.ablation.sweep import ablation_sweep, component_edits
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.clips import read_clips
 from jaxasr_interp.cli.kinds import Kind
 from jaxasr_interp.cli.options import parse_alphas
 from jaxasr_interp.cli.output import console, print_json, progress_of_total
-from jaxasr_interp.decoding import Choice
-from jaxasr_interp.edit_grammar import parse_edit
-from jaxasr_interp.interventions import Intervention
-from jaxasr_interp.model import Whisper
-from jaxasr_interp.plots import plot_text_sweep
-from jaxasr_interp.ranges import parse_indices
-from jaxasr_interp.sites import check_stack
-from jaxasr_interp.store import reserve, save_dataset, start_partial
-from jaxasr_interp.tables import text_sweep_table
-from jaxasr_interp.text_result import TextSweep
-from jaxasr_interp.text_sweep import ablation_sweep, component_edits
+from jaxasr_interp.generation.generate import Choice
+from jaxasr_interp.interventions.grammar import parse_edit
+from jaxasr_interp.interventions.indices import parse_indices
+from jaxasr_interp.interventions.intervention import Intervention
+from jaxasr_interp.model.sites import check_stack
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.report.plots import plot_text_sweep
+from jaxasr_interp.report.tables import text_sweep_table
+from jaxasr_interp.runtime.store import reserve, save_dataset, start_partial
 
 
 def ablate_texts(

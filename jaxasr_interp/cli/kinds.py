@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.references import check_reference
-from jaxasr_interp.sites import COMPONENT_SITES, Stack
+from jaxasr_interp.model.sites import COMPONENT_SITES, Stack
+from jaxasr_interp.speech.noise import check_reference
 
 _PHRASES = {
     "zero": "Each component set to zero",

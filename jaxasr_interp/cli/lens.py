@@ -7,8 +7,6 @@ from typing import Annotated
 import typer
 from jaxtyping import Array, Float
 
-from jaxasr_interp.alignment import align_words, following_heads, mean_pattern
-from jaxasr_interp.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.options import (
     DtypeOption,
@@ -18,9 +16,9 @@ from jaxasr_interp.cli.options import (
     OverwriteOption,
 )
 from jaxasr_interp.cli.output import console, print_json
-from jaxasr_interp.contrast import count_frames
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.forward import DecoderRun, decode, encode
+from jaxasr_interp.generation.transcribe import transcribe_batch
+from jaxasr_interp.generation.word_times import align_words, following_heads, mean_pattern
 from jaxasr_interp.lens import (
     DIRECT_SITES,
     direct_logit_attribution,
@@ -29,8 +27,10 @@ from jaxasr_interp.lens import (
     tuned_lens,
 )
 from jaxasr_interp.lens.logit import check_lens_site
-from jaxasr_interp.model import Whisper
-from jaxasr_interp.plots import (
+from jaxasr_interp.model.run import DecoderRun, decode, encode
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.patching.contrast import count_frames
+from jaxasr_interp.report.plots import (
     axis_labels,
     plot_attention,
     plot_attribution,
@@ -38,10 +38,10 @@ from jaxasr_interp.plots import (
     plot_lens,
     plot_lens_heads,
 )
-from jaxasr_interp.store import file_provenance, reserve, save_dataset
-from jaxasr_interp.tables import attribution_table, lens_heads_table, lens_table
-from jaxasr_interp.tokens import Tokenizer, require_tokenizer
-from jaxasr_interp.transcription import transcribe_batch
+from jaxasr_interp.report.tables import attribution_table, lens_heads_table, lens_table
+from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
+from jaxasr_interp.speech.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
+from jaxasr_interp.speech.tokenizer import Tokenizer, require_tokenizer
 
 
 def lens(

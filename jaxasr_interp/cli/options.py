@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.patching.positions import FRAMES_PER_SECOND
-from jaxasr_interp.ranges import parse_indices
+from jaxasr_interp.interventions.indices import parse_indices
+from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="Bundled name, local folder or hub id (see `models`).")

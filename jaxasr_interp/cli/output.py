@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from jaxasr_interp.store import to_json
+from jaxasr_interp.runtime.store import to_json
 
 console = Console()
 errors = Console(stderr=True)

@@ -11,14 +11,14 @@ from jaxasr_interp.cli.options import JsonOption, OverwriteOption
 from jaxasr_interp.cli.output import console, print_json, progress_of_stages
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction import open_activations
-from jaxasr_interp.plots.probes import plot_probes
+from jaxasr_interp.extraction.representations import row_axes
 from jaxasr_interp.probes import ProbeReport, probe_store, save_probes
 from jaxasr_interp.probes.labels import parse_target, relabel
 from jaxasr_interp.probes.layer import METHODS
 from jaxasr_interp.probes.scores import CLASS_SCORES, VALUE_SCORES
-from jaxasr_interp.representations import row_axes
-from jaxasr_interp.store import reserve, write_dataset, write_json
-from jaxasr_interp.tables import probe_table
+from jaxasr_interp.report.plots.probes import plot_probes
+from jaxasr_interp.report.tables import probe_table
+from jaxasr_interp.runtime.store import reserve, write_dataset, write_json
 
 if TYPE_CHECKING:
     import xarray

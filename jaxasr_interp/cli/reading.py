@@ -17,12 +17,12 @@ from jaxasr_interp.cli.options import (
     refuse_options,
 )
 from jaxasr_interp.cli.output import errors, print_json, progress
-from jaxasr_interp.decoding import Choice
-from jaxasr_interp.edit_grammar import parse_edit
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.interventions import UNEDITED
-from jaxasr_interp.store import reserve, write_json
-from jaxasr_interp.transcription import Transcript, transcribe_files
+from jaxasr_interp.generation.generate import Choice
+from jaxasr_interp.generation.transcribe import Transcript, transcribe_files
+from jaxasr_interp.interventions.grammar import parse_edit
+from jaxasr_interp.interventions.intervention import UNEDITED
+from jaxasr_interp.runtime.store import reserve, write_json
 
 
 def transcribe(

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxasr_interp.alignment import Word
 from jaxasr_interp.cli.output import console, errors, progress_of_total
-from jaxasr_interp.contrast import Contrast
-from jaxasr_interp.edits import Edit
-from jaxasr_interp.model import Whisper
+from jaxasr_interp.generation.word_times import Word
+from jaxasr_interp.model.edits import Edit
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching import (
     Agreement,
     SweepPlan,
@@ -21,8 +20,9 @@ from jaxasr_interp.patching import (
     attribution_patching,
     verify_top,
 )
-from jaxasr_interp.plots import Quantity, plot_sweep, plot_timeline, recovery
-from jaxasr_interp.tables import sweep_table
+from jaxasr_interp.patching.contrast import Contrast
+from jaxasr_interp.report.plots import Quantity, plot_sweep, plot_timeline, recovery
+from jaxasr_interp.report.tables import sweep_table
 
 if TYPE_CHECKING:
     import xarray

@@ -10,12 +10,12 @@ from rich.table import Table
 from jaxasr_interp.cli.options import JsonOption, MemoryOption, OverwriteOption, parse_memory
 from jaxasr_interp.cli.output import console, print_json, progress_of_stages
 from jaxasr_interp.extraction import open_activations
-from jaxasr_interp.plots.geometry import plot_similarity, plot_spectrum
+from jaxasr_interp.extraction.representations import row_axes
 from jaxasr_interp.probes.report import RANDOM
-from jaxasr_interp.representations import row_axes
-from jaxasr_interp.similarity import Similarity, cka
-from jaxasr_interp.spectrum import Spectrum, spectrum
-from jaxasr_interp.store import reserve, write_dataset, write_json
+from jaxasr_interp.report.plots.geometry import plot_similarity, plot_spectrum
+from jaxasr_interp.runtime.store import reserve, write_dataset, write_json
+from jaxasr_interp.similarity.cka import Similarity, cka
+from jaxasr_interp.similarity.spectrum import Spectrum, spectrum
 
 if TYPE_CHECKING:
     import xarray

@@ -7,7 +7,8 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from jaxasr_interp.audio import CHUNK_SAMPLES, load_audio
+from jaxasr_interp.ablation.result import Clip
+from jaxasr_interp.ablation.sweep import component_edits
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.clips import read_table
 from jaxasr_interp.cli.options import (
@@ -20,19 +21,18 @@ from jaxasr_interp.cli.options import (
     SeedOption,
 )
 from jaxasr_interp.cli.output import console, print_json, progress_of_total
-from jaxasr_interp.decoding import Choice
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.store import (
+from jaxasr_interp.generation.generate import Choice
+from jaxasr_interp.runtime.store import (
     file_provenance,
     reserve,
     save_dataset,
     start_partial,
     write_json,
 )
+from jaxasr_interp.speech.audio import CHUNK_SAMPLES, load_audio
 from jaxasr_interp.studies.repetition import Remedy, cut_windows, find_loops
 from jaxasr_interp.studies.repetition import repetition as run_repetition
-from jaxasr_interp.text_result import Clip
-from jaxasr_interp.text_sweep import component_edits
 
 study = typer.Typer(no_args_is_help=True, help="Whole experiments on many clips.")
 

@@ -3,20 +3,20 @@
 import dataclasses
 from collections.abc import Sequence
 
-from jaxasr_interp.alignment import Word, align_words
 from jaxasr_interp.cli.options import (
     parse_alphas,
     parse_heads,
     parse_memory,
     parse_width,
 )
-from jaxasr_interp.contrast import Contrast
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.model import Whisper
+from jaxasr_interp.generation.word_times import Word, align_words
+from jaxasr_interp.interventions.indices import parse_indices
+from jaxasr_interp.model.sites import Stack, check_site, check_stack, counts_frames
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching import SweepPlan, plan_sweep
+from jaxasr_interp.patching.contrast import Contrast
 from jaxasr_interp.patching.sweep import METHODS
-from jaxasr_interp.ranges import parse_indices
-from jaxasr_interp.sites import Stack, check_site, check_stack, counts_frames
 
 _TIMED_WINDOW = 10
 

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from jaxasr_interp.audio import load_audio
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.options import (
     DtypeOption,
@@ -20,8 +19,9 @@ from jaxasr_interp.cli.options import (
     parse_memory,
 )
 from jaxasr_interp.cli.output import console, print_json, steps_done
-from jaxasr_interp.contrast import ask_word
-from jaxasr_interp.store import file_provenance, provenance, reserve, write_json
+from jaxasr_interp.patching.contrast import ask_word
+from jaxasr_interp.runtime.store import file_provenance, provenance, reserve, write_json
+from jaxasr_interp.speech.audio import load_audio
 
 
 def verify(
@@ -44,9 +44,9 @@ def verify(
 
     The clip is compared with noise as loud. The exit code is 1 if a check fails.
     """
-    from jaxasr_interp.references import reference_audio
-    from jaxasr_interp.verify import verify as measure
-    from jaxasr_interp.verify import verify_table
+    from jaxasr_interp.speech.noise import reference_audio
+    from jaxasr_interp.verification.verify import verify as measure
+    from jaxasr_interp.verification.verify import verify_table
 
     budget = parse_memory(memory)
     if out is not None:

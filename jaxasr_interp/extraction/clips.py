@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxasr_interp.audio import as_audio, load_audio, read_audio
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.manifest import label_rows, read_manifest
-from jaxasr_interp.references import noise_like
+from jaxasr_interp.speech.audio import as_audio, load_audio, read_audio
+from jaxasr_interp.speech.clips import label_rows, read_manifest
+from jaxasr_interp.speech.noise import noise_like
 
 type Row = dict[str, str]
 type AudioSource = Path | bytes | tuple[np.ndarray, int]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxasr_interp.model import Whisper
+from jaxasr_interp.model.whisper import Whisper
 
 
 def random_model(model: Whisper, seed: int = 0) -> Whisper:

@@ -17,10 +17,10 @@ from jaxasr_interp.extraction.job import Job
 from jaxasr_interp.extraction.request import Request, parse_requests
 from jaxasr_interp.extraction.store import open_store
 from jaxasr_interp.extraction.texts import OWN, Texts, longest_run
-from jaxasr_interp.model import Whisper
+from jaxasr_interp.model.sites import SITES
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.runtime.identity import identify
-from jaxasr_interp.sites import SITES
-from jaxasr_interp.store import provenance
+from jaxasr_interp.runtime.store import provenance
 
 AUDIO_DIGEST = "audio_sha256"
 DEFAULT_SITES = ("encoder.resid_post:mean", "decoder.resid_post:end")
@@ -74,7 +74,7 @@ def extract(
     `done`.
 
     The same call goes on where it was cut off, if model, clips, audio and settings are what they
-    were (`identity`). Clips run in fixed batches, so that the numbers are
+    were (`runtime.identity`). Clips run in fixed batches, so that the numbers are
     those of an extraction that was not.
 
     Args:

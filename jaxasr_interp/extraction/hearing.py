@@ -8,10 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Float
 
-from jaxasr_interp.audio import HOP, SAMPLE_RATE, log_mel_spectrogram
-from jaxasr_interp.config import WhisperConfig
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.clips import Clips
+from jaxasr_interp.model.config import WhisperConfig
+from jaxasr_interp.speech.audio import HOP, SAMPLE_RATE, log_mel_spectrogram
 
 _AHEAD = 2
 

@@ -17,7 +17,7 @@ from jaxasr_interp.extraction.request import Request
 from jaxasr_interp.extraction.slots import Slots
 from jaxasr_interp.extraction.store import Variable
 from jaxasr_interp.extraction.texts import Texts
-from jaxasr_interp.model import Whisper
+from jaxasr_interp.model.whisper import Whisper
 
 CONTROL = "random."
 

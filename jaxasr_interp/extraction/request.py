@@ -18,7 +18,7 @@ import dataclasses
 import re
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.sites import SITES, Stack, check_site, check_stack
+from jaxasr_interp.model.sites import SITES, Stack, check_site, check_stack
 
 REDUCTIONS = ("mean", "max", "end", "at", "word", "every", "all")
 _COUNTED = ("pos", "frame", "mel_frame", "query")

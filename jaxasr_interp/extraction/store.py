@@ -2,7 +2,7 @@
 
 A batch's `done` is written after its arrays, and every chunk is written whole or not at all, so
 work that is cut off at any moment goes on with the first batch that is not done. Every byte is
-checked when it is read (`checked`).
+checked when it is read (`runtime.checked`).
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.runtime.identity import check_identity
-from jaxasr_interp.store import open_dataset, reserve
+from jaxasr_interp.runtime.store import open_dataset, reserve
 
 if TYPE_CHECKING:
     import xarray

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from jaxtyping import Array, Float
 
-from jaxasr_interp.alignment import Word, align_states
-from jaxasr_interp.decoding import generate_batch
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.clips import Row
-from jaxasr_interp.language import detect_language_batch
-from jaxasr_interp.model import Whisper
-from jaxasr_interp.tokens import require_tokenizer
+from jaxasr_interp.generation.generate import generate_batch
+from jaxasr_interp.generation.language import detect_language_batch
+from jaxasr_interp.generation.word_times import Word, align_states
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.speech.tokenizer import require_tokenizer
 
 OWN = "own"
 

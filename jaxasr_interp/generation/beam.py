@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.generation.cached import Heard, Memory, read_prompt, read_token, unstacked
+from jaxasr_interp.generation.kv_cache import Heard, Memory, read_prompt, read_token, unstacked
+from jaxasr_interp.generation.logit_filters import Rules
 from jaxasr_interp.generation.rows import Job, Written
 from jaxasr_interp.pytree import pytree_dataclass
-from jaxasr_interp.suppression import Rules
 
 
 @pytree_dataclass

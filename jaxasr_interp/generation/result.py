@@ -3,7 +3,7 @@
 import dataclasses
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.sites import DecoderActivations
+from jaxasr_interp.model.sites import DecoderActivations
 
 MAX_NEW_TOKENS = 224
 _LEAST_TEMPERATURE = 1e-3

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.generation.cached import Heard, Memory, read_prompt, read_token, unstacked
+from jaxasr_interp.generation.kv_cache import Heard, Memory, read_prompt, read_token, unstacked
+from jaxasr_interp.generation.logit_filters import Rules
 from jaxasr_interp.generation.rows import Job, Written
 from jaxasr_interp.pytree import pytree_dataclass, replace, static
-from jaxasr_interp.suppression import Rules
 
 _SHRINK = 4
 _WORTH_SHRINKING = 16

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.edits import Edit, as_pytree
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.generation.cached import Heard
-from jaxasr_interp.model import Decoder
+from jaxasr_interp.generation.kv_cache import Heard
+from jaxasr_interp.generation.logit_filters import Rules
+from jaxasr_interp.model.edits import Edit, as_pytree
+from jaxasr_interp.model.whisper import Decoder
 from jaxasr_interp.pytree import pytree_dataclass, static
-from jaxasr_interp.suppression import Rules
 
 
 @pytree_dataclass

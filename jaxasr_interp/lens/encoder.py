@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.decoding import GREEDY, Choice, Generated, generate_rows
-from jaxasr_interp.edits import identity
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.forward import decode, encode
-from jaxasr_interp.layers import LayerNorm
-from jaxasr_interp.model import Whisper
-from jaxasr_interp.tokens import require_tokenizer
+from jaxasr_interp.generation.generate import GREEDY, Choice, Generated, generate_rows
+from jaxasr_interp.model.edits import identity
+from jaxasr_interp.model.layers import LayerNorm
+from jaxasr_interp.model.run import decode, encode
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.speech.tokenizer import require_tokenizer
 
 if TYPE_CHECKING:
     import xarray
@@ -60,8 +60,8 @@ class EncoderLens:
         """
         import xarray
 
-        from jaxasr_interp.loops import is_loop
-        from jaxasr_interp.text_metrics import word_errors
+        from jaxasr_interp.evaluation.loops import is_loop
+        from jaxasr_interp.evaluation.text_metrics import word_errors
 
         texts = self.texts
         against = texts[-1] if right is None else right

@@ -14,14 +14,14 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.forward import DecoderRun
 from jaxasr_interp.kernels.lens import (  # pyright: ignore[reportMissingImports]
     Readout,
     readout,
 )
-from jaxasr_interp.model import Decoder, Whisper
+from jaxasr_interp.model.run import DecoderRun
+from jaxasr_interp.model.sites import SITES
+from jaxasr_interp.model.whisper import Decoder, Whisper
 from jaxasr_interp.pytree import pytree_dataclass, static
-from jaxasr_interp.sites import SITES
 
 if TYPE_CHECKING:
     import xarray

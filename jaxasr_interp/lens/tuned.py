@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.forward import DecoderRun
-from jaxasr_interp.layers import accumulation_dtype
 from jaxasr_interp.lens.logit import LogitLens, logit_lens
-from jaxasr_interp.model import Whisper
+from jaxasr_interp.model.layers import accumulation_dtype
+from jaxasr_interp.model.run import DecoderRun
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.pytree import pytree_dataclass, static
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.lens.tuned import Translators
 from jaxasr_interp.runtime.identity import check_identity
-from jaxasr_interp.store import check_sealed, sealed
+from jaxasr_interp.runtime.store import check_sealed, sealed
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.audio import log_mel_spectrogram
+from jaxasr_interp.ablation.result import Clip
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.forward import check_tokens
+from jaxasr_interp.generation.transcribe import transcribe_batch
 from jaxasr_interp.kernels.lens import mean_embedding  # pyright: ignore[reportMissingImports]
-from jaxasr_interp.model import Whisper
+from jaxasr_interp.model.run import check_tokens
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.pytree import pytree_dataclass
-from jaxasr_interp.text_result import Clip
-from jaxasr_interp.tokens import require_tokenizer
-from jaxasr_interp.transcription import transcribe_batch
+from jaxasr_interp.speech.audio import log_mel_spectrogram
+from jaxasr_interp.speech.tokenizer import require_tokenizer
 
 _LENGTHS = 32
 

@@ -18,14 +18,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from jaxasr_interp.ablation.result import Clip
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.kernels.lens import log_sum_exp  # pyright: ignore[reportMissingImports]
 from jaxasr_interp.lens.tuned import Translators
 from jaxasr_interp.lens.tuned_checkpoints import Checkpoints
 from jaxasr_interp.lens.tuned_rows import LensRows, lens_rows
-from jaxasr_interp.model import Decoder, Whisper
+from jaxasr_interp.model.whisper import Decoder, Whisper
 from jaxasr_interp.runtime.identity import identify
-from jaxasr_interp.text_result import Clip
 
 if TYPE_CHECKING:
     import xarray

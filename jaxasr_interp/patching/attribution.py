@@ -14,18 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxasr_interp.edits import Edit, LayerIndex, Tap
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.layers import accumulation_dtype
-from jaxasr_interp.metrics import Metric, Rank
-from jaxasr_interp.model import Encoder, EncoderBlock, Whisper
+from jaxasr_interp.model.edits import Edit, LayerIndex, Tap
+from jaxasr_interp.model.layers import accumulation_dtype
+from jaxasr_interp.model.sites import SITES, Stack, position_axis
+from jaxasr_interp.model.whisper import Encoder, EncoderBlock, Whisper
+from jaxasr_interp.patching.engine.readout import Reads, evaluate
+from jaxasr_interp.patching.metrics import Metric, Rank
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.prepare import Prepared, prepare
-from jaxasr_interp.patching.reading import Reads, evaluate
 from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.patching.runs import Run, Utterance
 from jaxasr_interp.pytree import pytree_dataclass
-from jaxasr_interp.sites import SITES, Stack, position_axis
 
 type Slopes = dict[str, Float[np.ndarray, "metric layer *cell"]]
 
@@ -62,7 +62,7 @@ def attribution_patching(
         plan: from `plan_sweep`.
         clean: the run in which the behaviour of interest happens.
         corrupted: the run in which it does not.
-        metric: one or several of `jaxasr_interp.metrics` that have a gradient. The KL divergence
+        metric: one or several of `ji.metrics` that have a gradient. The KL divergence
             from the clean run has none at the clean run itself: patching that one, take `steps`.
         edit: see `activation_patching`.
         direction: see `activation_patching`.

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.layers import accumulation_dtype
+from jaxasr_interp.model.layers import accumulation_dtype
+from jaxasr_interp.model.sites import SITES, Stack
 from jaxasr_interp.patching.runs import kept_sites
 from jaxasr_interp.pytree import pytree_dataclass
-from jaxasr_interp.sites import SITES, Stack
 
 if TYPE_CHECKING:
     from jaxasr_interp.patching.plan import SweepPlan

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from jaxasr_interp.edits import Edit
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.metrics import Metric
-from jaxasr_interp.model import Whisper
+from jaxasr_interp.model.edits import Edit
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.patching.metrics import Metric
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.patching.runs import Utterance

@@ -6,7 +6,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from jaxasr_interp.config import WhisperConfig
+from jaxasr_interp.model.config import WhisperConfig
 
 
 def encoder_flops(config: WhisperConfig) -> int:

@@ -9,16 +9,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from jaxasr_interp.config import WhisperConfig
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.forward import check_tokens
-from jaxasr_interp.memory import default_memory
-from jaxasr_interp.model import Whisper
-from jaxasr_interp.patching import cost
-from jaxasr_interp.patching.chunks import Chunk, base_bytes, make_chunks
-from jaxasr_interp.patching.landing import entry_layer
-from jaxasr_interp.patching.positions import Window, resolve_windows, words_of
-from jaxasr_interp.sites import (
+from jaxasr_interp.model.config import WhisperConfig
+from jaxasr_interp.model.run import check_tokens
+from jaxasr_interp.model.sites import (
     SITES,
     Stack,
     check_site,
@@ -27,6 +21,12 @@ from jaxasr_interp.sites import (
     head_axis,
     sweepable_sites,
 )
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.patching import cost
+from jaxasr_interp.patching.chunks import Chunk, base_bytes, make_chunks
+from jaxasr_interp.patching.engine.inject import entry_layer
+from jaxasr_interp.runtime.memory import default_memory
+from jaxasr_interp.speech.positions import Window, resolve_windows, words_of
 
 _ENCODER_WINDOW = 50
 
@@ -228,7 +228,7 @@ def plan_sweep(
         heads: which heads of sites that have them, each on its own; `"each"` for all, `None` for
             the whole site at once.
         positions: which tokens (decoder sites) or frames (encoder sites, `cross_k`, `cross_v`):
-            indices, `(start, stop)` windows, or text as in `jaxasr_interp.patching.positions`; all
+            indices, `(start, stop)` windows, or text as in `jaxasr_interp.speech.positions`; all
             by default.
         window: how many positions a patch covers; by default 1 token, or 50 frames (1 s).
         stride: distance between the starts of windows; by default `window`.

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.edit_kinds import Interchange
-from jaxasr_interp.edits import Edit, as_pytree, check_edit
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.forward import check_tokens
-from jaxasr_interp.metrics import Metric, check_metric
-from jaxasr_interp.model import Whisper
+from jaxasr_interp.interventions.kinds import Interchange
+from jaxasr_interp.model.edits import Edit, as_pytree, check_edit
+from jaxasr_interp.model.run import check_tokens
+from jaxasr_interp.model.sites import DecoderActivations
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.patching.engine.readout import Reads, evaluate_runs
+from jaxasr_interp.patching.metrics import Metric, check_metric
 from jaxasr_interp.patching.plan import SweepPlan
-from jaxasr_interp.patching.reading import Reads, evaluate_runs
 from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.patching.runs import Run, Sites, Utterance, align, kept_sites, run_utterances
-from jaxasr_interp.sites import DecoderActivations
 
 DIRECTIONS = ("clean_to_corrupted", "corrupted_to_clean")
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from jaxasr_interp.metrics import recovered
+from jaxasr_interp.patching.metrics import recovered
 from jaxasr_interp.patching.plan import SweepPlan
-from jaxasr_interp.patching.positions import FRAMES_PER_SECOND
+from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:
     import xarray

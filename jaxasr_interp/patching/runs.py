@@ -10,10 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.forward import encode
-from jaxasr_interp.model import Decoder, KeysValues, Whisper
-from jaxasr_interp.pytree import pytree_dataclass, replace
-from jaxasr_interp.sites import (
+from jaxasr_interp.model.run import encode
+from jaxasr_interp.model.sites import (
     PATTERN_SITES,
     SITES,
     DecoderActivations,
@@ -22,6 +20,8 @@ from jaxasr_interp.sites import (
     layer_axes,
     position_axis,
 )
+from jaxasr_interp.model.whisper import Decoder, KeysValues, Whisper
+from jaxasr_interp.pytree import pytree_dataclass, replace
 
 _LARGE_OF_DECODER = {"cross_k", "cross_v", "result", "cross_result"}
 

@@ -9,18 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxasr_interp.edits import Edit
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.metrics import Metric
-from jaxasr_interp.model import Whisper
-from jaxasr_interp.patching import decoder, encoder, full, states
+from jaxasr_interp.model.edits import Edit
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.chunks import Chunk, base_bytes, row_bytes
-from jaxasr_interp.patching.decoder import Reached, pack
-from jaxasr_interp.patching.landing import entry_layer, land
+from jaxasr_interp.patching.engine import cross_window as states
+from jaxasr_interp.patching.engine import decoder, encoder
+from jaxasr_interp.patching.engine import full_run as full
+from jaxasr_interp.patching.engine.decoder import Reached, pack
+from jaxasr_interp.patching.engine.inject import entry_layer, land
+from jaxasr_interp.patching.engine.readout import read
+from jaxasr_interp.patching.metrics import Metric
 from jaxasr_interp.patching.partial import Partial
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.prepare import Prepared, prepare
-from jaxasr_interp.patching.reading import read
 from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.patching.runs import CARRIED, Run, Utterance
 
@@ -52,8 +54,8 @@ def activation_patching(
         plan: from `plan_sweep`.
         clean: the run in which the behaviour of interest happens.
         corrupted: the run in which it does not.
-        metric: one or several of `jaxasr_interp.metrics`.
-        edit: what a patch does instead of an interchange: one of `jaxasr_interp.edit_kinds`, or
+        metric: one or several of `jaxasr_interp.patching.metrics`.
+        edit: what a patch does instead of an interchange: one of `interventions.kinds`, or
             any `edit(site, layer, value) -> value`.
         direction: `"clean_to_corrupted"` patches the corrupted run, `"corrupted_to_clean"` the
             clean one.

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.memory import default_memory
 from jaxasr_interp.probes.families import Kind
 from jaxasr_interp.probes.grid import Split, make_splits, weigh
 from jaxasr_interp.probes.layer import METHODS, Recipe, fit_layer
 from jaxasr_interp.probes.result import LayerProbes, Probes, collect, parse_features, read_layer
 from jaxasr_interp.probes.targets import Labels, Target, is_missing, read_target
+from jaxasr_interp.runtime.memory import default_memory
 
 STRENGTHS = tuple(float(10.0**power) for power in range(-4, 1))
 """Default penalties λ, of mean losses; scikit-learn's `C` is `1 / (λ · examples)`."""

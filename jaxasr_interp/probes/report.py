@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.extraction.representations import is_axis, row_axes
 from jaxasr_interp.probes.fit import fit_probes
 from jaxasr_interp.probes.result import Probes
 from jaxasr_interp.probes.scores import Scores, majority, score_names, score_probes, selectivity
 from jaxasr_interp.probes.targets import Labels
-from jaxasr_interp.representations import is_axis, row_axes
 
 if TYPE_CHECKING:
     import xarray

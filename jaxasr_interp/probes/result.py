@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxasr_interp.edit_kinds import Add
-from jaxasr_interp.edit_places import END, At
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.interventions.kinds import Add
+from jaxasr_interp.interventions.where import END, At
+from jaxasr_interp.model.sites import Stack, check_site, check_stack, head_axis
 from jaxasr_interp.probes.fitting import Probe, Solution
 from jaxasr_interp.probes.grid import Split
 from jaxasr_interp.probes.layer import Features, Recipe
 from jaxasr_interp.probes.linear import Linear
 from jaxasr_interp.probes.targets import Target
 from jaxasr_interp.pytree import pytree_dataclass
-from jaxasr_interp.sites import Stack, check_site, check_stack, head_axis
 
 
 @pytree_dataclass

@@ -16,7 +16,7 @@ from jaxasr_interp.probes.mlp import MLPProbe
 from jaxasr_interp.probes.result import HeldOut, Probes
 from jaxasr_interp.probes.targets import Target
 from jaxasr_interp.pytree import replace
-from jaxasr_interp.store import check_sealed, new_folder, sealed, write_json
+from jaxasr_interp.runtime.store import check_sealed, new_folder, sealed, write_json
 
 _MARKER, _ARRAYS = "probes.json", "arrays"
 

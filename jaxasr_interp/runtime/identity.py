@@ -28,7 +28,7 @@ import numpy as np
 
 from jaxasr_interp._version import __version__
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.model import Whisper
+from jaxasr_interp.model.whisper import Whisper
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, slice, range, type(...), np.dtype)
 _INSTALLED = tuple(

@@ -1,8 +1,8 @@
 """Which components a repetition loop depends on, and what it costs speech to do without them.
 
 Clips on which the model loops are transcribed again without each sublayer and each head in turn;
-so is transcribed speech. A loop is resolved where the new text does not loop (`loops`). The
-experiment of Glazer et al. 2025 (arXiv 2508.15882), who found one cross-attention head of
+so is transcribed speech. A loop is resolved where the new text does not loop (`evaluation.loops`).
+The experiment of Glazer et al. 2025 (arXiv 2508.15882), who found one cross-attention head of
 large-v3 to carry most loops.
 """
 
@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxasr_interp.audio import CHUNK_SAMPLES
-from jaxasr_interp.bootstrap import Interval, bootstrap_interval
-from jaxasr_interp.decoding import Choice
+from jaxasr_interp.ablation.result import Clip, TextSweep
+from jaxasr_interp.ablation.sweep import ablation_sweep, component_edits
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.interventions import Intervention
-from jaxasr_interp.loops import is_loop
-from jaxasr_interp.model import Whisper
-from jaxasr_interp.text_metrics import words_on_silence
-from jaxasr_interp.text_result import Clip, TextSweep
-from jaxasr_interp.text_sweep import ablation_sweep, component_edits
-from jaxasr_interp.transcription import transcribe_batch
+from jaxasr_interp.evaluation.bootstrap import Interval, bootstrap_interval
+from jaxasr_interp.evaluation.loops import is_loop
+from jaxasr_interp.evaluation.text_metrics import words_on_silence
+from jaxasr_interp.generation.generate import Choice
+from jaxasr_interp.generation.transcribe import transcribe_batch
+from jaxasr_interp.interventions.intervention import Intervention
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.speech.audio import CHUNK_SAMPLES
 
 _AT_ONCE = 8
 

@@ -1,0 +1,1 @@
+"""Transcripts of many clips under many interventions."""

@@ -1,0 +1,120 @@
+"""The file that a sweep on text grows by a line for each finished clip, to go on from later."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.generation.generate import Choice, Generated
+from jaxasr_interp.interventions.intervention import Intervention
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.runtime.identity import check_identity, identify
+from jaxasr_interp.speech.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from jaxasr_interp.ablation.result import Clip
+
+
+_CHECKSUM = "sha256"
+
+
+class PartialTexts:
+    """Finished clips of one sweep: those that are in a file, if there is a path.
+
+    Args:
+        path: of the file, or `None`.
+        model: whose sweep it is.
+        edits: its interventions.
+        choice: how tokens are chosen.
+        tokenizer: writes the texts.
+
+    Raises:
+        InputError: the file is of another sweep or damaged, or an edit cannot be known again.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        model: Whisper,
+        edits: Sequence[Intervention],
+        choice: Choice,
+        tokenizer: Tokenizer,
+    ):
+        self.path, self.tokenizer = path, tokenizer
+        self.done: dict[str, list[dict[str, Any]]] = {}
+        if path is None:
+            return
+        identity = identify(model=model, edits=list(map(_written, edits)), choice=choice)
+        if path.is_file():
+            # A line that was being written when the work was cut off lacks its end.
+            lines = [line for line in path.read_bytes().splitlines(True) if line[-1:] == b"\n"]
+            entries = [_read(path, line) for line in lines]
+            check_identity(path, entries[0] if entries else {}, identity, "sweep")
+            self.done = {one["clip"]: one["rows"] for one in entries[1:]}
+            path.write_bytes(b"".join(lines))
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(_line(identity), "utf-8")
+
+    def get(self, clip: "Clip") -> list[Generated] | None:
+        """The transcripts of a clip, if it is done."""
+        rows = self.done.get(_key(clip))
+        if rows is None:
+            return None
+        return [
+            Generated(
+                prompt=tuple(row["prompt"]),
+                tokens=tuple(row["tokens"]),
+                log_probs=tuple(row["log_probs"]),
+                finished=row["finished"],
+                no_speech_prob=row["no_speech_prob"],
+                text=self.tokenizer.decode(row["tokens"]),
+            )
+            for row in rows
+        ]
+
+    def add(self, clip: "Clip", rows: Sequence[Generated]) -> None:
+        """Keep the transcripts of a clip."""
+        if self.path is None:
+            return
+        left_out = ("text", "acts")
+        kept = [{k: v for k, v in vars(row).items() if k not in left_out} for row in rows]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line({"clip": _key(clip), "rows": kept}))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _written(edit: Intervention) -> list[Any]:
+    """All that an intervention is: its text may name a file that has changed."""
+    reference = edit.reference
+    if reference is not None and Path(reference).is_file():
+        reference = Path(reference).read_bytes()
+    return [edit.text, edit.encoder, edit.decoder, edit.steps, reference, edit.seed]
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    """An entry as a line of JSON, with its checksum."""
+    return json.dumps({**entry, _CHECKSUM: _checksum(entry)}) + "\n"
+
+
+def _read(path: Path, line: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+        if entry.pop(_CHECKSUM) != _checksum(entry):
+            raise ValueError
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise InputError(f"{path} is damaged: remove it to begin anew.") from None
+    return entry
+
+
+def _checksum(entry: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry).encode()).hexdigest()
+
+
+def _key(clip: "Clip") -> str:
+    """A clip by its name and its samples."""
+    return f"{clip.name} {clip.language} {hashlib.sha256(clip.audio.tobytes()).hexdigest()[:16]}"

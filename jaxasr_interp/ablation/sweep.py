@@ -1,0 +1,300 @@
+"""Ablation sweeps on text: what becomes of the transcripts of many clips under many interventions.
+
+Each clip is encoded once; all interventions on the decoder then write side by side, in the loop of
+`generate_rows`. Interventions on the encoder need an encoding each. The text metrics are in
+`result`.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxasr_interp.ablation.partial import PartialTexts
+from jaxasr_interp.ablation.result import Clip, TextSweep
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.generation.generate import GREEDY, Choice, Generated, generate_rows
+from jaxasr_interp.generation.language import detect_language
+from jaxasr_interp.interventions.grammar import as_intervention
+from jaxasr_interp.interventions.intervention import (
+    UNEDITED,
+    Intervention,
+    encode_under,
+    hear_reference,
+)
+from jaxasr_interp.interventions.where import At, Several
+from jaxasr_interp.model.edits import Edit, Identity, needs_source
+from jaxasr_interp.model.run import EncoderRun
+from jaxasr_interp.model.sites import (
+    COMPONENT_SITES,
+    SITES,
+    Stack,
+    check_site,
+    check_stack,
+    head_axis,
+)
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.pytree import replace
+from jaxasr_interp.speech.audio import CHUNK_SAMPLES, log_mel_spectrogram
+from jaxasr_interp.speech.tokenizer import Tokenizer, require_tokenizer
+
+_ENCODED_AT_ONCE = 8
+_CLIPS_AT_ONCE = 16
+
+
+def component_edits(
+    model: Whisper,
+    kind: str = "zero",
+    *,
+    stack: Stack = "decoder",
+    sites: Sequence[str] | None = None,
+    layers: Iterable[int] | None = None,
+    heads: Iterable[int] | Literal["all"] | None = None,
+    alphas: Sequence[float] = (1.0,),
+) -> list[Intervention]:
+    """One intervention for each component: a site of a layer, or a head of it.
+
+    Args:
+        model: for its layers and heads.
+        kind: the edit's kind with its keys, such as `"zero"` or `"mix:ref=noise"`; see
+            `interventions.grammar`.
+        stack: encoder or decoder.
+        sites: which, by default `COMPONENT_SITES`; those with heads are taken head by head.
+        layers: which, all by default.
+        heads: which, each on its own by default; `"all"` together.
+        alphas: strengths.
+
+    Returns:
+        The interventions, by strength, site, layer and head.
+
+    Raises:
+        InputError: there is no such site, layer or head, or the kind cannot be read.
+    """
+    name, _, options = kind.partition(":")
+    places = [
+        f"{site}@{layer}" + ("" if head is None else f".{head}")
+        for site in (COMPONENT_SITES[check_stack(stack)] if sites is None else sites)
+        for layer in (range(model.config.layers(stack)) if layers is None else layers)
+        for head in (
+            [None]
+            if head_axis(check_site(stack, site)) is None or heads == "all"
+            else range(model.config.heads(stack))
+            if heads is None
+            else heads
+        )
+    ]
+    return [
+        as_intervention(
+            f"{name}:{stack}.{place}"
+            + (f":{options}" if options else "")
+            + ("" if alpha == 1 else f":alpha={alpha:g}"),
+            model,
+        )
+        for alpha in alphas
+        for place in places
+    ]
+
+
+def ablation_sweep(
+    model: Whisper,
+    clips: Sequence[Clip],
+    interventions: Sequence[Intervention | str] | None = None,
+    *,
+    choice: Choice = GREEDY,
+    memory: int | None = None,
+    resume: Path | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> TextSweep:
+    """Transcribe every clip as the model is and under every intervention.
+
+    Args:
+        model: a model with a tokenizer.
+        clips: of up to 30 s, with what is said in them where it is known.
+        interventions: by default every decoder component set to zero; see `component_edits`.
+        choice: how tokens are chosen.
+        memory: bytes that may be taken beside the model; by default a quarter of the device's.
+        resume: a file that finished clips are added to, and taken from if it is there.
+        on_progress: called with the transcripts done after each batch.
+
+    Returns:
+        The texts; the first intervention is none (`"unedited"`).
+
+    Raises:
+        InputError: no clips or interventions, two of the same name, a clip longer than 30 s, an
+            edit that the model cannot take, or a file to resume from that is of another sweep.
+    """
+    tokenizer = require_tokenizer(model)
+    chosen = component_edits(model) if interventions is None else interventions
+    edits = [UNEDITED, *(as_intervention(edit, model) for edit in chosen)]
+    for what, names in (("clip", [c.name for c in clips]), ("edit", [e.text for e in edits])):
+        if len(set(names)) < len(names):
+            raise InputError(f"Two {what}s have the same name: {_twice(names)!r}.")
+    if not clips or len(edits) == 1:
+        raise InputError("A sweep on text takes at least one clip and one edit.")
+    for clip in clips:
+        if len(clip.audio) > CHUNK_SAMPLES:
+            raise InputError(f"{clip.name} is longer than 30 s: cut it to the sentence.")
+    partial = PartialTexts(resume, model, edits, choice, tokenizer)
+    known = {clip.name: rows for clip in clips if (rows := partial.get(clip)) is not None}
+    todo = [clip for clip in clips if clip.name not in known]
+    at_once = 1 if jax.default_backend() == "cpu" else _CLIPS_AT_ONCE
+    for start in range(0, len(todo), at_once):
+        batch = todo[start : start + at_once]
+        for clip, rows in zip(batch, _under_all(model, batch, edits, choice, memory), strict=True):
+            partial.add(clip, rows)
+            known[clip.name] = rows
+        if on_progress is not None:
+            on_progress(len(known) * len(edits))
+    by_edit = zip(*(known[clip.name] for clip in clips), strict=True)
+    by_edit = tuple(by_edit)
+    languages = [_language(tokenizer, one.prompt) for one in by_edit[0]]
+    return TextSweep(tuple(edits), tuple(clips), tuple(languages), by_edit)
+
+
+def _under_all(
+    model: Whisper,
+    clips: Sequence[Clip],
+    edits: Sequence[Intervention],
+    choice: Choice,
+    memory: int | None,
+) -> list[list[Generated]]:
+    """The transcripts of some clips, each under every intervention."""
+    audio = [clip.audio for clip in clips]
+    mels = [log_mel_spectrogram(clip, model.config.n_mels) for clip in audio]
+    states, _ = encode_under(model, audio, UNEDITED, mels)
+    prompts = [_prompt(model, clip, own) for clip, own in zip(clips, states, strict=True)]
+    # A clip's draws are its own, whichever clips are beside it.
+    draws = [zlib.crc32(clip.name.encode()) >> 1 for clip in clips]
+    results: list[dict[int, Generated]] = [{} for _ in clips]
+    hear = _remembering(len(clips))
+    for group in _groups(edits, len(prompts[0])):
+        if group.encodes:
+            for start in range(0, len(group.members), _ENCODED_AT_ONCE):
+                some = slice(start, start + _ENCODED_AT_ONCE)
+                members, own = group.members[some], group.edits[some]
+                each = [encode_under(model, audio, edits[i], mels, hear) for i in members]
+                written = generate_rows(
+                    model,
+                    jnp.concatenate([heard for heard, _ in each]),
+                    [[edit] for edit in own for _ in clips],
+                    prompts=prompts * len(members),
+                    references=_joined([beside for _, beside in each]),
+                    choice=choice,
+                    draws=draws * len(members),
+                    memory=memory,
+                )
+                for n, (row,) in enumerate(written):
+                    results[n % len(clips)][members[n // len(clips)]] = row
+            continue
+        references, one = None, edits[group.members[0]]
+        if needs_source(group.edits[0]) and one.reference is not None:
+            runs = [hear(model, clip, one.reference, one.seed, ()) for clip in audio]
+            references = jnp.stack([run.states for run in runs])
+        written = generate_rows(
+            model,
+            states,
+            [group.edits] * len(clips),
+            prompts=prompts,
+            references=references,
+            choice=choice,
+            draws=draws,
+            memory=memory,
+        )
+        for own, rows in zip(results, written, strict=True):
+            own.update(zip(group.members, rows, strict=True))
+    return [[own[i] for i in range(len(edits))] for own in results]
+
+
+def _prompt(model: Whisper, clip: Clip, states: Float[Array, "frame d_model"]) -> list[int]:
+    """The prompt in the clip's language, which is detected where it is not known."""
+    tokenizer, language = require_tokenizer(model), clip.language
+    if language is None:
+        language = next(iter(detect_language(model, states))) if tokenizer.multilingual else "en"
+    return tokenizer.prompt(language)
+
+
+def _language(tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
+    """The language that a prompt names."""
+    return next((code for code, token in tokenizer.languages.items() if token in prompt), "en")
+
+
+def _remembering(count: int) -> Callable[..., EncoderRun]:
+    """`hear_reference`, keeping its last runs: interventions of one reference follow another."""
+    runs: dict[Hashable, EncoderRun] = {}
+
+    def hear(
+        model: Whisper, clip: np.ndarray, reference: str, seed: int, sites: str | Iterable[str]
+    ) -> EncoderRun:
+        key = id(clip), reference, seed, sites
+        if key not in runs:
+            if len(runs) == count:
+                runs.clear()
+            runs[key] = hear_reference(model, clip, reference, seed, sites)
+        return runs[key]
+
+    return hear
+
+
+def _joined(
+    references: Sequence[Float[Array, "clip frame d_model"] | None],
+) -> Float[Array, "clip frame d_model"] | None:
+    known = [one for one in references if one is not None]
+    return jnp.concatenate(known) if known else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Interventions whose decoder edits have one structure, so that they are rows of one batch."""
+
+    members: list[int]
+    edits: list[Edit]
+    encodes: bool
+
+
+def _groups(interventions: Sequence[Intervention], prompt: int) -> list[_Group]:
+    """What can be generated together.
+
+    Edits of single components differ in their site, which is structure. Those whose sites are
+    row by row in the decoder are made alike: each becomes one edit of all their sites that does
+    nothing at the others.
+    """
+    edits = [one.decoder_edit(prompt) for one in interventions]
+    single = [i for i, e in enumerate(edits) if _is_light(interventions[i], e)]
+    slots = {_structure(edits[i]): edits[i] for i in single if not isinstance(edits[i], Identity)}
+    idle = {key: replace(edit, start=0, stop=0) for key, edit in slots.items()}
+    groups: dict[object, _Group] = {}
+    for i, (one, edit) in enumerate(zip(interventions, edits, strict=True)):
+        key: object = "light"
+        if i in single and slots:
+            own = {} if isinstance(edit, Identity) else {_structure(edit): edit}
+            edit = Several(tuple((idle | own).values()))
+        else:
+            source = (one.reference, one.seed) if needs_source(edit) else None
+            key = (_structure(edit), source, isinstance(one.encoder, Identity))
+        encodes = not isinstance(one.encoder, Identity)
+        group = groups.setdefault(key, _Group([], [], encodes))
+        group.members.append(i)
+        group.edits.append(edit)
+    return list(groups.values())
+
+
+def _is_light(intervention: Intervention, edit: Edit) -> bool:
+    if not isinstance(intervention.encoder, Identity) or needs_source(edit):
+        return False
+    rowwise = isinstance(edit, At) and "pos" in SITES["decoder"][edit.site][:2]
+    return rowwise or isinstance(edit, Identity)
+
+
+def _structure(edit: Edit) -> object:
+    shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(edit))
+    return jax.tree.structure(edit), shapes
+
+
+def _twice(names: Sequence[str]) -> str:
+    return next(name for name in names if names.count(name) > 1)

@@ -1,0 +1,1 @@
+"""How transcripts are compared with what was said."""

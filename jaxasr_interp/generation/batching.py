@@ -1,0 +1,241 @@
+"""Rows of many clips and edits, in batches of one shape that fit the memory."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.generation.beam import search
+from jaxasr_interp.generation.kv_cache import Heard
+from jaxasr_interp.generation.logit_filters import make_rules
+from jaxasr_interp.generation.result import GREEDY, Choice, Generated
+from jaxasr_interp.generation.rollout import Sampling, roll_out
+from jaxasr_interp.generation.rows import Job, Prompt, Written, stack_edits
+from jaxasr_interp.model.config import WhisperConfig
+from jaxasr_interp.model.edits import Edit, check_edit, needs_source
+from jaxasr_interp.model.run import check_states, check_tokens
+from jaxasr_interp.model.whisper import Decoder, Whisper
+from jaxasr_interp.runtime.memory import default_memory
+from jaxasr_interp.speech.tokenizer import Tokenizer, require_tokenizer
+
+_SMALLEST_PROMPT = 8
+_ROWS_ON_CPU = 128
+
+
+def generate_rows(
+    model: Whisper,
+    states: Float[Array, "clip frame d_model"],
+    edits: Sequence[Sequence[Edit]],
+    *,
+    prompts: Sequence[Sequence[int]] | None = None,
+    references: Float[Array, "clip frame d_model"] | None = None,
+    choice: Choice = GREEDY,
+    draws: Sequence[int] | None = None,
+    memory: int | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[list[Generated]]:
+    """Write the transcripts of several clips, each under several edits.
+
+    Args:
+        model: a model with a tokenizer.
+        states: encoder states of each clip.
+        edits: of each clip equally many, all of the same structure (see `jax.tree.structure`).
+        prompts: one for each clip, all of the same length; see `generate`.
+        references: of each clip; see `generate`.
+        choice: how tokens are chosen.
+        draws: a number for each clip; clips of the same number and seed draw alike, by default
+            each on its own.
+        memory: bytes that may be taken beside the model; by default a quarter of the device's.
+        on_progress: called with the transcripts done after each batch.
+
+    Returns:
+        Of each clip, one result for each edit.
+
+    Raises:
+        InputError: see `generate`; or there are no clips or edits, not as many edits for each clip,
+            edits that differ in structure, a beam larger than the vocabulary, or prompts that ask
+            for timestamps in some clips only.
+    """
+    tokenizer = require_tokenizer(model)
+    _check_edits(model, states, edits, references)
+    _check_beams(model.config, choice)
+    if not any(needs_source(edit) for of_clip in edits for edit in of_clip):
+        references = None
+    n_clips, n_rows = len(states), len(edits[0])
+    given = _stack_prompts(
+        model.config, tokenizer, [tokenizer.prompt()] * n_clips if prompts is None else prompts
+    )
+    if len(given) != n_clips:
+        raise InputError(f"There are {len(given)} prompts for {n_clips} clips: give each one.")
+    length = given.shape[1]
+    padded = np.zeros((n_clips, padded_length(length, model.config.max_tokens)), np.int32)
+    padded[:, :length] = given
+    starts = np.flatnonzero(given[0] == tokenizer.start_of_transcript)
+    rules = make_rules(model.config, model.generation, tokenizer, given[0], choice.suppress)
+    clips_at_once, rows_at_once = _batch_sizes(
+        model,
+        n_clips,
+        n_rows,
+        n_tokens=padded.shape[1] + min(choice.max_new_tokens, model.config.max_tokens - length + 1),
+        n_streams=1 if references is None else 2,
+        beam_size=choice.beam_size,
+        memory=default_memory() if memory is None else memory,
+    )
+    results: list[list[Generated]] = [[] for _ in range(n_clips)]
+    for first in range(0, n_clips, clips_at_once):
+        clips = _filled(range(first, n_clips), clips_at_once)
+        heard = _hear(
+            model.decoder, states[clips], None if references is None else references[clips]
+        )
+        prompt = Prompt(
+            jnp.asarray(padded[clips]),
+            jnp.asarray(length, jnp.int32),
+            jnp.asarray(starts[-1] if len(starts) else 0, jnp.int32),
+        )
+        for begin in range(0, n_rows, rows_at_once):
+            rows = _filled(range(begin, n_rows), rows_at_once)
+            some = stack_edits([[edits[clip][row] for row in rows] for clip in clips])
+            job = Job(model.decoder, heard, prompt, some, rules)
+            own = clips if draws is None else [draws[clip] for clip in clips]
+            written = _run(job, choice, np.asarray(own))
+            for i, clip in enumerate(clips[: n_clips - first]):
+                results[clip] += [
+                    _unpack(tokenizer, given[clip], written, i, j)
+                    for j in range(min(len(rows), n_rows - begin))
+                ]
+            if on_progress is not None:
+                on_progress(sum(map(len, results)))
+    return results
+
+
+def _run(job: Job, choice: Choice, draws: Int[np.ndarray, " clip"]) -> Written:
+    if choice.beam_size > 1:
+        return search(job, choice.max_new_tokens, choice.beam_size)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(choice.seed), draws)
+    temperature = jnp.asarray(choice.temperature, jnp.float32)
+    return roll_out(
+        job, Sampling(temperature, keys, choice.temperature == 0), choice.max_new_tokens
+    )
+
+
+def _check_beams(config: WhisperConfig, choice: Choice) -> None:
+    """Raise `InputError` unless each sequence has as many continuations as a search looks at."""
+    if choice.beam_size >= config.d_vocab:
+        raise InputError(
+            f"beam_size is {choice.beam_size}: expected less than the {config.d_vocab} tokens of "
+            "the vocabulary."
+        )
+
+
+def _check_edits(
+    model: Whisper,
+    states: Float[Array, "clip frame d_model"],
+    edits: Sequence[Sequence[Edit]],
+    references: Array | None,
+) -> None:
+    """Raise `InputError` unless there are as many edits for each clip, and what they need."""
+    if not edits or len(states) != len(edits) or len({len(of_clip) for of_clip in edits}) != 1:
+        raise InputError(
+            f"There are {len(states)} clips and edits of {len(edits)}: give each clip as many "
+            "edits."
+        )
+    if not edits[0]:
+        raise InputError("There are no edits: give at least one for each clip.")
+    check_states(model.config, states[0])
+    if references is not None and references.shape != states.shape:
+        raise InputError(
+            f"The references are {references.shape} and the clips {states.shape}: give each clip "
+            "one."
+        )
+    for edit in {id(edit): edit for of_clip in edits for edit in of_clip}.values():
+        check_edit(edit, "decoder", model.config)
+        if needs_source(edit) and references is None:
+            raise InputError("The edit takes values from a reference run: give its clip.")
+
+
+@jax.jit
+def _hear(
+    decoder: Decoder,
+    states: Float[Array, "clip frame d_model"],
+    references: Float[Array, "clip frame d_model"] | None,
+) -> Heard:
+    # The clip comes after the layers, which are scanned over: otherwise each step would transpose.
+    hear = jax.vmap(decoder.cross_keys_values, out_axes=1)
+    return Heard(hear(states), None if references is None else hear(references))
+
+
+def _filled(numbers: range, size: int) -> Int[np.ndarray, " some"]:
+    """The first `size` numbers, the last repeated: every batch has the same shape."""
+    return np.minimum(np.arange(size) + numbers.start, numbers.stop - 1)
+
+
+def _batch_sizes(
+    model: Whisper,
+    n_clips: int,
+    n_rows: int,
+    *,
+    n_tokens: int,
+    n_streams: int,
+    beam_size: int,
+    memory: int,
+) -> tuple[int, int]:
+    """How many clips, and how many rows of each, fit the memory at once."""
+    config = model.config
+    position = 2 * config.decoder_layers * config.d_model * model.dtype.itemsize
+    scores = 4 * (8 * config.d_vocab + 4 * config.decoder_heads * config.max_frames)
+    row = beam_size * (n_streams * 2 * position * n_tokens + scores)
+    clip = 2 * n_streams * position * config.max_frames
+    if clip + row > memory:
+        raise InputError(
+            f"A memory budget of {memory} bytes is too small: one transcript takes {clip + row}."
+        )
+    most = _ROWS_ON_CPU if jax.default_backend() == "cpu" else n_clips * n_rows
+    rows = _evenly(n_rows, min(most, (memory - clip) // row))
+    return _evenly(n_clips, min(max(1, most // rows), memory // (clip + rows * row))), rows
+
+
+def _evenly(count: int, most: int) -> int:
+    """The size of equal batches of at most `most`."""
+    return math.ceil(count / math.ceil(count / most))
+
+
+def _stack_prompts(
+    config: WhisperConfig, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]]
+) -> Int[np.ndarray, "clip pos"]:
+    if len({len(prompt) for prompt in prompts}) != 1:
+        raise InputError("The prompts differ in length: give together those of equal length.")
+    given = np.stack([np.asarray(check_tokens(config, prompt)) for prompt in prompts])
+    for mark in (tokenizer.start_of_transcript, tokenizer.timestamp_begin - 1):
+        if ((given == mark) != (given[:1] == mark)).any():
+            raise InputError(
+                "The prompts start, or ask for timestamps, at different places: give such clips "
+                "apart."
+            )
+    return given
+
+
+def padded_length(length: int, max_tokens: int) -> int:
+    """A few sizes rather than one for every prompt: each is a compilation."""
+    return min(max_tokens, max(_SMALLEST_PROMPT, 1 << (length - 1).bit_length()))
+
+
+def _unpack(
+    tokenizer: Tokenizer, prompt: Int[np.ndarray, " pos"], written: Written, clip: int, row: int
+) -> Generated:
+    finished, length = bool(written.finished[clip, row]), int(written.lengths[clip, row])
+    log_probs = written.log_probs[clip, row, : length + finished]
+    if np.isnan(log_probs).any():
+        raise InputError("The logits are no numbers: the edit, or the model, makes them infinite.")
+    tokens = tuple(int(token) for token in written.tokens[clip, row, :length])
+    return Generated(
+        prompt=tuple(int(token) for token in prompt),
+        tokens=tokens,
+        log_probs=tuple(float(p) for p in log_probs),
+        finished=finished,
+        no_speech_prob=float(written.no_speech[clip, row]),
+        text=tokenizer.decode(tokens),
+    )

@@ -1,0 +1,169 @@
+"""Generation: encoded clips to tokens and text, under any edit of the decoder."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxasr_interp.generation.batching import generate_rows, padded_length
+from jaxasr_interp.generation.result import GREEDY, MAX_NEW_TOKENS, Choice, Generated
+from jaxasr_interp.model.edits import (
+    Edit,
+    as_pytree,
+    edited_sites,
+    identity,
+    needs_source,
+    shifted,
+    with_source,
+)
+from jaxasr_interp.model.run import decode
+from jaxasr_interp.model.sites import SITES, DecoderActivations, requested_sites
+from jaxasr_interp.model.whisper import Whisper
+
+__all__ = [
+    "GREEDY",
+    "MAX_NEW_TOKENS",
+    "Choice",
+    "Generated",
+    "generate",
+    "generate_batch",
+    "generate_rows",
+]
+
+
+def generate(
+    model: Whisper,
+    states: Float[Array, "frame d_model"],
+    *,
+    prompt: Sequence[int] | None = None,
+    edit: Edit = identity,
+    reference: Float[Array, "frame d_model"] | None = None,
+    sites: str | Iterable[str] | None = (),
+    suppress: bool = True,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    temperature: float = 0.0,
+    seed: int = 0,
+    beam_size: int = 1,
+) -> Generated:
+    """Write the transcript of one encoded clip.
+
+    Args:
+        model: a model with a tokenizer.
+        states: encoder states, from `encode`.
+        prompt: tokens to start from, by default `model.tokenizer.prompt()`. A prompt without the
+            no-timestamps token asks for timestamps, which then follow openai/whisper's rules; one
+            that goes on after it forces the transcript's beginning.
+        edit: `edit(site, layer, value) -> value`, called at every decoder site of the prompt and of
+            every step (`value` then has one position; see `model.edits` on those that tell
+            positions apart).
+        reference: encoder states of another clip. An `Interchange` without a source takes the
+            activations of a run that hears this clip and writes the same tokens.
+        sites: activations to return: names, or `"all"`.
+        suppress: leave out the tokens that the checkpoint's generation settings forbid; `False` is
+            pure argmax.
+        max_new_tokens: generate at most so many; the decoder's context is a further limit.
+        temperature: 0 takes the most probable token at each step; above, tokens are drawn with
+            `p ∝ exp(logits / temperature)`.
+        seed: of the draws.
+        beam_size: above 1, beam search with so many sequences, as openai/whisper does it.
+
+    Returns:
+        Tokens, text and log-probabilities.
+
+    Raises:
+        InputError: the model has no tokenizer, the prompt or states do not fit it, the edit names a
+            site that the decoder lacks, or it needs a reference and there is none.
+    """
+    return generate_batch(
+        model,
+        states[None],
+        prompts=None if prompt is None else [prompt],
+        edit=edit,
+        references=None if reference is None else reference[None],
+        sites=sites,
+        suppress=suppress,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        beam_size=beam_size,
+    )[0]
+
+
+def generate_batch(
+    model: Whisper,
+    states: Float[Array, "batch frame d_model"],
+    *,
+    prompts: Sequence[Sequence[int]] | None = None,
+    edit: Edit = identity,
+    references: Float[Array, "batch frame d_model"] | None = None,
+    sites: str | Iterable[str] | None = (),
+    suppress: bool = True,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    temperature: float = 0.0,
+    seed: int = 0,
+    beam_size: int = 1,
+    memory: int | None = None,
+) -> list[Generated]:
+    """Write the transcripts of several encoded clips together.
+
+    Args:
+        model: a model with a tokenizer.
+        states: encoder states of each clip.
+        prompts: one for each clip, all of the same length; see `generate`.
+        edit: see `generate`; it sees one clip at a time.
+        references: of each clip; see `generate`.
+        sites: see `generate`.
+        suppress: see `generate`.
+        max_new_tokens: see `generate`.
+        temperature: see `generate`.
+        seed: see `generate`; clips draw each on their own.
+        beam_size: see `generate`.
+        memory: bytes that may be taken beside the model; by default a quarter of the device's.
+
+    Returns:
+        One result for each clip.
+
+    Raises:
+        InputError: see `generate`.
+    """
+    choice = Choice(suppress, max_new_tokens, temperature, seed, beam_size)
+    rows = [[as_pytree(edit)]] * len(states)
+    written = generate_rows(
+        model, states, rows, prompts=prompts, references=references, choice=choice, memory=memory
+    )
+    results = [row for (row,) in written]
+    if not requested_sites("decoder", sites):
+        return results
+    sources = [None] * len(states) if references is None else list(references)
+    return [
+        dataclasses.replace(one, acts=_reread(model, one, clip, edit, source, sites))
+        for one, clip, source in zip(results, states, sources, strict=True)
+    ]
+
+
+def _reread(
+    model: Whisper,
+    one: Generated,
+    states: Array,
+    edit: Edit,
+    reference: Array | None,
+    sites: str | Iterable[str] | None,
+) -> DecoderActivations:
+    """The activations of a whole transcript, which are those of its steps."""
+    # The last of a text that fills the context is never read.
+    tokens = [*one.prompt, *one.tokens][: model.config.max_tokens]
+    size = padded_length(len(tokens), model.config.max_tokens)
+    padded = np.asarray(tokens + [0] * (size - len(tokens)), np.int32)
+    edit = shifted(edit, jnp.zeros((), jnp.int32))
+    if needs_source(edit) and reference is not None:
+        taken = edited_sites(edit) or "all"
+        edit = with_source(edit, decode(model, padded, reference, sites=taken).acts)
+    acts = decode(model, padded, states, edit=edit, sites=sites).acts
+    fields: dict[str, Array | None] = {}
+    for site, value in vars(acts).items():
+        axes = SITES["decoder"][site]
+        own = tuple(slice(len(tokens) if x in ("pos", "query", "key") else None) for x in axes)
+        fields[site] = None if value is None else value[own]
+    return DecoderActivations(**fields)

@@ -1,0 +1,160 @@
+"""Long audio, window by window: each window's timestamps say where the next one starts.
+
+The procedure of openai/whisper's `transcribe` (without temperature fallback).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxasr_interp.generation.generate import GREEDY, Choice, Generated, generate_rows
+from jaxasr_interp.interventions.grammar import as_intervention
+from jaxasr_interp.interventions.intervention import UNEDITED, Intervention, encode_under
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.speech.audio import (
+    CHUNK_SECONDS,
+    MEL_FRAMES_PER_SECOND,
+    SAMPLE_RATE,
+    log_mel_spectrogram,
+)
+from jaxasr_interp.speech.tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer, require_tokenizer
+
+NO_SPEECH_THRESHOLD = 0.6
+LOG_PROB_THRESHOLD = -1.0
+_MEL_FRAMES_PER_TIMESTAMP = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A stretch of speech between two timestamps.
+
+    `start` and `end` are in seconds; `mean_log_prob` and `no_speech_prob` are of its window.
+    """
+
+    start: float
+    end: float
+    text: str
+    tokens: tuple[int, ...]
+    mean_log_prob: float
+    no_speech_prob: float
+
+
+def transcribe_windows(
+    model: Whisper,
+    audio: Float[np.ndarray, " samples"],
+    *,
+    language: str = "en",
+    task: str = "transcribe",
+    choice: Choice = GREEDY,
+    edit: Intervention | str = UNEDITED,
+    condition_on_previous_text: bool = True,
+    on_progress: Callable[[float], None] | None = None,
+) -> Iterator[Segment]:
+    """Transcribe audio of any length.
+
+    Each window of 30 s is decoded with timestamps; the next starts where the last complete segment
+    ended. A window is skipped where the no-speech probability is above 0.6 and the mean
+    log-probability not above -1.
+
+    Args:
+        model: from `load_model`.
+        audio: 16 kHz samples.
+        language: code or English name.
+        task: `"transcribe"`, or `"translate"` into English.
+        choice: how tokens are chosen.
+        edit: what is done to the model in every window; see `transcribe`.
+        condition_on_previous_text: put the text so far before each window's prompt.
+        on_progress: called with the seconds done after each window.
+
+    Yields:
+        Segments, in order.
+
+    Raises:
+        InputError: unknown language or task, or a model without a tokenizer.
+    """
+    tokenizer = require_tokenizer(model)
+    intervention = as_intervention(edit, model)
+    samples = SAMPLE_RATE // MEL_FRAMES_PER_SECOND
+    content = len(audio) // samples
+    window = model.config.mel_frames
+    mel = log_mel_spectrogram(
+        audio, model.config.n_mels, content + CHUNK_SECONDS * MEL_FRAMES_PER_SECOND
+    )
+    longest_context = model.config.max_tokens // 2 - 1
+    seek, written = 0, []
+    while seek < content:
+        size = min(window, content - seek)
+        heard = audio[seek * samples : (seek + size) * samples]
+        states, references = encode_under(
+            model, [heard], intervention, [_window(mel, seek, size, window)]
+        )
+        previous = written[-longest_context:] if condition_on_previous_text else []
+        prompt = tokenizer.prompt(language, task, timestamps=True, previous=previous)
+        ((result,),) = generate_rows(
+            model,
+            states,
+            [[intervention.decoder_edit(len(prompt))]],
+            prompts=[prompt],
+            references=references,
+            choice=choice,
+        )
+        if _is_silent(result):
+            seek += size
+        else:
+            pieces, advance = _cut(result.tokens, tokenizer, size)
+            for tokens, first, last in pieces:
+                text = tokenizer.decode(tokens)
+                start = seek / MEL_FRAMES_PER_SECOND + first * SECONDS_PER_TIMESTAMP
+                end = seek / MEL_FRAMES_PER_SECOND + last * SECONDS_PER_TIMESTAMP
+                if start == end or not text.strip():
+                    continue
+                written += tokens
+                yield Segment(start, end, text, tokens, result.mean_log_prob, result.no_speech_prob)
+            seek += advance
+        if on_progress is not None:
+            on_progress(min(seek, content) / MEL_FRAMES_PER_SECOND)
+
+
+def _window(
+    mel: Float[Array, "n_mels mel_frame"], seek: int, size: int, window: int
+) -> Float[Array, "n_mels window"]:
+    return jnp.pad(mel[:, seek : seek + size], ((0, 0), (0, window - size)))
+
+
+def _is_silent(result: Generated) -> bool:
+    return (
+        result.no_speech_prob > NO_SPEECH_THRESHOLD and result.mean_log_prob <= LOG_PROB_THRESHOLD
+    )
+
+
+def _cut(
+    tokens: tuple[int, ...], tokenizer: Tokenizer, size: int
+) -> tuple[list[tuple[tuple[int, ...], int, int]], int]:
+    """Cut a window's tokens into segments.
+
+    Args:
+        tokens: generated tokens, timestamps included.
+        tokenizer: tells which of them are timestamps.
+        size: mel frames of audio in the window.
+
+    Returns:
+        (tokens, first, last) of each segment, its ends in steps of 20 ms from the window's start;
+        and how many mel frames to advance.
+    """
+    begin, is_time = tokenizer.timestamp_begin, [tokenizer.is_timestamp(t) for t in tokens]
+    cuts = [i for i in range(1, len(tokens)) if is_time[i - 1] and is_time[i]]
+    ends_with_single = is_time[-2:] == [False, True]
+    if cuts:
+        if ends_with_single:
+            cuts.append(len(tokens))
+        pieces = [tokens[a:b] for a, b in zip([0, *cuts], cuts, strict=False)]
+        segments = [(piece, piece[0] - begin, piece[-1] - begin) for piece in pieces]
+        complete = segments[-1][2] * _MEL_FRAMES_PER_TIMESTAMP
+        # A segment of no length must not stop the clock.
+        return segments, size if ends_with_single else complete or size
+    times = [token - begin for token, timed in zip(tokens, is_time, strict=True) if timed]
+    last = times[-1] if times and times[-1] else size // _MEL_FRAMES_PER_TIMESTAMP
+    return [(tokens, 0, last)], size

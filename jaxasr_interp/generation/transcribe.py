@@ -1,0 +1,245 @@
+"""Audio of any length to text: one batch for clips of up to 30 s, window by window beyond."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.generation.generate import GREEDY, Choice, Generated, generate_rows
+from jaxasr_interp.generation.language import detect_language_batch
+from jaxasr_interp.generation.long_form import Segment, transcribe_windows
+from jaxasr_interp.interventions.grammar import as_intervention
+from jaxasr_interp.interventions.intervention import UNEDITED, Intervention, encode_under
+from jaxasr_interp.model.edits import Identity
+from jaxasr_interp.model.whisper import Encoder, Whisper
+from jaxasr_interp.speech.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
+from jaxasr_interp.speech.tokenizer import require_tokenizer
+
+BATCH_SIZE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcript:
+    """What was said in one clip.
+
+    Attributes:
+        text: the transcript.
+        tokens: its tokens, without prompt and end-of-text.
+        language: language code.
+        mean_log_prob: mean log-probability of the tokens (of segments, weighted by their tokens).
+        no_speech_prob: probability that nobody speaks (in the first segment's window).
+        segments: pieces with their times, where timestamps were generated.
+
+    Both numbers are `None` for long audio in which every window was skipped as silent.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    language: str
+    mean_log_prob: float | None
+    no_speech_prob: float | None
+    segments: tuple[Segment, ...] = ()
+
+
+def transcribe(
+    model: Whisper,
+    audio: Float[np.ndarray, " samples"],
+    *,
+    language: str | None = None,
+    task: str = "transcribe",
+    choice: Choice = GREEDY,
+    edit: Intervention | str = UNEDITED,
+    condition_on_previous_text: bool = True,
+) -> Transcript:
+    """Transcribe one clip of any length.
+
+    Args:
+        model: from `load_model`.
+        audio: 16 kHz samples, from `load_audio`.
+        language: code or English name; by default detected (English-only models: English).
+        task: `"transcribe"`, or `"translate"` into English.
+        choice: how tokens are chosen.
+        edit: what is done to the model meanwhile, as in `zero:decoder.cross_z@4.7` (see
+            `interventions.grammar`). The language is detected without it.
+        condition_on_previous_text: beyond 30 s, give each window the text before it.
+
+    Returns:
+        The transcript, with segments where the audio is longer than 30 s.
+
+    Raises:
+        InputError: unknown language or task, or a model without a tokenizer.
+    """
+    if len(audio) > CHUNK_SAMPLES:
+        code = language or _detected(model, audio)
+        segments = transcribe_windows(
+            model,
+            audio,
+            language=code,
+            task=task,
+            choice=choice,
+            edit=edit,
+            condition_on_previous_text=condition_on_previous_text,
+        )
+        return _joined(model, tuple(segments), require_tokenizer(model).language_code(code))
+    return transcribe_batch(model, [audio], language=language, task=task, choice=choice, edit=edit)[
+        0
+    ]
+
+
+def transcribe_batch(
+    model: Whisper,
+    clips: Sequence[Float[np.ndarray, " _"]],
+    *,
+    language: str | None = None,
+    task: str = "transcribe",
+    choice: Choice = GREEDY,
+    edit: Intervention | str = UNEDITED,
+) -> list[Transcript]:
+    """Transcribe clips of up to 30 s together, without timestamps.
+
+    Args:
+        model: from `load_model`.
+        clips: 16 kHz samples of each.
+        language: of all clips; by default detected for each.
+        task: `"transcribe"`, or `"translate"` into English.
+        choice: how tokens are chosen.
+        edit: what is done to the model meanwhile, as in `zero:decoder.cross_z@4.7` (see
+            `interventions.grammar`). The language is detected without it.
+
+    Returns:
+        One transcript a clip.
+
+    Raises:
+        InputError: no clips, one longer than 30 s, an unknown language or task, or a model without
+            a tokenizer.
+    """
+    if not clips:
+        raise InputError("There are no clips to transcribe.")
+    if max(map(len, clips)) > CHUNK_SAMPLES:
+        raise InputError("A clip is longer than 30 s: give it to transcribe.")
+    tokenizer = require_tokenizer(model)
+    intervention = as_intervention(edit, model)
+    mels = jnp.stack([log_mel_spectrogram(clip, model.config.n_mels) for clip in clips])
+    states, references = encode_under(model, clips, intervention, mels)
+    if language is not None or not tokenizer.multilingual:
+        codes = [tokenizer.language_code(language or "en")] * len(clips)
+    else:
+        plain = isinstance(intervention.encoder, Identity)
+        heard = states if plain else encode_batch(model.encoder, mels)
+        codes = [next(iter(ranked)) for ranked in detect_language_batch(model, heard)]
+    prompts = [tokenizer.prompt(code, task) for code in codes]
+    written = generate_rows(
+        model,
+        states,
+        [[intervention.decoder_edit(len(prompts[0]))]] * len(clips),
+        prompts=prompts,
+        references=references,
+        choice=choice,
+    )
+    return [_transcript(result, code) for (result,), code in zip(written, codes, strict=True)]
+
+
+def transcribe_files(
+    model: Whisper,
+    paths: Sequence[str | Path],
+    *,
+    language: str | None = None,
+    task: str = "transcribe",
+    choice: Choice = GREEDY,
+    edit: Intervention | str = UNEDITED,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[tuple[str, Transcript | InputError]]:
+    """Transcribe files in order, short ones in batches.
+
+    Args:
+        model: from `load_model`.
+        paths: audio files.
+        language: of all files; by default detected for each.
+        task: `"transcribe"`, or `"translate"` into English.
+        choice: how tokens are chosen.
+        edit: what is done to the model meanwhile, as in `zero:decoder.cross_z@4.7` (see
+            `interventions.grammar`). The language is detected without it.
+        batch_size: short clips that share one run of the model.
+
+    Yields:
+        Each path with its transcript, or with the error if the file cannot be read.
+    """
+    for start in range(0, len(paths), batch_size):
+        batch = [str(path) for path in paths[start : start + batch_size]]
+        audio = {path: _read(path) for path in batch}
+        clips = {p: a for p, a in audio.items() if not isinstance(a, InputError)}
+        short = [path for path, clip in clips.items() if len(clip) <= CHUNK_SAMPLES]
+        done: dict[str, Transcript | InputError] = {
+            path: error for path, error in audio.items() if isinstance(error, InputError)
+        }
+        if short:
+            # A full batch whatever its number: one shape, one compilation.
+            filled = (short * batch_size)[:batch_size] if len(paths) > batch_size else short
+            transcripts = transcribe_batch(
+                model,
+                [clips[p] for p in filled],
+                language=language,
+                task=task,
+                choice=choice,
+                edit=edit,
+            )
+            done |= zip(short, transcripts, strict=False)
+        for path in batch:
+            if path not in done:
+                done[path] = transcribe(
+                    model, clips[path], language=language, task=task, choice=choice, edit=edit
+                )
+            yield path, done[path]
+
+
+@jax.jit
+def encode_batch(
+    encoder: Encoder, mels: Float[Array, "batch n_mels mel_frame"]
+) -> Float[Array, "batch frame d_model"]:
+    """Encoder states of several spectrograms, one at a time: patterns are quadratic in length."""
+    return jax.lax.map(lambda mel: encoder(mel)[0], mels)
+
+
+def _read(path: str) -> np.ndarray | InputError:
+    try:
+        return load_audio(path)
+    except InputError as error:
+        return error
+
+
+def _detected(model: Whisper, audio: np.ndarray) -> str:
+    if not require_tokenizer(model).multilingual:
+        return "en"
+    mel = log_mel_spectrogram(audio, model.config.n_mels)
+    ranked = detect_language_batch(model, encode_batch(model.encoder, mel[None]))
+    return next(iter(ranked[0]))
+
+
+def _transcript(result: Generated, language: str) -> Transcript:
+    return Transcript(
+        text=result.text.strip(),
+        tokens=result.tokens,
+        language=language,
+        mean_log_prob=result.mean_log_prob,
+        no_speech_prob=result.no_speech_prob,
+    )
+
+
+def _joined(model: Whisper, segments: tuple[Segment, ...], language: str) -> Transcript:
+    tokens = tuple(token for segment in segments for token in segment.tokens)
+    weights = [len(segment.tokens) + 1 for segment in segments]
+    log_probs = [segment.mean_log_prob for segment in segments]
+    mean = float(np.average(log_probs, weights=weights)) if segments else None
+    return Transcript(
+        text=require_tokenizer(model).decode(tokens).strip(),
+        tokens=tokens,
+        language=language,
+        mean_log_prob=mean,
+        no_speech_prob=segments[0].no_speech_prob if segments else None,
+        segments=segments,
+    )

@@ -1,0 +1,176 @@
+"""When each word is said: the path that the decoder's cross-attention takes through the audio.
+
+Some cross-attention heads look, at each token, at the place in the audio that is written down next.
+Dynamic time warping finds the monotonic path through the mean of their patterns that collects most
+attention; a word begins where the path comes to its first token. The algorithm of openai/whisper
+(Radford et al. 2022); the heads are the checkpoint's `alignment_heads`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.generation.batching import padded_length
+from jaxasr_interp.model.run import DecoderRun, decode, encode
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.speech.positions import FRAMES_PER_SECOND, words_of
+from jaxasr_interp.speech.tokenizer import require_tokenizer
+
+_FILTER_WIDTH = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """A word of a transcript and when it is said.
+
+    Attributes:
+        text: as it is written.
+        name: in lower case without punctuation, as positions name it.
+        tokens: its first token's position in the run and the position after its last.
+        frames: its first encoder frame (20 ms each) and the frame after its last.
+    """
+
+    text: str
+    name: str
+    tokens: tuple[int, int]
+    frames: tuple[int, int]
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Beginning and end in seconds."""
+        start, stop = self.frames
+        return start / FRAMES_PER_SECOND, stop / FRAMES_PER_SECOND
+
+
+def align_words(
+    model: Whisper,
+    mel: Float[Array, "n_mels mel_frame"],
+    tokens: Sequence[int],
+    prompt: int,
+    frames: int,
+) -> tuple[Word, ...]:
+    """Find when the words of a transcript are said.
+
+    Args:
+        model: a model with a tokenizer.
+        mel: spectrogram of the clip.
+        tokens: prompt and transcript, without end-of-text.
+        prompt: how many of them are the prompt.
+        frames: encoder frames that the clip fills.
+
+    Returns:
+        The words in order; none if the transcript has none.
+
+    Raises:
+        InputError: there is no prompt, or the clip fills no frame or more than there are.
+    """
+    return align_states(model, encode(model, mel, sites=()).states, tokens, prompt, frames)
+
+
+def align_states(
+    model: Whisper,
+    states: Float[Array, "frame d_model"],
+    tokens: Sequence[int],
+    prompt: int,
+    frames: int,
+) -> tuple[Word, ...]:
+    """`align_words` for a clip that is encoded already."""
+    tokenizer = require_tokenizer(model)
+    if not 1 <= prompt <= len(tokens):
+        raise InputError(f"The prompt is {prompt} of {len(tokens)} tokens: expected at least 1.")
+    if not 1 <= frames <= model.config.max_frames:
+        raise InputError(
+            f"The clip fills {frames} frames: expected 1 to {model.config.max_frames}."
+        )
+    words = [
+        (name, (start + prompt, stop + prompt))
+        for name, (start, stop) in words_of(tokenizer, tokens[prompt:])
+    ]
+    if not words:
+        return ()
+    run = [*tokens, tokenizer.end_of_text][: model.config.max_tokens]
+    # Few lengths, as each is a compilation: tokens do not attend to those behind them.
+    padding = padded_length(len(run), model.config.max_tokens) - len(run)
+    padded = run + [tokenizer.end_of_text] * padding
+    pattern = decode(model, padded, states, sites=["cross_pattern"]).acts.cross_pattern
+    assert pattern is not None
+    layers, heads = np.array(following_heads(model)).T
+    followed = _sharpened(np.asarray(pattern[layers, heads, : len(run), :frames], np.float64))
+    # The row of a token attends to what its successor says.
+    path = warp(-followed[prompt - 1 : len(tokens)])
+    reached = path[1, np.diff(path[0], prepend=-1) > 0]
+    # One frame at least, as the path may pass several tokens in one.
+    edges = [(int(reached[a - prompt]), int(reached[b - prompt])) for _, (a, b) in words]
+    return tuple(
+        Word(
+            tokenizer.decode(tokens[window[0] : window[1]]).strip(),
+            name,
+            window,
+            (min(start, frames - 1), min(max(stop, start + 1), frames)),
+        )
+        for (name, window), (start, stop) in zip(words, edges, strict=True)
+    )
+
+
+def warp(cost: Float[np.ndarray, "row column"]) -> Int[np.ndarray, "2 step"]:
+    """Dynamic time warping: the cheapest path from the first cell to the last.
+
+    `D[i, j] = cost[i, j] + min(D[i-1, j-1], D[i-1, j], D[i, j-1])`.
+
+    Args:
+        cost: of every cell.
+
+    Returns:
+        Rows and columns of the path's cells; both rise by 0 or 1 at each step.
+    """
+    rows, columns = cost.shape
+    total = [[np.inf] * (columns + 1) for _ in range(rows + 1)]
+    total[0][0] = 0.0
+    for i, values in enumerate(cost.tolist()):
+        above, here = total[i], total[i + 1]
+        for j, value in enumerate(values):
+            here[j + 1] = value + min(above[j], above[j + 1], here[j])
+    i, j, path = rows, columns, []
+    while i > 0 and j > 0:
+        path.append((i - 1, j - 1))
+        _, i, j = min(
+            (total[i - 1][j - 1], i - 1, j - 1),
+            (total[i - 1][j], i - 1, j),
+            (total[i][j - 1], i, j - 1),
+        )
+    return np.array(path[::-1]).T
+
+
+def following_heads(model: Whisper) -> list[tuple[int, int]]:
+    """(layer, head) of the checkpoint's alignment heads, or all of the upper half of the layers."""
+    layers, heads = model.config.decoder_layers, model.config.decoder_heads
+    upper = [(layer, head) for layer in range(layers // 2, layers) for head in range(heads)]
+    return list(model.generation.alignment_heads) or upper
+
+
+def mean_pattern(
+    run: DecoderRun, heads: Sequence[tuple[int, int]]
+) -> Float[np.ndarray, "pos frame"]:
+    """The mean `cross_pattern` of some heads; the run must have kept that site."""
+    if run.acts.cross_pattern is None:
+        raise InputError("The run lacks 'cross_pattern': decode with that site.")
+    return np.stack([np.asarray(run.acts.cross_pattern[i, j]) for i, j in heads]).mean(0)
+
+
+def _sharpened(pattern: Float[np.ndarray, "some pos frame"]) -> Float[np.ndarray, "pos frame"]:
+    """Patterns over the clip's frames, standardised over tokens, smoothed, averaged over heads."""
+    pattern = pattern / np.maximum(pattern.sum(-1, keepdims=True), 1e-30)
+    spread = np.maximum(pattern.std(1, keepdims=True), 1e-30)
+    return _median((pattern - pattern.mean(1, keepdims=True)) / spread).mean(0)
+
+
+def _median(values: Float[np.ndarray, "some pos frame"]) -> Float[np.ndarray, "some pos frame"]:
+    """Running median over frames, the ends mirrored."""
+    reach = _FILTER_WIDTH // 2
+    if values.shape[-1] <= reach:
+        return values
+    padded = np.pad(values, ((0, 0), (0, 0), (reach, reach)), mode="reflect")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, _FILTER_WIDTH, -1), axis=-1)

@@ -1,0 +1,1 @@
+"""What is done to a run, where, and how it is written."""

@@ -1,0 +1,121 @@
+"""An intervention on a whole run: what is done to the encoder, to the decoder, and beside what."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.interventions.where import together
+from jaxasr_interp.model.edits import (
+    Edit,
+    as_pytree,
+    edited_sites,
+    identity,
+    needs_source,
+    shifted,
+    with_source,
+)
+from jaxasr_interp.model.run import EncoderRun, encode
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.speech.audio import CHUNK_SAMPLES, log_mel_spectrogram
+from jaxasr_interp.speech.noise import reference_audio
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervention:
+    """What is done to a run.
+
+    Attributes:
+        text: how it is written; see `interventions.grammar`.
+        encoder: edit of the encoder.
+        decoder: edit of the decoder; positions are those of the run.
+        steps: edit of the decoder; positions count from the one that predicts the first token.
+        reference: what the reference run hears, if an edit takes values from one: `"noise"`,
+            `"silence"` or an audio file.
+        seed: of its noise.
+    """
+
+    text: str
+    encoder: Edit = identity
+    decoder: Edit = identity
+    steps: Edit = identity
+    reference: str | None = None
+    seed: int = 0
+
+    def decoder_edit(self, prompt: int) -> Edit:
+        """The decoder's edit in a run whose prompt has so many tokens."""
+        return together([as_pytree(self.decoder), shifted(as_pytree(self.steps), 1 - prompt)])
+
+
+UNEDITED = Intervention("unedited")
+
+
+def hear_reference(
+    model: Whisper,
+    clip: Float[np.ndarray, " samples"],
+    reference: str,
+    seed: int,
+    sites: str | Iterable[str],
+) -> EncoderRun:
+    """Encode what a reference run hears beside a clip.
+
+    Args:
+        model: the model.
+        clip: 16 kHz samples, which noise or silence matches in length and loudness.
+        reference: `"noise"`, `"silence"` or an audio file.
+        seed: of the noise.
+        sites: activations to keep.
+
+    Raises:
+        InputError: the file cannot be read, or is longer than 30 s.
+    """
+    # Noise as loud as a silent clip is silence.
+    known = np.any(clip) or reference not in ("noise", "silence")
+    heard = reference_audio(reference, clip, seed) if known else clip
+    if len(heard) > CHUNK_SAMPLES:
+        raise InputError(f"The reference {reference} is longer than 30 s.")
+    return encode(model, log_mel_spectrogram(heard, model.config.n_mels), sites=sites)
+
+
+def encode_under(
+    model: Whisper,
+    clips: Sequence[Float[np.ndarray, " _"]],
+    intervention: Intervention,
+    mels: Sequence[Float[Array, "n_mels mel_frame"]]
+    | Float[Array, "clip n_mels mel_frame"]
+    | None = None,
+    hear: Callable[..., EncoderRun] = hear_reference,
+) -> tuple[Float[Array, "clip frame d_model"], Float[Array, "clip frame d_model"] | None]:
+    """Encode clips under an intervention, one at a time.
+
+    Args:
+        model: the model.
+        clips: 16 kHz samples of each.
+        intervention: its encoder edit is applied.
+        mels: the clips' spectrograms where they are known.
+        hear: `hear_reference`, or what remembers its runs.
+
+    Returns:
+        The encoder states, and those of the reference run where the decoder's edits need it.
+
+    Raises:
+        InputError: a part takes values from a reference run and there is none.
+    """
+    encoder, decoder = intervention.encoder, together([intervention.decoder, intervention.steps])
+    needed = needs_source(encoder) or needs_source(decoder)
+    if needed and intervention.reference is None:
+        raise InputError(f"The edit {intervention.text!r} takes values from a reference: name one.")
+    sites = (edited_sites(encoder) or "all") if needs_source(encoder) else ()
+    states, references = [], []
+    for i, clip in enumerate(clips):
+        mel = log_mel_spectrogram(clip, model.config.n_mels) if mels is None else mels[i]
+        edit = encoder
+        if needed and intervention.reference is not None:
+            other = hear(model, clip, intervention.reference, intervention.seed, sites)
+            edit = with_source(encoder, other.acts)
+            references.append(other.states)
+        states.append(encode(model, mel, edit=edit, sites=()).states)
+    return jnp.stack(states), jnp.stack(references) if needs_source(decoder) else None

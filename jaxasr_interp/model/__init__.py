@@ -1,0 +1,1 @@
+"""Whisper in Flax, which returns its activations."""

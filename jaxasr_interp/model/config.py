@@ -1,0 +1,134 @@
+"""The shape of a Whisper model, and how its checkpoint wants to generate."""
+
+import dataclasses
+from typing import Any
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.model.sites import Stack
+
+_HF_FIELDS = {
+    "n_mels": "num_mel_bins",
+    "d_vocab": "vocab_size",
+    "d_model": "d_model",
+    "encoder_layers": "encoder_layers",
+    "decoder_layers": "decoder_layers",
+    "encoder_heads": "encoder_attention_heads",
+    "decoder_heads": "decoder_attention_heads",
+    "encoder_d_mlp": "encoder_ffn_dim",
+    "decoder_d_mlp": "decoder_ffn_dim",
+    "max_frames": "max_source_positions",
+    "max_tokens": "max_target_positions",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WhisperConfig:
+    """Sizes of one Whisper model.
+
+    `max_frames` is the number of encoder positions (1500, 20 ms each; the spectrogram has twice as
+    many columns) and `max_tokens` the longest decoder sequence (448).
+    """
+
+    n_mels: int
+    d_vocab: int
+    d_model: int
+    encoder_layers: int
+    decoder_layers: int
+    encoder_heads: int
+    decoder_heads: int
+    encoder_d_mlp: int
+    decoder_d_mlp: int
+    max_frames: int = 1500
+    max_tokens: int = 448
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{field.name} is {value!r}: expected a positive integer.")
+        for name in ("encoder_heads", "decoder_heads"):
+            if self.d_model % getattr(self, name):
+                raise InputError(
+                    f"d_model {self.d_model} is not a multiple of {name} {getattr(self, name)}."
+                )
+        if self.d_model % 2:
+            raise InputError(f"d_model is {self.d_model}: expected an even number.")
+
+    @property
+    def mel_frames(self) -> int:
+        """Columns of the spectrogram the encoder takes (3000)."""
+        return 2 * self.max_frames
+
+    def layers(self, stack: Stack) -> int:
+        """Layers of a stack."""
+        return self.encoder_layers if stack == "encoder" else self.decoder_layers
+
+    def heads(self, stack: Stack) -> int:
+        """Attention heads in each layer of a stack."""
+        return self.encoder_heads if stack == "encoder" else self.decoder_heads
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any]) -> "WhisperConfig":
+        """Read a Hugging Face `config.json`.
+
+        Args:
+            config: the parsed file.
+
+        Raises:
+            InputError: a field is missing, or the file asks for something Whisper never does.
+        """
+        missing = [hf for hf in _HF_FIELDS.values() if hf not in config]
+        if missing:
+            raise InputError(f"config.json lacks {', '.join(missing)}: expected a Whisper config.")
+        expected = {
+            "activation_function": "gelu",
+            "scale_embedding": False,
+            "tie_word_embeddings": True,
+        }
+        for key, value in expected.items():
+            if config.get(key, value) != value:
+                raise InputError(
+                    f"config.json has {key}={config[key]!r}: only {value!r} is a Whisper model."
+                )
+        return cls(**{name: config[hf] for name, hf in _HF_FIELDS.items()})
+
+    def to_hf(self) -> dict[str, Any]:
+        """The same sizes under Hugging Face's names."""
+        return {hf: getattr(self, name) for name, hf in _HF_FIELDS.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationSettings:
+    """What a checkpoint says about decoding.
+
+    Attributes:
+        suppress: token ids that are never generated.
+        suppress_first: token ids that are not generated as the first token.
+        alignment_heads: (layer, head) pairs of cross-attention that follow the audio.
+    """
+
+    suppress: tuple[int, ...] = ()
+    suppress_first: tuple[int, ...] = ()
+    alignment_heads: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def from_hf(cls, settings: dict[str, Any]) -> "GenerationSettings":
+        """Read a Hugging Face `generation_config.json` (or the older fields in `config.json`)."""
+        return cls(
+            suppress=tuple(settings.get("suppress_tokens") or ()),
+            suppress_first=tuple(settings.get("begin_suppress_tokens") or ()),
+            alignment_heads=_pairs(settings.get("alignment_heads")),
+        )
+
+    @classmethod
+    def from_ctranslate2(cls, settings: dict[str, Any]) -> "GenerationSettings":
+        """Read the `config.json` beside a CTranslate2 `model.bin`."""
+        return cls(
+            suppress=tuple(settings.get("suppress_ids") or ()),
+            suppress_first=tuple(settings.get("suppress_ids_begin") or ()),
+            alignment_heads=_pairs(settings.get("alignment_heads")),
+        )
+
+
+def _pairs(pairs: Any) -> tuple[tuple[int, int], ...]:
+    return tuple((int(layer), int(head)) for layer, head in pairs or ())

@@ -1,0 +1,209 @@
+"""The parts a Whisper block is made of: linear maps, norms, attention and MLP.
+
+Row-wise unless said otherwise: `[rows, ...]` in and out, each row on its own.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxasr_interp.model.edits import Tap
+from jaxasr_interp.pytree import pytree_dataclass
+
+LAYER_NORM_EPSILON = 1e-5
+
+
+def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype in which dots, norms and softmaxes of `dtype` values are computed."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+class Linear(nnx.Module):
+    """`y = x W + b` over rows, accumulated in float32 or wider."""
+
+    def __init__(self, d_in: int, d_out: int, *, use_bias: bool = True, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (d_in, d_out)) * d_in**-0.5)
+        self.bias = nnx.Param(jnp.zeros(d_out)) if use_bias else None
+
+    def __call__(self, x: Float[Array, "rows d_in"]) -> Float[Array, "rows d_out"]:
+        """Apply to each row."""
+        y = jnp.matmul(x, self.kernel[...], preferred_element_type=accumulation_dtype(x.dtype))
+        if self.bias is not None:
+            y = y + self.bias[...].astype(y.dtype)[None, :]
+        return y.astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """`y = (x - mean) / sqrt(var + 1e-5) · scale + bias` over the last axis."""
+
+    def __init__(self, d_model: int):
+        self.scale = nnx.Param(jnp.ones(d_model))
+        self.bias = nnx.Param(jnp.zeros(d_model))
+
+    def __call__(self, x: Float[Array, "rows d_model"]) -> Float[Array, "rows d_model"]:
+        """Apply to each row."""
+        wide = x.astype(accumulation_dtype(x.dtype))
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
+        y = y * self.scale[...].astype(y.dtype)[None, :] + self.bias[...].astype(y.dtype)[None, :]
+        return y.astype(x.dtype)
+
+
+class Conv1d(nnx.Module):
+    """Convolution of width 3 along the rows with one row of zeros on either side."""
+
+    def __init__(self, d_in: int, d_out: int, *, stride: int, rngs: nnx.Rngs):
+        self.stride = stride
+        self.kernel = nnx.Param(
+            jax.random.normal(rngs.params(), (3, d_in, d_out)) * (3 * d_in) ** -0.5
+        )
+        self.bias = nnx.Param(jnp.zeros(d_out))
+
+    def __call__(self, x: Float[Array, "rows d_in"]) -> Float[Array, "rows_out d_out"]:
+        """Apply along the rows."""
+        padded = jnp.pad(x, ((1, 1), (0, 0)))
+        windows = [padded[tap : tap + len(x) : self.stride] for tap in range(3)]
+        kernel = self.kernel[...].reshape(-1, self.kernel.shape[-1])
+        y = jnp.matmul(
+            jnp.concatenate(windows, axis=1),
+            kernel,
+            preferred_element_type=accumulation_dtype(x.dtype),
+        )
+        return (y + self.bias[...].astype(y.dtype)[None, :]).astype(x.dtype)
+
+
+def gelu(x: Array) -> Array:
+    """`x · Φ(x)` with the exact error function."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+@pytree_dataclass
+class KeysValues:
+    """Keys and values of attention, of one layer or (with a leading axis) of all.
+
+    Heads come first, as the dots want them: one query attending to 1500 frames is otherwise spent
+    transposing.
+    """
+
+    k: Float[Array, "*layer head key d_head"]
+    v: Float[Array, "*layer head key d_head"]
+
+    @classmethod
+    def at_sites(
+        cls,
+        tap: Tap,
+        prefix: str,
+        k: Float[Array, "key head d_head"],
+        v: Float[Array, "key head d_head"],
+    ) -> "KeysValues":
+        """Pass keys and values, positions first, through their sites."""
+        k, v = tap(prefix + "k", k), tap(prefix + "v", v)
+        return cls(k.swapaxes(0, 1), v.swapaxes(0, 1))
+
+
+def write_rows(past: KeysValues, new: KeysValues, offset: Int[Array, ""] | int) -> KeysValues:
+    """Put the keys and values of consecutive positions, the first at `offset`, into `past`."""
+    return jax.tree.map(
+        lambda old, rows: jax.lax.dynamic_update_slice_in_dim(old, rows, offset, old.ndim - 2),
+        past,
+        new,
+    )
+
+
+class Attention(nnx.Module):
+    """Multi-head attention; its sites carry `prefix` (`""` or `"cross_"`)."""
+
+    def __init__(self, d_model: int, n_heads: int, *, prefix: str = "", rngs: nnx.Rngs):
+        self.n_heads = n_heads
+        self.prefix = prefix
+        self.query = Linear(d_model, d_model, rngs=rngs)
+        self.key = Linear(d_model, d_model, use_bias=False, rngs=rngs)
+        self.value = Linear(d_model, d_model, rngs=rngs)
+        self.out = Linear(d_model, d_model, rngs=rngs)
+
+    def queries(self, x: Float[Array, "rows d_model"]) -> Float[Array, "rows head d_head"]:
+        """`x W_Q + b_Q`, by head."""
+        return self._by_head(self.query(x))
+
+    def keys_values(
+        self, x: Float[Array, "key d_model"]
+    ) -> tuple[Float[Array, "key head d_head"], Float[Array, "key head d_head"]]:
+        """`x W_K` and `x W_V + b_V`, by head."""
+        return self._by_head(self.key(x)), self._by_head(self.value(x))
+
+    def attend(
+        self,
+        tap: Tap,
+        q: Float[Array, "query head d_head"],
+        kv: KeysValues,
+        mask: Bool[Array, "query key"] | None = None,
+    ) -> Float[Array, "query d_model"]:
+        """`softmax(q kᵀ / sqrt(d_head)) v W_O + b_O`; `mask` is true where a query may look."""
+        return self.output(tap, self.mix(tap, q, kv, mask))
+
+    def mix(
+        self,
+        tap: Tap,
+        q: Float[Array, "query head d_head"],
+        kv: KeysValues,
+        mask: Bool[Array, "query key"] | None = None,
+    ) -> Float[Array, "query head d_head"]:
+        """`softmax(q kᵀ / sqrt(d_head)) v`, head by head, before `z` is edited."""
+        wide = accumulation_dtype(q.dtype)
+        # Heads first on both sides of each dot: on CPU anything else is twice as slow.
+        q = jnp.swapaxes(q * q.shape[-1] ** -0.5, 0, 1)
+        scores = jnp.einsum("hqd,hkd->hqk", q, kv.k, preferred_element_type=wide)
+        if mask is not None:
+            scores = jnp.where(mask[None], scores, -jnp.inf)
+        scores = tap(self.prefix + "attn_scores", scores)
+        if tap.wants_patterns:
+            # Again after each edit: what a query may not look at stays hidden, whatever is written.
+            if mask is not None:
+                scores = jnp.where(mask[None], scores, -jnp.inf)
+            pattern = tap(self.prefix + "pattern", jax.nn.softmax(scores, axis=-1).astype(q.dtype))
+            if mask is not None:
+                pattern = jnp.where(mask[None], pattern, jnp.zeros_like(pattern))
+            z = jnp.einsum("hqk,hkd->hqd", pattern, kv.v, preferred_element_type=wide)
+        else:
+            # Dividing the result rather than the pattern is one pass less over the scores.
+            weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+            z = jnp.einsum(
+                "hqk,hkd->hqd", weights.astype(q.dtype), kv.v, preferred_element_type=wide
+            )
+            z = z / weights.sum(-1, keepdims=True)
+        return jnp.swapaxes(z.astype(q.dtype), 0, 1)
+
+    def output(
+        self, tap: Tap, z: Float[Array, "query head d_head"]
+    ) -> Float[Array, "query d_model"]:
+        """`z W_O + b_O`, row by row."""
+        z = tap(self.prefix + "z", z)
+        out = self.out(z.reshape(len(z), -1))
+        kernel = self.out.kernel[...].reshape(self.n_heads, z.shape[-1], -1)
+        wide = accumulation_dtype(z.dtype)
+        # Heads first, as in `mix`: XLA has no other bfloat16 dot of this kind on CPU.
+        result = jnp.einsum("hqd,hdm->hqm", z.swapaxes(0, 1), kernel, preferred_element_type=wide)
+        result = result.swapaxes(0, 1).astype(z.dtype)
+        edited = tap(self.prefix + "result", result)
+        if edited is not result:
+            # The change rather than the sum: where the edit changes nothing, nothing changes.
+            out = out + (edited - result).sum(1)
+        return tap(self.prefix + "attn_out", out)
+
+    def _by_head(self, rows: Float[Array, "rows d_model"]) -> Float[Array, "rows head d_head"]:
+        return rows.reshape(len(rows), self.n_heads, -1)
+
+
+class MLP(nnx.Module):
+    """`gelu(x W_1 + b_1) W_2 + b_2`."""
+
+    def __init__(self, d_model: int, d_mlp: int, *, rngs: nnx.Rngs):
+        self.up = Linear(d_model, d_mlp, rngs=rngs)
+        self.down = Linear(d_mlp, d_model, rngs=rngs)
+
+    def __call__(self, tap: Tap, x: Float[Array, "rows d_model"]) -> Float[Array, "rows d_model"]:
+        """Apply to each row."""
+        hidden = tap("mlp_post", gelu(tap("mlp_pre", self.up(x))))
+        return tap("mlp_out", self.down(hidden))

@@ -1,0 +1,160 @@
+"""`encode` and `decode`: the jitted forward passes, returning requested activations."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.model.config import WhisperConfig
+from jaxasr_interp.model.edits import Edit, as_pytree, check_edit, identity
+from jaxasr_interp.model.sites import (
+    PATTERN_SITES,
+    DecoderActivations,
+    EncoderActivations,
+    requested_sites,
+)
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.pytree import pytree_dataclass
+
+
+@pytree_dataclass
+class EncoderRun:
+    """What `encode` returns.
+
+    Attributes:
+        states: encoder states after the final LayerNorm, what the decoder attends to.
+        acts: the requested activations.
+    """
+
+    states: Float[Array, "frame d_model"]
+    acts: EncoderActivations
+
+
+@pytree_dataclass
+class DecoderRun:
+    """What `decode` returns.
+
+    Attributes:
+        logits: next-token logits at every position, float32 or wider.
+        acts: the requested activations.
+    """
+
+    logits: Float[Array, "pos d_vocab"]
+    acts: DecoderActivations
+
+
+def encode(
+    model: Whisper,
+    mel: Float[Array, "n_mels mel_frame"],
+    *,
+    edit: Edit = identity,
+    sites: str | Iterable[str] | None = None,
+) -> EncoderRun:
+    """Run the encoder on one spectrogram.
+
+    Args:
+        model: from `load_model`.
+        mel: from `log_mel_spectrogram`.
+        edit: `edit(site, layer, value) -> value`, called at every encoder site.
+        sites: activations to return: names, `"all"`, or by default the residual sites.
+
+    Returns:
+        Encoder states `[frame, d_model]` and activations.
+
+    Raises:
+        InputError: wrong spectrogram shape, or a site that the encoder lacks.
+    """
+    expected = (model.config.n_mels, model.config.mel_frames)
+    if mel.shape != expected:
+        raise InputError(f"The spectrogram is {mel.shape}: this model takes {expected}.")
+    check_edit(edit, "encoder", model.config)
+    return _encode(model, mel, as_pytree(edit), requested_sites("encoder", sites))
+
+
+def decode(
+    model: Whisper,
+    tokens: Int[Array, " pos"] | Sequence[int] | np.ndarray,
+    states: Float[Array, "frame d_model"],
+    *,
+    edit: Edit = identity,
+    sites: str | Iterable[str] | None = None,
+) -> DecoderRun:
+    """Run the decoder on one teacher-forced token sequence.
+
+    Args:
+        model: from `load_model`.
+        tokens: prompt and transcript.
+        states: encoder states, from `encode`.
+        edit: `edit(site, layer, value) -> value`, called at every decoder site.
+        sites: activations to return: names, `"all"`, or by default the residual sites.
+
+    Returns:
+        Logits `[pos, d_vocab]` (row `p` predicts token `p + 1`) and activations.
+
+    Raises:
+        InputError: no tokens, too many, one outside the vocabulary, wrong states shape, or a site
+            that the decoder lacks.
+    """
+    tokens = check_tokens(model.config, tokens)
+    check_states(model.config, states)
+    check_edit(edit, "decoder", model.config)
+    return _decode(model, tokens, states, as_pytree(edit), requested_sites("decoder", sites))
+
+
+def check_tokens(
+    config: WhisperConfig, tokens: Int[Array, " pos"] | Sequence[int] | np.ndarray
+) -> Int[Array, " pos"]:
+    """Return `tokens` as an int32 array; raise `InputError` if the decoder cannot take them.
+
+    Under a transformation the values are unknown and only the shape is checked.
+    """
+    array = tokens if isinstance(tokens, Tracer) else np.asarray(tokens)
+    if isinstance(array, np.ndarray):
+        if array.size and not np.issubdtype(array.dtype, np.integer):
+            raise InputError(f"Tokens are {array.dtype}: expected integers.")
+        outside = array[(array < 0) | (array >= config.d_vocab)]
+        if outside.size:
+            raise InputError(
+                f"Token {outside.flat[0]} is outside the vocabulary of {config.d_vocab} tokens."
+            )
+    if array.ndim != 1 or not 1 <= len(array) <= config.max_tokens:
+        raise InputError(
+            f"Tokens have shape {list(array.shape)}: expected one sequence of 1 to "
+            f"{config.max_tokens} tokens."
+        )
+    return jnp.asarray(array, jnp.int32)
+
+
+def check_states(config: WhisperConfig, states: Array) -> None:
+    """Raise `InputError` unless `states` is one clip's encoder states."""
+    expected = (config.max_frames, config.d_model)
+    if states.shape != expected:
+        raise InputError(f"Encoder states are {states.shape}: this model takes {expected}.")
+
+
+def _keep[Acts: EncoderActivations | DecoderActivations](acts: Acts, sites: frozenset[str]) -> Acts:
+    return type(acts)(**{site: getattr(acts, site) for site in sites})
+
+
+@functools.partial(jax.jit, static_argnames="sites")
+def _encode(model: Whisper, mel: Array, edit: Edit, sites: frozenset[str]) -> EncoderRun:
+    patterns = bool(sites & PATTERN_SITES)
+    states, acts = model.encoder(mel, edit, patterns=patterns)
+    return EncoderRun(states, _keep(acts, sites))
+
+
+@functools.partial(jax.jit, static_argnames="sites")
+def _decode(
+    model: Whisper, tokens: Array, states: Array, edit: Edit, sites: frozenset[str]
+) -> DecoderRun:
+    cross = model.decoder.cross_keys_values(states)
+    patterns = bool(sites & PATTERN_SITES)
+    resid, acts = model.decoder(tokens, cross, edit, patterns=patterns)
+    logits, final_acts = model.decoder.unembed(resid, edit)
+    return DecoderRun(logits, _keep(dataclasses.replace(acts, **final_acts), sites))

@@ -1,0 +1,1 @@
+"""The exact minimal sweep, part by part."""

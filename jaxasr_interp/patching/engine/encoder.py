@@ -1,0 +1,91 @@
+"""Propagating encoder patches: from their layer on, and only through the decoder at the very end.
+
+Attention in the encoder looks both ways, so a patch changes every frame from its layer on: what is
+saved are the layers before it, and in its own layer the queries, keys and values of all frames but
+its own. A window of the *final* states is another matter: it changes only its own rows of the
+cross-attention's keys and values, so all patches share the rest.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxasr_interp.model.edits import untouched
+from jaxasr_interp.model.whisper import Encoder, EncoderBlock, KeysValues, Whisper
+from jaxasr_interp.patching.chunks import Cells
+from jaxasr_interp.patching.engine.inject import Entry, at_layer
+from jaxasr_interp.patching.runs import Run
+
+
+@jax.jit
+def propagate(
+    model: Whisper,
+    bases: Run,
+    entries: Entry,
+    entry: Int[Array, ""],
+    cells: Cells,
+    reads: Int[Array, " read"],
+) -> Float[Array, "batch patch read d_model"]:
+    """Carry changed frames through the encoder and decoder.
+
+    Args:
+        model: the model.
+        bases: the runs that are patched.
+        entries: from `land`, for each run.
+        entry: the layer that the frames enter (the number of layers: past the last).
+        cells: the patches.
+        reads: positions that the metrics read.
+
+    Returns:
+        The decoder's last `resid_post` at the positions that are read.
+    """
+
+    def one(base: Run, entered: Entry) -> Array:
+        def patch(rows: Entry, start: Array, stop: Array) -> Array:
+            states = _encode(model.encoder, base, rows, entry, start, stop)
+            resid, _ = model.decoder(base.tokens, model.decoder.cross_keys_values(states))
+            return resid[reads]
+
+        return jax.vmap(patch)(entered, cells.start, cells.stop)
+
+    return jax.vmap(one)(bases, entries)
+
+
+def _encode(
+    encoder: Encoder,
+    base: Run,
+    rows: Entry,
+    entry: Int[Array, ""],
+    start: Int[Array, ""],
+    stop: Int[Array, ""],
+) -> Float[Array, "frame d_model"]:
+    acts, blocks = base.encoder, encoder.blocks
+    assert acts.resid_pre is not None
+    assert acts.resid_post is not None
+    frames = jnp.arange(len(base.states), dtype=jnp.int32)
+    offset = jnp.clip(frames - start, 0, len(rows.resid) - 1)
+    inside = (frames >= start) & (frames < stop)
+
+    def given(before: Array, changed: Array) -> Array:
+        chosen = inside.reshape(-1, *(1,) * (changed.ndim - 1))
+        return jnp.where(chosen, changed[offset], before)
+
+    def entry_layer(resid: Array) -> Array:
+        block: EncoderBlock = at_layer(blocks, entry)
+        q, k, v = (
+            given(at_layer(before, entry), changed)
+            for before, changed in ((acts.q, rows.q), (acts.k, rows.k), (acts.v, rows.v))
+        )
+        kv = KeysValues(k.swapaxes(0, 1), v.swapaxes(0, 1))
+        return block.finish(untouched(), resid, block.attn.attend(untouched(), q, kv))
+
+    def whole_layer(layer: Array, resid: Array) -> Array:
+        block: EncoderBlock = at_layer(blocks, layer)
+        return block(untouched(), resid)
+
+    stream = jnp.concatenate([acts.resid_pre, acts.resid_post[-1:]])
+    resid = given(jax.lax.dynamic_index_in_dim(stream, entry, keepdims=False), rows.resid)
+    inner = entry < encoder.n_layers
+    resid = jax.lax.cond(inner, entry_layer, lambda resid: resid, resid)
+    resid = jax.lax.fori_loop(entry + 1, encoder.n_layers, whole_layer, resid)
+    return encoder.final_norm(resid)

@@ -1,0 +1,32 @@
+"""Pictures: layers upwards, tokens or time to the right."""
+
+from jaxasr_interp.report.plots.ablation import plot_ablation
+from jaxasr_interp.report.plots.attention import plot_attention
+from jaxasr_interp.report.plots.attribution import plot_attribution, plot_attribution_heads
+from jaxasr_interp.report.plots.canvas import axis_labels
+from jaxasr_interp.report.plots.encoder_lens import plot_encoder_lens
+from jaxasr_interp.report.plots.lens import plot_lens, plot_lens_heads
+from jaxasr_interp.report.plots.quantity import Quantity, change, recovery, share
+from jaxasr_interp.report.plots.sweep import plot_sweep
+from jaxasr_interp.report.plots.text_sweep import plot_text_sweep
+from jaxasr_interp.report.plots.timeline import plot_timeline
+from jaxasr_interp.report.plots.tuned_lens import plot_tuned_lens
+
+__all__ = [
+    "Quantity",
+    "axis_labels",
+    "change",
+    "plot_ablation",
+    "plot_attention",
+    "plot_attribution",
+    "plot_attribution_heads",
+    "plot_encoder_lens",
+    "plot_lens",
+    "plot_lens_heads",
+    "plot_sweep",
+    "plot_text_sweep",
+    "plot_timeline",
+    "plot_tuned_lens",
+    "recovery",
+    "share",
+]

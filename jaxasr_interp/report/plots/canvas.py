@@ -1,0 +1,160 @@
+"""The house style: ink, colours, cells with their numbers, colour bars, files."""
+
+import textwrap
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxasr_interp.report.plots.quantity import Quantity
+from jaxasr_interp.speech.tokenizer import Tokenizer
+
+INK = "#222222"
+NOTHING = "#cfcfcf"
+LEAST_WIDTH = 4.5
+_PAGE = 17.0
+_WORTH_WRITING = 0.03
+_BAR, _LETTER, _TITLE_LETTER = 0.16, 0.075, 0.088
+_ROOM_TO_WRITE = (0.42, 0.2)
+_SHORT = {"<|startoftranscript|>": "‹start›", "<|notimestamps|>": "‹no times›"}
+
+
+def axis_labels(tokenizer: Tokenizer, tokens: Sequence[int] | np.ndarray) -> list[str]:
+    """What is written on an axis for some tokens: their text, a word's leading space left out."""
+    return [tokenizer.label(int(token)).strip() or "␣" for token in tokens]
+
+
+def shorten(text: str, longest: int) -> str:
+    """`text` in at most `longest` characters, special tokens in quotes of their own."""
+    text = _SHORT.get(text, text).replace("<|", "‹").replace("|>", "›")
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def plain(text: str) -> str:
+    """`text` without matplotlib's mathematics."""
+    return text.replace("$", r"\$")
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of that many inches."""
+    import matplotlib.figure
+
+    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+
+
+def wrap_columns(columns: int, width: float) -> list[slice]:
+    """Columns that are `width` inches wide in as few lines as fit the page, evenly filled."""
+    fit = max(1, int(_PAGE / width))
+    per_line = -(-columns // -(-columns // fit))
+    return [slice(i, min(i + per_line, columns)) for i in range(0, columns, per_line)]
+
+
+def write_title(figure: Any, title: str, note: str = "") -> None:
+    """The title and a note at the top left, in lines as long as the figure is wide."""
+    text = f"{title} ({note})" if note else title
+    letters = max(20, int(figure.get_figwidth() / _TITLE_LETTER))
+    figure.suptitle(plain(textwrap.fill(text, letters)), x=0.01, ha="left", fontsize=11, color=INK)
+
+
+def bare(axes: Any) -> None:
+    """Leave out the frame and the ticks' marks."""
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def diverging() -> Any:
+    """Blue below 0, red above, grey where there is no number."""
+    import matplotlib
+
+    return matplotlib.colormaps["RdBu_r"].with_extremes(bad=NOTHING)
+
+
+def draw_cells(
+    axes: Any,
+    values: Float[np.ndarray, "row column"],
+    quantity: Quantity,
+    limit: float,
+    cell: tuple[float, float],
+) -> Any:
+    """Colour a grid of cells, with their numbers where there is room.
+
+    Args:
+        axes: where to draw.
+        values: first row at the bottom.
+        quantity: how to write them.
+        limit: where the colours end.
+        cell: inches that a cell is wide and high.
+
+    Returns:
+        The image.
+    """
+    image = axes.imshow(
+        np.ma.masked_invalid(values),
+        cmap=diverging(),
+        vmin=-limit,
+        vmax=limit,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+    )
+    size = 8 if cell[0] >= 0.5 else 7
+    if cell[0] >= _ROOM_TO_WRITE[0] and cell[1] >= _ROOM_TO_WRITE[1]:
+        for (row, column), value in np.ndenumerate(values):
+            if np.abs(value) >= _WORTH_WRITING * limit:
+                colour = "white" if np.abs(value) > 0.6 * limit else INK
+                text = quantity.text(float(value))
+                axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
+    return image
+
+
+def add_colour_bar(
+    figure: Any,
+    image: Any,
+    axes: Any,
+    quantity: Quantity,
+    limit: float,
+    size: tuple[float, float],
+) -> None:
+    """A colour bar that says what the colours are; pointed where values lie beyond it.
+
+    Args:
+        figure: the figure.
+        image: whose colours.
+        axes: beside which it stands.
+        quantity: what is shown.
+        limit: where the colours end.
+        size: inches that those axes are wide and high.
+    """
+    values = quantity.values[np.isfinite(quantity.values)]
+    ends = (bool((values < -limit).any()), bool((values > limit).any()))
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max"}
+    width, height = size
+    bar = figure.colorbar(
+        image,
+        ax=axes,
+        fraction=_BAR / (width + _BAR),
+        pad=_BAR / (width + _BAR),
+        aspect=height / _BAR,
+        extend=extend.get(ends, "both"),
+        extendfrac=min(0.1, 0.2 / height),
+    )
+    label = quantity.label if len(values) else f"{quantity.label} (grey: the runs agree)"
+    if quantity.beyond:
+        label += f"; as far as {quantity.beyond}"
+    bar.set_label(textwrap.fill(label, max(8, int(height / _LETTER))), fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write a PNG; it appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with warnings.catch_warnings():
+        # A letter that the font lacks (layers say tokens of any language) is drawn as a box.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        figure.savefig(partial, format="png", dpi=130)
+    partial.replace(path)
+    return path

@@ -1,0 +1,166 @@
+"""A sweep on text: what taking away each component does to the transcripts."""
+
+import dataclasses
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxasr_interp.ablation.result import Cell, cell_of
+from jaxasr_interp.interventions.intervention import Intervention
+from jaxasr_interp.interventions.where import EVERY
+from jaxasr_interp.report.plots.canvas import (
+    INK,
+    LEAST_WIDTH,
+    NOTHING,
+    bare,
+    new_figure,
+    save,
+    write_title,
+)
+
+_CELL = (0.5, 0.36)
+_LARGEST_COLOUR = 2.0
+_TITLE_CELLS = 3
+_LETTER = 0.08
+
+
+@dataclasses.dataclass(frozen=True)
+class _Panel:
+    """A site's layers upwards and its heads, or sublayers, to the right.
+
+    Columns are (stack, site, head).
+    """
+
+    title: str
+    columns: tuple[tuple[str, str, int], ...]
+    names: tuple[str, ...]
+
+
+def plot_text_sweep(
+    values: Float[np.ndarray, " intervention"],
+    interventions: Sequence[Intervention],
+    label: str,
+    title: str,
+    path: Path,
+) -> Path | None:
+    """Draw one number of every component; one line of panels for each strength.
+
+    Args:
+        values: of each intervention, shares or rates.
+        interventions: those of one component are drawn.
+        label: what the numbers are.
+        title: written above.
+        path: PNG to write.
+
+    Returns:
+        The path, or `None` where no intervention is of one component, or two are of the same one.
+    """
+    known = [
+        (cell, value)
+        for cell, value in zip(map(cell_of, interventions), values, strict=True)
+        if cell is not None
+    ]
+    cells = dict(known)
+    if not cells or len(cells) < len(known):
+        return None
+    alphas = sorted({cell.alpha for cell in cells})
+    layers = _rows([cell.layer for cell in cells])
+    panels = _panels(list(cells))
+    widths = [max(len(panel.columns), _TITLE_CELLS if panel.title else 1) for panel in panels]
+    figure = new_figure(
+        max(1.8 + _CELL[0] * sum(widths) + 0.4 * len(panels), LEAST_WIDTH),
+        1.7 + len(alphas) * (_CELL[1] * len(layers) + 0.5),
+    )
+    grid = figure.subplots(len(alphas), len(panels), squeeze=False, width_ratios=widths)
+    largest = float(np.nanmax([0.0, *cells.values()]))
+    limit = min(max(largest, 1e-3), _LARGEST_COLOUR)
+    image = None
+    for row, alpha in enumerate(alphas):
+        for column, panel in enumerate(panels):
+            axes = grid[row, column]
+            shown = np.array(
+                [
+                    [
+                        cells.get(Cell(stack, site, layer, head, alpha), np.nan)
+                        for stack, site, head in panel.columns
+                    ]
+                    for layer in layers
+                ]
+            )
+            image = _draw(axes, shown, limit)
+            axes.set_xticks(range(len(panel.names)), panel.names, fontsize=8)
+            if panel.title == "":
+                axes.tick_params(axis="x", rotation=30)
+            names = ["all" if layer == EVERY else str(layer) for layer in layers]
+            axes.set_yticks(range(len(layers)), names if column == 0 else [], fontsize=8)
+            name = f"α = {alpha:g}" if len(alphas) > 1 and column == 0 else ""
+            axes.set_title(f"{panel.title}  {name}".strip(), loc="left", fontsize=9, color=INK)
+            if column == 0:
+                axes.set_ylabel("layer")
+            bare(axes)
+    beyond = largest > limit
+    bar = figure.colorbar(
+        image,
+        ax=grid,
+        fraction=0.03,
+        pad=0.02,
+        format=_percent,
+        extend="max" if beyond else "neither",
+    )
+    label = f"{label}; as far as {100 * largest:.0f}%" if beyond else label
+    letters = max(16, int(0.7 * figure.get_figheight() / _LETTER))
+    bar.set_label(textwrap.fill(label, letters), fontsize=9)
+    write_title(figure, title)
+    return save(figure, path)
+
+
+def _rows(layers: Sequence[int]) -> list[int]:
+    """All layers from the first to the last that is edited alone, and then all of them at once."""
+    alone = [layer for layer in layers if layer != EVERY]
+    rows = [*range(min(alone), max(alone) + 1)] if alone else []
+    return [*rows, EVERY] if EVERY in layers else rows
+
+
+def _percent(share: float, _: object) -> str:
+    return f"{100 * share:.3g}%"
+
+
+def _panels(cells: Sequence[Cell]) -> list[_Panel]:
+    places = list(dict.fromkeys((cell.stack, cell.site) for cell in cells))
+    heads = {p: sorted({c.head for c in cells if (c.stack, c.site) == p}) for p in places}
+    several = len({stack for stack, _ in places}) > 1
+    names = {(stack, site): f"{stack}.{site}" if several else site for stack, site in places}
+    whole = [place for place in places if heads[place] == [-1]]
+    panels = [_Panel("", tuple((*p, -1) for p in whole), tuple(names[p] for p in whole))]
+    return panels[: len(whole)] + [
+        _Panel(
+            f"{names[place]}, head",
+            tuple((*place, head) for head in heads[place]),
+            tuple("all" if head < 0 else str(head) for head in heads[place]),
+        )
+        for place in places
+        if place not in whole
+    ]
+
+
+def _draw(axes, values: Float[np.ndarray, "layer column"], limit: float):
+    import matplotlib
+
+    image = axes.imshow(
+        np.ma.masked_invalid(values),
+        cmap=matplotlib.colormaps["Oranges"].with_extremes(bad=NOTHING),
+        vmin=0,
+        vmax=limit,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+    )
+    for (row, column), value in np.ndenumerate(values):
+        if value >= 0.005:
+            text = f"{100 * value:.0f}" if value < 10 else f"{value:.0f}×"
+            colour = "white" if value > 0.6 * limit else INK
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    return image

@@ -1,0 +1,218 @@
+"""Writing results: JSON and Zarr, whole or not at all, with where they came from."""
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxasr_interp._version import __version__
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.runtime.identity import digest
+
+if TYPE_CHECKING:
+    import xarray
+
+    from jaxasr_interp.model.whisper import Whisper
+
+_CHECKSUM = "sha256"
+
+
+def provenance(model: "Whisper") -> dict[str, str]:
+    """What a result depends on: model and hash, sizes, dtype, versions, device and time."""
+    return {
+        "model": model.source,
+        "model_config": json.dumps(dataclasses.asdict(model.config)),
+        "dtype": str(model.dtype),
+        "jaxasr_interp_version": __version__,
+        "jax_version": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def file_provenance(**files: str) -> dict[str, str]:
+    """The name of each file that a result was made from, and the SHA-256 of its content.
+
+    Args:
+        files: paths by what they are; what is no file (`noise`) has its name alone.
+    """
+    attributes = {}
+    for name, path in files.items():
+        attributes[name] = path
+        if Path(path).is_file():
+            attributes[f"{name}_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return attributes
+
+
+def reserve(path: Path, overwrite: bool) -> None:
+    """Make the folder that `path` will be written in.
+
+    Called before the work, so that nothing computed is lost to a bad name.
+
+    Raises:
+        InputError: something is at `path` and may not be replaced, or its folder cannot be made.
+    """
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists: choose another --out, or replace it with --overwrite.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"Nothing can be written to {path.parent}: {error.strerror}.") from None
+
+
+def start_partial(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make way for a new partial result, unless there is one to go on from.
+
+    Raises:
+        InputError: one is there, and nothing says whether to go on from it or to replace it.
+    """
+    if resume or not path.exists():
+        return
+    if not overwrite:
+        raise InputError(
+            f"{path} holds what was computed before: go on with --resume, or drop it with "
+            "--overwrite."
+        )
+    path.unlink()
+
+
+def save_dataset(
+    dataset: "xarray.Dataset", path: Path, model: "Whisper", *, overwrite: bool = False
+) -> Path:
+    """Write a dataset as a Zarr store with its provenance.
+
+    Args:
+        dataset: arrays with named axes.
+        path: of the store; it appears complete or not at all.
+        model: what computed it.
+        overwrite: replace what is at `path`.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: `path` exists.
+    """
+    return write_dataset(dataset.assign_attrs(provenance(model)), path, overwrite=overwrite)
+
+
+def write_dataset(dataset: "xarray.Dataset", path: Path, *, overwrite: bool = False) -> Path:
+    """Write a dataset as a Zarr store, whole or not at all.
+
+    Raises:
+        InputError: `path` exists.
+    """
+    from jaxasr_interp.runtime import checked
+
+    reserve(path, overwrite)
+    dataset = dataset.assign_attrs(checked.unsealed())
+    for name in dataset.variables:
+        if dataset[name].dtype.kind == "U":
+            # Zarr has a standard for strings of variable length and none for fixed ones.
+            dataset[name] = dataset[name].astype("T")
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        partial = Path(temporary) / "new"
+        dataset.to_zarr(
+            partial,
+            mode="w",
+            zarr_format=3,
+            consolidated=False,
+            write_empty_chunks=True,
+            encoding={name: {"compressors": checked.codecs()} for name in dataset.variables},
+        )
+        checked.seal(partial)
+        if path.exists():
+            path.rename(Path(temporary) / "old")
+        partial.rename(path)
+    return path
+
+
+def open_dataset(path: str | Path) -> "xarray.Dataset":
+    """Read a Zarr store that a command or `extract` wrote, and check every byte of what is read.
+
+    Args:
+        path: of the store.
+
+    Returns:
+        Its arrays with named axes; values are read when they are used.
+
+    Raises:
+        InputError: there is no such store, or it is incomplete or damaged: now, or when the values
+            that are concerned are used.
+    """
+    import xarray
+
+    from jaxasr_interp.runtime import checked
+
+    checked.read_attributes(Path(path))
+    store: Any = checked.CheckedStore(Path(path), read_only=True)
+    return xarray.open_dataset(store, engine="zarr", consolidated=False, chunks=None)
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to fill; it appears under its name only once the block has ended.
+
+    Raises:
+        InputError: the folder exists.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise InputError(f"{folder} exists: choose a new folder to save in.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        partial = Path(temporary) / folder.name
+        partial.mkdir()
+        yield partial
+        partial.rename(folder)
+
+
+def sealed(description: Mapping[str, Any], content: Any) -> dict[str, Any]:
+    """A description in JSON of arrays beside it, with the checksum of both."""
+    return {**description, _CHECKSUM: _checksum(description, content)}
+
+
+def check_sealed(path: Path, description: Mapping[str, Any], content: Any) -> None:
+    """Raise `InputError` unless what was read at `path` is what was written there."""
+    described = {key: value for key, value in description.items() if key != _CHECKSUM}
+    if _CHECKSUM not in description:
+        raise InputError(f"{path} holds no checksum: it is of an earlier version; make it again.")
+    if description[_CHECKSUM] != _checksum(described, content):
+        raise InputError(f"{path} is damaged: it is not what was written; make it again.")
+
+
+def _checksum(description: Mapping[str, Any], content: Any) -> str:
+    return digest([json.loads(json.dumps(description)), jax.tree.map(np.asarray, content)])
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write `content` as JSON; the file appears complete or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(to_json(content) + "\n", encoding="utf-8")
+    return partial.replace(path)
+
+
+def to_json(content: Any) -> str:
+    """`content` as JSON, which has no word for numbers that are not finite: they become null."""
+    return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    match content:
+        case float():
+            return content if math.isfinite(content) else None
+        case dict():
+            return {key: _finite(value) for key, value in content.items()}
+        case list() | tuple():
+            return [_finite(value) for value in content]
+        case _:
+            return content

@@ -1,0 +1,1 @@
+"""How alike layers are, and how many directions they use."""

@@ -1,0 +1,94 @@
+"""How many directions a layer uses: the spectrum of its activations, and their effective rank."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.extraction.representations import features_of, layers_of, row_blocks
+
+if TYPE_CHECKING:
+    import xarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum:
+    """The variances of a variable's layers along their principal directions.
+
+    Attributes:
+        name: of the variable.
+        variances: eigenvalues of the covariance, largest first.
+        rows: how many clips, or positions of clips, they are of. Fewer rows than features leave
+            the last variances 0, and an effective rank of no more than `rows - 1`.
+    """
+
+    name: str
+    variances: Float[np.ndarray, "layer component"]
+    rows: int
+
+    @property
+    def effective_rank(self) -> Float[np.ndarray, " layer"]:
+        """`exp(-Σ p log p)`, `p = σ / Σ σ` of the singular values σ of the centred rows.
+
+        Roy & Vetterli 2007, "The effective rank": of k equal singular values k. NaN for a layer
+        that is the same in all rows.
+        """
+        sizes = np.sqrt(self.variances)
+        with np.errstate(invalid="ignore"):
+            shares = sizes / sizes.sum(-1, keepdims=True)
+        logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
+        return np.exp(-(shares * logs).sum(-1))
+
+    def to_dataset(self) -> "xarray.Dataset":
+        """Variances and effective ranks with named axes."""
+        import xarray
+
+        return xarray.Dataset(
+            {
+                "variance": (("layer", "component"), self.variances),
+                "effective_rank": ("layer", self.effective_rank),
+            },
+            attrs={"variable": self.name, "rows": self.rows},
+        )
+
+
+def spectrum(
+    dataset: "xarray.Dataset",
+    name: str,
+    *,
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> Spectrum:
+    """Find the variances of every layer of a variable along its principal directions.
+
+    The eigenvalues of `Σ (x - x̄)(x - x̄)ᵀ / (n - 1)`, gathered in float64 over a few clips at a
+    time.
+
+    Args:
+        dataset: an activation store, from `open_activations`.
+        name: a variable, such as `encoder.resid_post.mean`.
+        on_progress: called with the clips read, of how many, and the variable.
+
+    Returns:
+        The spectrum of each layer.
+
+    Raises:
+        InputError: no such variable, or fewer than two rows.
+    """
+    layers, width = layers_of(dataset, name), features_of(dataset, name)
+    total, products = np.zeros((len(layers), width)), np.zeros((len(layers), width, width))
+    rows, done = 0, 0
+    for n_clips, (block,) in row_blocks(dataset, [(name, layers)]):
+        by_layer = block.swapaxes(0, 1)
+        total += by_layer.sum(1)
+        products += by_layer.swapaxes(1, 2) @ by_layer
+        rows, done = rows + len(block), done + n_clips
+        if on_progress is not None:
+            on_progress(done, dataset.sizes["clip"], name)
+    if rows < 2:
+        raise InputError(f"{name} has {rows} rows: a spectrum takes two or more.")
+    covariance = (products - total[:, :, None] * total[:, None, :] / rows) / (rows - 1)
+    variances = np.linalg.eigvalsh(covariance)[:, ::-1]
+    return Spectrum(name, np.maximum(variances, 0), rows)

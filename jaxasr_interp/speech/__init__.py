@@ -1,0 +1,1 @@
+"""Audio, text and time: what a run hears and is given."""

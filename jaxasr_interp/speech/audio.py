@@ -1,0 +1,195 @@
+"""Audio files to 16 kHz samples, and samples to log-mel spectrograms."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.speech.audio_files import check_rate, decode_audio, warn
+
+SAMPLE_RATE = 16_000
+N_FFT = 400
+HOP = 160
+CHUNK_SECONDS = 30
+CHUNK_SAMPLES = CHUNK_SECONDS * SAMPLE_RATE
+MEL_FRAMES_PER_SECOND = SAMPLE_RATE // HOP
+_HEADERLESS = {".raw", ".pcm"}
+_FAR_BEYOND_FULL_SCALE = 10.0
+_CANCELLED = 1e-3
+_MOST_CHANNELS = 64
+_LOUDEST = 1e16
+
+
+def load_audio(path: str | Path) -> Float[np.ndarray, " samples"]:
+    """Read an audio file as 16 kHz mono, to its end whatever its header says.
+
+    Args:
+        path: WAV, FLAC, Ogg, MP3, M4A, WebM or anything else that FFmpeg reads; any rate from 1 kHz
+            to 768 kHz, any channel count.
+
+    Returns:
+        float32 samples, full scale being ±1: channels averaged, resampled with soxr.
+
+    Raises:
+        InputError: the file is missing, not audio, empty, or holds values that are not finite.
+
+    Warns:
+        AudioWarning: the file is cut off or damaged, its channels cancel, or its samples are far
+            beyond ±1.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no audio file {path}.")
+    if path.suffix.lower() in _HEADERLESS:
+        raise InputError(
+            f"{path} holds samples without a header, which do not say their rate: make a WAV of it."
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    return read_audio(content, str(path))
+
+
+def read_audio(content: bytes, origin: str) -> Float[np.ndarray, " samples"]:
+    """`load_audio` for the content of a file; `origin` names it in errors and warnings."""
+    pieces = [as_audio(one.samples, one.rate, origin) for one in decode_audio(content, origin)]
+    return check_audio(np.concatenate([np.zeros(0, np.float32), *pieces]), origin)
+
+
+def as_audio(
+    samples: Num[np.ndarray, " samples"] | Num[np.ndarray, "channel samples"],
+    rate: int,
+    origin: str,
+) -> Float[np.ndarray, " _"]:
+    """Samples at any rate as 16 kHz float32, their channels averaged.
+
+    Args:
+        samples: floats, full scale being ±1, or signed integers of 16 or 32 bits.
+        rate: samples a second.
+        origin: names them in errors and warnings.
+
+    Raises:
+        InputError: there are none, they are of another kind or shape, not finite, or their rate is
+            not between 1 kHz and 768 kHz.
+    """
+    import soxr
+
+    check_rate(rate, origin)
+    if samples.dtype.kind in "iu" and samples.dtype not in (np.int16, np.int32):
+        raise InputError(
+            f"{origin} is {samples.dtype}: expected floats, or signed integers of 16 or 32 bits."
+        )
+    if samples.dtype in (np.int16, np.int32):
+        samples = samples / -float(np.iinfo(samples.dtype).min)
+    mix = _mixed(samples, origin) if samples.ndim == 2 else samples
+    mix = check_audio(mix, origin).astype(np.float32)
+    peak = float(np.abs(mix).max())
+    if peak > _FAR_BEYOND_FULL_SCALE:
+        warn(f"{origin} peaks at {peak:.4g}, far beyond ±1: scale its samples.")
+    if rate != SAMPLE_RATE:
+        mix = soxr.resample(mix, rate, SAMPLE_RATE)
+    return check_audio(mix, origin)
+
+
+def _mixed(
+    samples: Num[np.ndarray, "channel samples"], origin: str
+) -> Float[np.ndarray, " samples"]:
+    """The mean of the channels; warn if it is silent though they are not."""
+    if not 1 <= len(samples) <= _MOST_CHANNELS:
+        raise InputError(
+            f"{origin} has shape {list(samples.shape)}: expected one row of samples, or one for "
+            f"each of at most {_MOST_CHANNELS} channels."
+        )
+    mix = samples.mean(axis=0, dtype=np.float32 if samples.dtype == np.float32 else np.float64)
+    loudest = np.sqrt(np.square(samples, dtype=np.float64).mean(axis=1)).max(initial=0)
+    if np.sqrt(np.square(mix, dtype=np.float64).mean()) < _CANCELLED * loudest:
+        warn(
+            f"The channels of {origin} cancel: their mean is silent though they are not; take one "
+            "of them."
+        )
+    return mix
+
+
+def check_audio(
+    audio: Float[np.ndarray, " samples"], origin: str = "The audio"
+) -> Float[np.ndarray, " samples"]:
+    """Return `audio`; raise `InputError` unless it is one row of finite samples, at least one."""
+    if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
+        raise InputError(
+            f"{origin} is {audio.dtype} of shape {audio.shape}: expected one row of float samples."
+        )
+    if not len(audio):
+        raise InputError(f"{origin} has no samples: give a clip that holds sound.")
+    if not np.isfinite(audio).all():
+        raise InputError(f"{origin} holds samples that are not finite (NaN or infinite).")
+    return audio
+
+
+def log_mel_spectrogram(
+    audio: Float[np.ndarray, " samples"] | Float[Array, " samples"],
+    n_mels: int = 80,
+    frames: int = CHUNK_SECONDS * MEL_FRAMES_PER_SECOND,
+) -> Float[Array, "n_mels mel_frame"]:
+    """Whisper's log-mel spectrogram.
+
+    `S = log10(max(M |STFT(x)|², 1e-10))`, then `(max(S, max S - 8) + 4) / 4`, where the STFT has a
+    periodic Hann window of 25 ms every 10 ms and `M` is Slaney's mel filterbank.
+
+    Args:
+        audio: 16 kHz samples, cut or padded with silence to `frames`.
+        n_mels: mel bands (80; 128 for large-v3 and its descendants).
+        frames: columns of 10 ms each (3000 is 30 s).
+
+    Returns:
+        float32 spectrogram.
+
+    Raises:
+        InputError: `audio` is not one row of finite float samples, or beyond ±1e16.
+    """
+    samples = check_audio(np.asarray(audio))[: frames * HOP].astype(np.float32)
+    if np.abs(samples).max() > _LOUDEST:
+        raise InputError(
+            f"The audio peaks at {np.abs(samples).max():.4g}, whose power is beyond float32: scale "
+            "it to ±1."
+        )
+    padded = np.pad(samples, (0, frames * HOP - len(samples)))
+    return _log_mel(jnp.asarray(padded), jnp.asarray(mel_filterbank(n_mels)))
+
+
+@jax.jit
+def _log_mel(
+    samples: Float[Array, " samples"], filterbank: Float[Array, "n_bins n_mels"]
+) -> Float[Array, "n_mels mel_frame"]:
+    padded = jnp.pad(samples, N_FFT // 2, mode="reflect")
+    starts = jnp.arange(len(samples) // HOP) * HOP
+    windows = padded[starts[:, None] + jnp.arange(N_FFT)[None, :]]
+    hann = jnp.asarray(np.hanning(N_FFT + 1)[:-1], jnp.float32)
+    spectrum = jnp.fft.rfft(windows * hann[None, :])
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    mel = jnp.matmul(power, filterbank, precision=jax.lax.Precision.HIGHEST).T
+    log_mel = jnp.log10(jnp.maximum(mel, 1e-10))
+    return (jnp.maximum(log_mel, log_mel.max() - 8.0) + 4.0) / 4.0
+
+
+@functools.cache
+def mel_filterbank(n_mels: int) -> Float[np.ndarray, "n_bins n_mels"]:
+    """Slaney's triangular mel filters with unit area, 0 to 8 kHz.
+
+    The mel scale is linear below 1 kHz (200/3 Hz per mel) and logarithmic above (27 mel per factor
+    of 6.4). Slaney 1998, "Auditory Toolbox".
+    """
+    mel_1khz = 15.0
+    top = mel_1khz + np.log(SAMPLE_RATE / 2 / 1000) / np.log(6.4) * 27
+    mels = np.linspace(0, top, n_mels + 2)
+    log_part = 1000 * np.exp(np.log(6.4) / 27 * (mels - mel_1khz))
+    edges = np.where(mels < mel_1khz, mels * 200 / 3, log_part)
+    bins = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
+    rising = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
+    triangles = np.maximum(0, np.minimum(rising, falling))
+    return (triangles * 2 / (edges[2:] - edges[:-2])).astype(np.float32)

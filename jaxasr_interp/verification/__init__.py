@@ -1,0 +1,1 @@
+"""What must hold of sweeps, measured on a model and clip."""

@@ -1,0 +1,205 @@
+"""Every site of both stacks: what the engine makes of a patch is what a whole run makes of it.
+
+The whole run is the plain forward pass under an edit. Its site is data: one program checks many
+sites, where compiling one for each would take longer than all the runs.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxasr_interp.interventions.kinds import Interchange
+from jaxasr_interp.interventions.where import At
+from jaxasr_interp.model.edits import Edit, LayerIndex
+from jaxasr_interp.model.layers import KeysValues
+from jaxasr_interp.model.run import decode, encode
+from jaxasr_interp.model.sites import SITES, Stack, counts_frames, head_axis, sweepable_sites
+from jaxasr_interp.model.whisper import Decoder, Whisper
+from jaxasr_interp.patching.metrics import Metric
+from jaxasr_interp.patching.plan import SweepPlan
+from jaxasr_interp.patching.runs import Utterance
+from jaxasr_interp.pytree import pytree_dataclass, static
+from jaxasr_interp.verification.invariants import Case, Check, random_windows
+
+_KEPT = 1 << 29
+
+type Sites = tuple[str, ...]
+
+
+@pytree_dataclass
+class CopyOrZero:
+    """What patches do: an interchange, or an ablation; which of them is data."""
+
+    source: Interchange
+    zero: Bool[Array, ""]
+
+    def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
+        """Return the other run's value, or zeros."""
+        copied = self.source(site, layer, value)
+        return jnp.where(self.zero, jnp.zeros_like(copied), copied)
+
+
+@pytree_dataclass
+class AtAnySite:
+    """An edit confined to some cells of one of `sites`: that of the given number."""
+
+    edit: Edit
+    number: Int[Array, ""]
+    layer: Int[Array, ""]
+    head: Int[Array, ""]
+    start: Int[Array, ""]
+    stop: Int[Array, ""]
+    alpha: Float[Array, ""]
+    sites: Sites = static()
+
+    def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
+        """Return `value`, edited where it is meant."""
+        if site not in self.sites:
+            return value
+        at = At(self.edit, self.layer, self.start, self.stop, self.head, self.alpha, site)
+        return jnp.where(self.number == self.sites.index(site), at(site, layer, value), value)
+
+
+def site_groups(case: Case, stack: Stack) -> list[Sites]:
+    """The sites of a stack that can be swept, in groups that share a plan.
+
+    The encoder's are cut where their activations, which are kept of both runs, grow large.
+    """
+    kinds: dict[tuple[bool, bool], list[str]] = {}
+    for site in sweepable_sites(stack):
+        kind = SITES[stack][site][0] == "layer", counts_frames(stack, site)
+        kinds.setdefault(kind, []).append(site)
+    if stack == "decoder":
+        return [tuple(sites) for sites in kinds.values()]
+    acts = jax.eval_shape(
+        lambda model, mel: model.encoder(mel, patterns=True)[1], case.model, case.clean.mel
+    )
+    groups: list[list[str]] = []
+    for sites in kinds.values():
+        left = 0
+        for site in sites:
+            size = getattr(acts, site).size * getattr(acts, site).dtype.itemsize
+            if size > left:
+                groups.append([])
+                left = _KEPT
+            groups[-1].append(site)
+            left -= size
+    return [tuple(sites) for sites in groups]
+
+
+def identity(case: Case, stack: Stack, sites: Sites) -> list[Check]:
+    """A run patched with its own activations stays as it is."""
+    plan, cells = _sample(case, stack, sites)
+    cells = _of_one_layer(plan, cells)
+    edit = CopyOrZero(_source(case, case.corrupted, stack, sites), jnp.asarray(False))
+    result = case.sweep(plan.select(cells.ravel()), edit=edit)
+    base = float(result.corrupted[0])
+    return [
+        case.check(f"identity patch, {stack}", site, values, base, base)
+        for site, values in zip(sites, result.patched.reshape(-1)[cells], strict=True)
+    ]
+
+
+def minimal(case: Case, stack: Stack, sites: Sites) -> list[Check]:
+    """The engine gives what a whole run for each patch gives."""
+    source = _source(case, case.clean, stack, sites)
+    checks = []
+    for phrase, zero, alpha in (("interchange", False, 1.0), ("zero at α = 0.5", True, 0.5)):
+        plan, cells = _sample(case, stack, sites, alpha=alpha)
+        cells = _of_one_layer(plan, cells) if zero else cells
+        edit = CopyOrZero(source, jnp.asarray(zero))
+        result = case.sweep(plan.select(cells.ravel()), edit=edit)
+        base = float(result.corrupted[0])
+        values = result.patched.reshape(-1)[cells]
+        expected = _run_each(case, plan, cells.ravel(), edit).reshape(cells.shape)
+        for site, ours, theirs in zip(sites, values, expected, strict=True):
+            name = f"minimal = reference, {stack}"
+            checks.append(case.check(name, f"{site}, {phrase}", ours, theirs, base))
+    return checks
+
+
+def _run_each(
+    case: Case, plan: SweepPlan, numbers: Int[np.ndarray, " cell"], edit: CopyOrZero
+) -> Float[np.ndarray, " cell"]:
+    """The metric under some patches of a plan, each in a run of its own."""
+    model, run, cells = case.model, case.corrupted, plan.cells()
+    sites = tuple(site for site, acts in vars(edit.source.source).items() if acts is not None)
+    states = encode(model, run.mel, sites=()).states if plan.stack == "decoder" else None
+    cross = None if states is None else _cross_keys_values(model.decoder, states)
+    values = []
+    for number in numbers:
+        site, _ = plan.components[cells["component"][number]]
+        layer, head, start, stop = (
+            jnp.asarray(cells[name][number], jnp.int32)
+            for name in ("layer", "head", "start", "stop")
+        )
+        alpha = jnp.asarray(cells["alpha"][number], jnp.float32)
+        index = jnp.asarray(sites.index(site), jnp.int32)
+        patch = AtAnySite(edit, index, layer, head, start, stop, alpha, sites)
+        values.append(_whole_run(model, run, cross, patch, case.metrics[0]))
+    return np.stack(values)
+
+
+@jax.jit
+def _cross_keys_values(decoder: Decoder, states: Float[Array, "frame d_model"]) -> KeysValues:
+    return decoder.cross_keys_values(states)
+
+
+@jax.jit
+def _whole_run(
+    model: Whisper, run: Utterance, cross: KeysValues | None, patch: Edit, metric: Metric
+) -> Float[Array, ""]:
+    """The metric of one run under a patch: of the decoder alone if its cross keys are given."""
+    if cross is None:
+        states, _ = model.encoder(run.mel, patch)
+        resid, _ = model.decoder(run.tokens, model.decoder.cross_keys_values(states))
+    else:
+        resid, _ = model.decoder(run.tokens, cross, patch)
+    logits, _ = model.decoder.unembed(resid[-1:])
+    return metric(logits, logits)
+
+
+def _source(case: Case, run: Utterance, stack: Stack, sites: Sites) -> Interchange:
+    """The activations of a run at some sites; at all of the decoder, where they are small."""
+    if stack == "encoder":
+        return Interchange(encode(case.model, run.mel, sites=sites).acts)
+    states = encode(case.model, run.mel, sites=()).states
+    return Interchange(
+        decode(case.model, run.tokens, states, sites=sweepable_sites("decoder")).acts
+    )
+
+
+def _sample(
+    case: Case, stack: Stack, sites: Sites, **options: Any
+) -> tuple[SweepPlan, Int[np.ndarray, "site cell"]]:
+    """A plan of sites that go together, and the numbers of some random cells of each.
+
+    All sites get the same windows and take turns at the layers. So their chunks have the same
+    shapes, for which one program is compiled.
+    """
+    rng = np.random.default_rng(case.seed)
+    # A patch of the encoder takes a run of it: it gets half as many.
+    some = dataclasses.replace(case, cells=-(-case.cells // 2)) if stack == "encoder" else case
+    windows = random_windows(some, rng, frames=counts_frames(stack, sites[0]))
+    have_heads = any(head_axis(site) is not None for site in sites)
+    heads = "each" if have_heads else None
+    plan = case.plan(stack=stack, site=sites, heads=heads, positions=windows, **options)
+    grid = (len(plan.components), len(plan.layers), len(windows))
+    window, cells = np.arange(len(windows)), []
+    for number, site in enumerate(sites):
+        components = [i for i, (name, _) in enumerate(plan.components) if name == site]
+        layer = (window + number) % len(plan.layers)
+        component = rng.choice(components, len(windows))
+        cells.append(np.ravel_multi_index((component, layer, window), grid))
+    return plan, np.stack(cells)
+
+
+def _of_one_layer(
+    plan: SweepPlan, cells: Int[np.ndarray, "site cell"]
+) -> Int[np.ndarray, "site some"]:
+    """The sample's cells of each site's first layer: chunks of the shape that all cells have."""
+    return cells[:, :: len(plan.layers)]
