@@ -91,7 +91,7 @@ def test_ten_thousand_lines_are_encoded_as_tiktoken_does(real, encodings, lines)
         assert found == expected, f"lines from {number * encodings['block']} on"
 
 
-def test_transcripts_are_encoded_as_they_were_written(real, encodings):
+def test_transcripts_are_encoded_as_they_were_written(real, encodings, manifest):
     """But for those that a model wrote in other tokens than the encoder's, tiktoken's too."""
     name, model = real
     greedy = json.loads((GOLDEN / f"greedy_{name}.json").read_text())
@@ -101,8 +101,9 @@ def test_transcripts_are_encoded_as_they_were_written(real, encodings):
         text = model.tokenizer.decode(tokens)
         assert model.tokenizer.encode(text) == otherwise.get(clip, tokens), clip
         assert model.tokenizer.decode(otherwise.get(clip, tokens)) == text
-    same = [clip for clip in greedy["clips"] if clip not in otherwise]
-    assert len(same) / len(greedy["clips"]) > 0.9
+    # Digit strings have many tokenisations, sentences few.
+    sentences = [row["path"] for row in manifest if row["kind"] == "read_en"][:100]
+    assert sum(clip not in otherwise for clip in sentences) >= 95
 
 
 def test_a_merge_that_is_missing_is_put_back_and_said_once(multilingual, caplog):
