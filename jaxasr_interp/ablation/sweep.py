@@ -39,10 +39,10 @@ from jaxasr_interp.model.sites import (
     check_stack,
     head_axis,
 )
-from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.pytree import replace
 from jaxasr_interp.speech.audio import CHUNK_SAMPLES, log_mel_spectrogram
-from jaxasr_interp.speech.tokenizer import Tokenizer, require_tokenizer
+from jaxasr_interp.speech.tokenizer import Tokenizer
 
 _ENCODED_AT_ONCE = 8
 _CLIPS_AT_ONCE = 16

@@ -52,7 +52,7 @@ from jaxasr_interp.model.sites import (
     check_stack,
     head_axis,
 )
-from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.patching.contrast import Contrast, ask_transcript, ask_word, check_metric_name
 from jaxasr_interp.patching.means import mean_activations
 from jaxasr_interp.report.plots import axis_labels, change, plot_ablation
@@ -61,7 +61,6 @@ from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
 from jaxasr_interp.speech.audio import load_audio
 from jaxasr_interp.speech.noise import reference_audio
 from jaxasr_interp.speech.positions import resolve_windows
-from jaxasr_interp.speech.tokenizer import require_tokenizer
 
 _ONLY_SWEEPS = (
     "text",

@@ -11,7 +11,7 @@ from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.generation.word_times import align_words
 from jaxasr_interp.lens import LogitLens, logit_lens
 from jaxasr_interp.model.run import decode, encode
-from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.patching import SweepResult, activation_patching, metrics, plan_sweep
 from jaxasr_interp.patching.contrast import Contrast, find_contrast
 from jaxasr_interp.report.plots import axis_labels, plot_lens, plot_sweep, plot_timeline, share
@@ -19,7 +19,6 @@ from jaxasr_interp.report.tables import lens_table, place, sweep_table
 from jaxasr_interp.runtime.store import save_dataset
 from jaxasr_interp.speech.audio import load_audio
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
-from jaxasr_interp.speech.tokenizer import require_tokenizer
 
 MODEL = "tiny.en"
 SITES = ("resid_pre", "cross_attn_out")

@@ -21,11 +21,11 @@ from jaxasr_interp.generation.generate import Choice
 from jaxasr_interp.generation.language import detect_language
 from jaxasr_interp.lens import encoder_lens as read_depths
 from jaxasr_interp.model.run import encode
+from jaxasr_interp.model.whisper import require_tokenizer
 from jaxasr_interp.report.plots import plot_encoder_lens
 from jaxasr_interp.report.tables import encoder_lens_table
 from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
 from jaxasr_interp.speech.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
-from jaxasr_interp.speech.tokenizer import require_tokenizer
 
 
 def encoder_lens(

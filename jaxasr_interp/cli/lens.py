@@ -28,7 +28,7 @@ from jaxasr_interp.lens import (
 )
 from jaxasr_interp.lens.logit import check_lens_site
 from jaxasr_interp.model.run import DecoderRun, decode, encode
-from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.patching.contrast import count_frames
 from jaxasr_interp.report.plots import (
     axis_labels,
@@ -41,7 +41,7 @@ from jaxasr_interp.report.plots import (
 from jaxasr_interp.report.tables import attribution_table, lens_heads_table, lens_table
 from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
 from jaxasr_interp.speech.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
-from jaxasr_interp.speech.tokenizer import Tokenizer, require_tokenizer
+from jaxasr_interp.speech.tokenizer import Tokenizer
 
 
 def lens(

@@ -41,6 +41,7 @@ from jaxasr_interp.cli.sweeping import (
     find_words,
 )
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.model.whisper import require_tokenizer
 from jaxasr_interp.patching.contrast import ask_word, check_metric_name, find_contrast
 from jaxasr_interp.patching.prepare import DIRECTIONS
 from jaxasr_interp.report.plots import axis_labels, recovery
@@ -48,7 +49,6 @@ from jaxasr_interp.report.tables import window_labels
 from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
 from jaxasr_interp.speech.audio import load_audio
 from jaxasr_interp.speech.noise import check_reference, reference_audio
-from jaxasr_interp.speech.tokenizer import require_tokenizer
 
 _OF_TWO_CLIPS = ("logit_diff", "log_prob", "kl")
 _OF_ONE_CLIP = ("log_prob", "kl", "cross_entropy")

@@ -14,8 +14,7 @@ from jaxasr_interp.extraction.places import anywhere, positions
 from jaxasr_interp.extraction.request import Request
 from jaxasr_interp.extraction.texts import Run, Texts, make_runs, with_words
 from jaxasr_interp.generation.batching import padded_length
-from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.speech.tokenizer import require_tokenizer
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 
 
 class Slots:

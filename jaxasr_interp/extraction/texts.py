@@ -10,8 +10,7 @@ from jaxasr_interp.extraction.clips import Row
 from jaxasr_interp.generation.generate import generate_batch
 from jaxasr_interp.generation.language import detect_language_batch
 from jaxasr_interp.generation.word_times import Word, align_states
-from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.speech.tokenizer import require_tokenizer
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 
 OWN = "own"
 

@@ -18,9 +18,9 @@ from jaxasr_interp.generation.rows import Job, Prompt, Written, stack_edits
 from jaxasr_interp.model.config import WhisperConfig
 from jaxasr_interp.model.edits import Edit, check_edit, needs_source
 from jaxasr_interp.model.run import check_states, check_tokens
-from jaxasr_interp.model.whisper import Decoder, Whisper
+from jaxasr_interp.model.whisper import Decoder, Whisper, require_tokenizer
 from jaxasr_interp.runtime.memory import default_memory
-from jaxasr_interp.speech.tokenizer import Tokenizer, require_tokenizer
+from jaxasr_interp.speech.tokenizer import Tokenizer
 
 _SMALLEST_PROMPT = 8
 _ROWS_ON_CPU = 128

@@ -13,14 +13,14 @@ from jaxtyping import Array, Float
 from jaxasr_interp.generation.generate import GREEDY, Choice, Generated, generate_rows
 from jaxasr_interp.interventions.grammar import as_intervention
 from jaxasr_interp.interventions.intervention import UNEDITED, Intervention, encode_under
-from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.speech.audio import (
     CHUNK_SECONDS,
     MEL_FRAMES_PER_SECOND,
     SAMPLE_RATE,
     log_mel_spectrogram,
 )
-from jaxasr_interp.speech.tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer, require_tokenizer
+from jaxasr_interp.speech.tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
 
 NO_SPEECH_THRESHOLD = 0.6
 LOG_PROB_THRESHOLD = -1.0

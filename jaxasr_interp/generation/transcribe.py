@@ -16,9 +16,8 @@ from jaxasr_interp.generation.long_form import Segment, transcribe_windows
 from jaxasr_interp.interventions.grammar import as_intervention
 from jaxasr_interp.interventions.intervention import UNEDITED, Intervention, encode_under
 from jaxasr_interp.model.edits import Identity
-from jaxasr_interp.model.whisper import Encoder, Whisper
+from jaxasr_interp.model.whisper import Encoder, Whisper, require_tokenizer
 from jaxasr_interp.speech.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
-from jaxasr_interp.speech.tokenizer import require_tokenizer
 
 BATCH_SIZE = 8
 

@@ -15,9 +15,8 @@ from jaxtyping import Array, Float, Int
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.batching import padded_length
 from jaxasr_interp.model.run import DecoderRun, decode, encode
-from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND, words_of
-from jaxasr_interp.speech.tokenizer import require_tokenizer
 
 _FILTER_WIDTH = 7
 

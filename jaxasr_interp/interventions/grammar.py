@@ -55,13 +55,12 @@ from jaxasr_interp.model.sites import (
     counts_frames,
     head_axis,
 )
-from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.patching import Utterance
 from jaxasr_interp.patching.means import mean_activations
 from jaxasr_interp.speech.audio import load_audio
 from jaxasr_interp.speech.noise import check_reference
 from jaxasr_interp.speech.positions import resolve_windows
-from jaxasr_interp.speech.tokenizer import require_tokenizer
 
 _KEYS = {
     "zero": set[str](),

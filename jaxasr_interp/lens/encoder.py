@@ -19,8 +19,7 @@ from jaxasr_interp.generation.generate import GREEDY, Choice, Generated, generat
 from jaxasr_interp.model.edits import identity
 from jaxasr_interp.model.layers import LayerNorm
 from jaxasr_interp.model.run import decode, encode
-from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.speech.tokenizer import require_tokenizer
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 
 if TYPE_CHECKING:
     import xarray

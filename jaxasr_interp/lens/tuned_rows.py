@@ -17,10 +17,9 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.transcribe import transcribe_batch
 from jaxasr_interp.kernels.lens import mean_embedding  # pyright: ignore[reportMissingImports]
 from jaxasr_interp.model.run import check_tokens
-from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.pytree import pytree_dataclass
 from jaxasr_interp.speech.audio import log_mel_spectrogram
-from jaxasr_interp.speech.tokenizer import require_tokenizer
 
 _LENGTHS = 32
 

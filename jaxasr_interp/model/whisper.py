@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.model.edits import Edit, Tap, identity
 from jaxasr_interp.model.layers import (
@@ -310,3 +311,12 @@ def _sinusoids(length: int, channels: int) -> Float[Array, "frame d_model"]:
     rates = np.exp(-np.log(10000.0) / max(half - 1, 1) * np.arange(half))
     angles = np.arange(length)[:, None] * rates[None, :]
     return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=1), jnp.float32)
+
+
+def require_tokenizer(model: Whisper) -> Tokenizer:
+    """The model's tokenizer; raise `InputError` if it came without one."""
+    if model.tokenizer is None:
+        raise InputError(
+            f"The model {model.source} came without a tokenizer.json: put it beside the weights."
+        )
+    return model.tokenizer

@@ -14,11 +14,11 @@ from jaxtyping import Array, Float
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.transcribe import transcribe_batch
 from jaxasr_interp.model.run import decode, encode
-from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.patching import Utterance, metrics
 from jaxasr_interp.speech.audio import CHUNK_SAMPLES, SAMPLE_RATE, log_mel_spectrogram
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND, words_of
-from jaxasr_interp.speech.tokenizer import Tokenizer, require_tokenizer
+from jaxasr_interp.speech.tokenizer import Tokenizer
 
 METRICS = ("log_prob", "logit_diff", "rank", "entropy", "kl", "kl_all", "cross_entropy")
 """What can be read: see `ji.metrics`. `kl_all` and `cross_entropy` read every token."""

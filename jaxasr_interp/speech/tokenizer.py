@@ -13,16 +13,13 @@ import logging
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.speech.merges import Merge, Merges, complete_merges
-
-if TYPE_CHECKING:
-    from jaxasr_interp.model.whisper import Whisper
 
 _ENGLISH_ONLY_END_OF_TEXT = 50256
 SECONDS_PER_TIMESTAMP = 0.02
@@ -191,15 +188,6 @@ class Tokenizer:
 
     def _decode(self, tokens: list[int]) -> str:
         return _load(self.path).backend.decode(tokens, skip_special_tokens=False)
-
-
-def require_tokenizer(model: "Whisper") -> Tokenizer:
-    """The model's tokenizer; raise `InputError` if it came without one."""
-    if model.tokenizer is None:
-        raise InputError(
-            f"The model {model.source} came without a tokenizer.json: put it beside the weights."
-        )
-    return model.tokenizer
 
 
 def language_code(language: str, known: Collection[str]) -> str:
