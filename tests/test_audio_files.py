@@ -109,7 +109,9 @@ def test_a_streamed_wav_that_does_not_say_its_length_is_read(grass, size):
 def test_a_file_that_was_cut_off_gives_what_is_there_and_says_so(grass, kind, subtype, share):
     samples = np.tile(grass, 6)
     content = written(samples, format=kind, subtype=subtype)
-    with pytest.warns(ji.AudioWarning, match=r"cut\.file is cut off: .*holds \d+\.\d\d s") as said:
+    with pytest.warns(
+        ji.AudioWarning, match=r"cut\.file is cut off( or damaged)?: .*holds \d+\.\d\d s"
+    ) as said:
         audio = read_audio(content[: int(share * len(content))], "cut.file")
     assert len(said) == 1
     assert 0.1 * len(samples) < len(audio) < len(samples)
@@ -124,6 +126,42 @@ def test_damage_within_a_file_is_said(grass):
     content[middle : middle + 2_000] = bytes(2_000)
     with pytest.warns(ji.AudioWarning, match=r"is (damaged|cut off)"):
         read_audio(bytes(content), "a.flac")
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_a_page_that_is_damaged_is_said(grass, subtype):
+    samples = np.tile(grass, 6)
+    content = bytearray(written(samples, format="OGG", subtype=subtype))
+    content[len(content) // 2] ^= 4
+    with pytest.warns(ji.AudioWarning, match=r"is cut off or damaged: it holds"):
+        audio = read_audio(bytes(content), "a.ogg")
+    assert len(audio) < len(samples)
+
+
+@pytest.mark.parametrize("rest", [40, 200, 2_000])
+def test_links_that_can_be_read_are_read(grass, rest):
+    first = written(grass, format="OGG", subtype="VORBIS")
+    with pytest.warns(ji.AudioWarning, match="of its 2 chained streams, 1 can be read"):
+        audio = read_audio(first + first[:rest], "a.ogg")
+    np.testing.assert_array_equal(audio, read_audio(first, "one"))
+
+
+def test_a_cover_behind_an_mp3_is_no_sound_that_is_missing(grass):
+    whole = written(noise_then_speech(grass), format="MP3", bitrate_mode="VARIABLE")
+    behind = b"APETAGEX" + bytes(60_000)
+    more = len(read_audio(whole + behind, "a.mp3")) - len(read_audio(whole, "a.mp3"))
+    assert 0 <= more <= DELAY
+
+
+def test_the_length_of_a_wav_is_counted_in_samples(grass):
+    """Some files state another number of bytes a second than they have."""
+    content = bytearray(written(grass, format="WAV", subtype="PCM_16"))
+    at = content.index(b"fmt ") + 16
+    for wrong in (16_000, 64_000):
+        struct.pack_into("<I", content, at, wrong)
+        np.testing.assert_array_equal(read_audio(bytes(content), "a.wav"), grass)
+        with pytest.warns(ji.AudioWarning, match="of the 2.19 s"):
+            read_audio(bytes(content[:40_000]), "a.wav")
 
 
 def test_channels_that_cancel_are_said(grass):
@@ -256,7 +294,10 @@ def test_the_command_line_warns_in_a_line(grass, tmp_path):
     )
     command = [sys.executable, "-c", code, str(path)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    assert said == f"warning: {path} is cut off: it holds 1.25 s of the 2.19 s it promises.\n"
+    assert (
+        said
+        == f"warning: {path} is cut off or damaged: it holds 1.25 s of the 2.19 s it promises.\n"
+    )
 
 
 def test_pieces_know_how_long_they_last(grass):

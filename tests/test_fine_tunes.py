@@ -118,7 +118,7 @@ def test_without_generation_settings_the_config_speaks(folder):
 
 def test_what_only_pads_or_begins_other_models_contradicts_nothing(folder):
     """Fine-tunes write odd padding tokens, and several that end a text."""
-    change = {"pad_token_id": 3, "bos_token_id": 3, "eos_token_id": [30, 3]}
+    change = {"pad_token_id": 3, "bos_token_id": 3, "eos_token_id": [3, 30]}
     edit_json(folder / "generation_config.json", lambda content: content.update(change))
     edit_json(folder / "config.json", lambda content: content.update(eos_token_id=3))
     ji.load_model(folder)

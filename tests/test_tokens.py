@@ -186,6 +186,27 @@ def test_words_beyond_ascii_are_read_as_they_are_written(english, tmp_path):
     assert tokenizer.decode([262, 51864, 51865, 51866, 262]) == " the naïve 東京 z<|hm|> the"
 
 
+def test_special_tokens_that_a_fine_tune_added_are_no_words(english, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    with_words(english, path, [" kiwi", "<|ff|>"])
+    content = json.loads(path.read_text())
+    content["added_tokens"][-1]["special"] = True
+    path.write_text(json.dumps(content))
+    tokenizer = ji.Tokenizer(str(path))
+    assert tokenizer.added_words == {51864: " kiwi"}
+    assert tokenizer.decode([51865, 262, 51864]) == " the kiwi"
+
+
+def test_an_ordinary_token_that_is_listed_as_added_hides_no_missing_merge(multilingual, tmp_path):
+    content, vocabulary, _ = content_of(multilingual)
+    token = next(word for word, number in vocabulary.items() if number == 600)
+    entry = dict(content["added_tokens"][0], content=token, id=600, special=False)
+    content["added_tokens"].insert(0, entry)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    assert ji.Tokenizer(str(path)).encode(" the") == [264]
+
+
 def test_words_in_place_of_timestamps_are_words(english, tmp_path):
     tokenizer = with_words(english, tmp_path / "tokenizer.json", [" kiwi"], timestamps=False)
     assert tokenizer.decode([262, 50363]) == " the kiwi"

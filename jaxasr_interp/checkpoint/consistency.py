@@ -27,11 +27,12 @@ def check_special_tokens(
         config: sizes; special tokens are within the vocabulary.
         origin: names the settings in the error.
     """
-    for name, token_id in _stated(settings):
+    for name, token_ids in _stated(settings):
         own = tokenizer.special(name)
-        if token_id != own:
+        if own not in token_ids:
+            stated = ", ".join(map(str, token_ids))
             raise InputError(
-                f"{tokenizer.path} gives <|{name}|> the id {own} and {origin} {token_id}: they are "
+                f"{tokenizer.path} gives <|{name}|> the id {own} and {origin} {stated}: they are "
                 "not of one model; put the tokenizer of these weights beside them."
             )
     languages = settings.get("lang_ids")
@@ -58,15 +59,13 @@ def check_alignment_heads(settings: GenerationSettings, config: WhisperConfig, o
             )
 
 
-def _stated(settings: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Name and id of each special token that the settings state."""
+def _stated(settings: Mapping[str, Any]) -> Iterator[tuple[str, list[int]]]:
+    """Name and ids of each special token that the settings state; several may end a text."""
     for key, name in _SPECIAL.items():
-        # Where several tokens end a text, Whisper's own comes first.
         stated = settings.get(key)
-        stated = stated[0] if isinstance(stated, list) and stated else stated
-        if isinstance(stated, int):
-            yield name, stated
+        if stated is not None and stated != []:
+            yield name, stated if isinstance(stated, list) else [stated]
     for task, token_id in (settings.get("task_to_id") or {}).items():
-        yield task, token_id
+        yield task, [token_id]
     for language, token_id in (settings.get("lang_to_id") or {}).items():
-        yield language.removeprefix("<|").removesuffix("|>"), token_id
+        yield language.removeprefix("<|").removesuffix("|>"), [token_id]

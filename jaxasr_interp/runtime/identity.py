@@ -6,19 +6,17 @@ weights, inputs, edits, metrics and settings, compared by their content and not 
 
 A function is its code, its defaults, the values that it closes over and the globals that it reads;
 functions of installed packages are known by name and version. What cannot be told apart in this way
-(a file that a function opens remains unseen) is refused with a sentence.
+(a file that a function opens, an object of an unknown class) is refused with a sentence.
 """
 
 import dataclasses
-import dis
 import enum
 import functools
 import hashlib
-import importlib.metadata
+import math
 import sys
-import sysconfig
 import types
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +24,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxasr_interp._version import __version__
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.whisper import Whisper
-
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, slice, range, type(...), np.dtype)
-_INSTALLED = tuple(
-    str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")
+from jaxasr_interp.runtime.code import (
+    UnknownError,
+    cell_content,
+    class_content,
+    globals_read,
+    major_version,
+    version_of,
 )
+
+_PLAIN = {type(None), bool, int, float, complex, str, bytes, slice, range, type(...)}
+_WRAPPERS = {type(jax.jit(lambda: None)), type(functools.cache(lambda: None))}
 
 
 def identify(**parts: Any) -> dict[str, str]:
@@ -56,7 +59,7 @@ def identify(**parts: Any) -> dict[str, str]:
     for name, part in every.items():
         try:
             digests[name] = digest(part)
-        except _UnknownError as error:
+        except UnknownError as error:
             raise InputError(
                 f"The {name} holds {error}, which cannot be known again: run it without a file to "
                 "go on from."
@@ -83,16 +86,6 @@ def check_identity(
         )
 
 
-def major_version(version: str = __version__) -> str:
-    """The part of the version whose change may change numbers: `2`, and `0.2` before version 1."""
-    first, second, *_ = version.split(".")
-    return f"{first}.{second}" if first == "0" else first
-
-
-class _UnknownError(InputError):
-    """What cannot be known again."""
-
-
 def digest(value: Any) -> str:
     """SHA-256 of a value's content, in hexadecimal; that of plain values and arrays never changes.
 
@@ -113,43 +106,57 @@ def _hash(kind: str, *contents: str | bytes) -> str:
 
 
 class _Digests:
-    """The digests of values, and of the values in them; one that holds itself ends there."""
+    """The digests of values, and of the values in them; one that holds itself ends there.
+
+    What is not of a type that is known here is refused: a digest that left something out would call
+    two different things the same.
+    """
 
     def __init__(self):
         self.known: dict[int, tuple[Any, str]] = {}
         self.within: list[int] = []
+        self.outermost = math.inf
 
     def of(self, value: Any) -> str:
         """The digest of one value."""
-        if isinstance(value, enum.Enum):
-            return _hash("enum", _name(type(value)), value.name)
-        if isinstance(value, _PLAIN):
+        if type(value) in _PLAIN or isinstance(value, np.dtype):
             return _hash(type(value).__name__, repr(value))
-        if isinstance(value, np.ndarray | np.generic | jax.Array):
+        if type(value) in (np.ndarray, np.memmap) or isinstance(value, np.generic | jax.Array):
             return self._of_array(value)
         if id(value) in self.known:
             return self.known[id(value)][1]
         if id(value) in self.within:
-            return _hash("itself", str(len(self.within) - self.within.index(id(value))))
+            at = self.within.index(id(value))
+            self.outermost = min(self.outermost, at)
+            return _hash("itself", str(len(self.within) - at))
+        at, outermost = len(self.within), self.outermost
+        self.outermost = math.inf
         self.within.append(id(value))
         digest = self._of_compound(value)
         self.within.pop()
-        self.known[id(value)] = value, digest
+        if self.outermost >= at:
+            # Inside a circle a digest depends on where the circle was entered.
+            self.known[id(value)] = value, digest
+            self.outermost = math.inf
+        self.outermost = min(self.outermost, outermost)
         return digest
 
     def _of_compound(self, value: Any) -> str:
         match value:
+            case enum.Enum():
+                return self._of_all("enum", [type(value).__qualname__, value.name, value.value])
             case Path():
                 return _hash("path", str(value))
-            case Mapping():
-                pairs = sorted((self.of(key), self.of(one)) for key, one in value.items())
-                return _hash("mapping", *[digest for pair in pairs for digest in pair])
-            case Set():
+            case _ if type(value) in (dict, types.MappingProxyType):
+                return self._of_all("mapping", [x for pair in value.items() for x in pair])
+            case _ if type(value) in (set, frozenset):
                 return _hash("set", *sorted(map(self.of, value)))
-            case Sequence():
+            case _ if type(value) in (list, tuple):
                 return self._of_all(_name(type(value)), value)
+            case tuple() if hasattr(value, "_fields"):
+                return self._of_all("tuple", [type(value), *value])
             case types.ModuleType():
-                return _hash("module", value.__name__, _require_version(value.__name__))
+                return self._of_module(value)
             case type():
                 return self._of_class(value)
             case types.FunctionType():
@@ -157,14 +164,12 @@ class _Digests:
             case types.MethodType():
                 return self._of_all("method", [value.__func__, value.__self__])
             case functools.partial():
-                return self._of_all("partial", [value.func, value.args, value.keywords])
+                kept = [value.func, value.args, value.keywords, vars(value)]
+                return self._of_all("partial", [type(value), *kept])
             case Whisper():
                 return self._of_model(value)
             case _ if dataclasses.is_dataclass(value):
-                fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
-                return self._of_all("dataclass", [type(value), *fields])
-            case _ if callable(getattr(value, "__wrapped__", None)):
-                return self._of_all("wrapped", [type(value), value.__wrapped__])
+                return self._of_dataclass(value)
             case _:
                 return self._of_other(value)
 
@@ -186,25 +191,38 @@ class _Digests:
         tokenizer = None if model.tokenizer is None else Path(model.tokenizer.path).read_bytes()
         return self._of_all("model", [model.config, model.generation, tokenizer, *weights])
 
+    def _of_dataclass(self, value: Any) -> str:
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        if version_of(type(value).__module__) is None:
+            fields |= getattr(value, "__dict__", {})
+        return self._of_all("dataclass", [type(value), fields])
+
+    def _of_module(self, module: types.ModuleType) -> str:
+        """An installed one by its version, a user's own by all that is in it."""
+        version = version_of(module.__name__)
+        if version is not None:
+            return _hash("module", module.__name__, version)
+        content = {n: v for n, v in sorted(vars(module).items()) if not n.startswith("__")}
+        return self._of_all("module", [module.__name__, content])
+
     def _of_class(self, cls: type) -> str:
-        version = _version(cls.__module__)
+        version = version_of(cls.__module__)
         if version is not None:
             return _hash("class", _name(cls), version)
-        methods = {}
-        for name, value in vars(cls).items():
-            function = getattr(value, "fget", getattr(value, "__func__", value))
-            if isinstance(function, types.FunctionType):
-                methods[name] = function
-        return self._of_all(f"class {_name(cls)}", [cls.__bases__, methods])
+        if issubclass(cls, enum.Enum):
+            members = {name: member.value for name, member in cls.__members__.items()}
+            return self._of_all("enum", [_name(cls), members])
+        return self._of_all(f"class {_name(cls)}", [type(cls), cls.__bases__, class_content(cls)])
 
     def _of_function(self, function: types.FunctionType) -> str:
         # Of the code: what is wrapped around a function goes by the name of that.
         module, name = function.__globals__.get("__name__", ""), function.__code__.co_qualname
-        if (version := _version(module)) is not None and "<" not in name:
+        if (version := version_of(module)) is not None and "<" not in name:
             return _hash("function", module, name, version)
-        cells = [_content(cell) for cell in function.__closure__ or ()]
+        own = {k: v for k, v in vars(function).items() if k != "__wrapped__"}
+        cells = [cell_content(cell) for cell in function.__closure__ or ()]
         code = self._of_code(function.__code__, function.__globals__)
-        around = [function.__defaults__, function.__kwdefaults__, *cells]
+        around = [function.__defaults__, function.__kwdefaults__, own, *cells]
         return _hash("function", code, *map(self.of, around))
 
     def _of_code(self, code: types.CodeType, around: Mapping[str, Any]) -> str:
@@ -213,62 +231,32 @@ class _Digests:
             self._of_code(one, around) if isinstance(one, types.CodeType) else self.of(one)
             for one in code.co_consts
         ]
-        read = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
-        values = {}
-        for name in read & around.keys():
-            value = around[name]
-            if isinstance(value, types.ModuleType) and _version(value.__name__) is None:
-                # Of a module of the user's own: what the function may take from it.
-                value = {n: getattr(value, n) for n in code.co_names if hasattr(value, n)}
-            values[name] = value
-        names = [code.co_names, code.co_varnames, code.co_freevars]
-        return _hash("code", code.co_code, *constants, *map(self.of, [*names, values]))
+        counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+        read = self._of_all("globals", [x for pair in globals_read(code, around) for x in pair])
+        return _hash("code", code.co_code, *constants, self.of([*counts, *names]), read)
 
     def _of_other(self, value: Any) -> str:
-        """A function that is not Python's, or what JAX knows as a tree."""
+        """An installed function that is not Python's, a wrapped one, a tree of JAX's."""
         if type(value) is object:  # A mark without content.
             return _hash("object")
         module, name = getattr(value, "__module__", None), getattr(value, "__name__", None)
-        if name is not None and module is not None and (version := _version(module)) is not None:
-            return _hash("function", module, name, version)
+        if isinstance(module, str) and isinstance(name, str):
+            version = version_of(module)
+            if version is not None and getattr(sys.modules.get(module), name, None) is value:
+                return _hash("function", module, name, version)
+        if type(value) in _WRAPPERS:
+            return self._of_all("wrapped", [_name(type(value)), value.__wrapped__])
         leaves, structure = jax.tree.flatten(value)
-        described = str(structure)
-        if any(leaf is value for leaf in leaves) or " at 0x" in described:
-            raise _UnknownError(f"a {_name(type(value))}")
-        return self._of_all(described, [type(value), *leaves])
+        if any(leaf is value for leaf in leaves):
+            raise UnknownError(f"a {_name(type(value))}")
+        return _hash("tree", self._of_structure(structure), *map(self.of, leaves))
+
+    def _of_structure(self, structure: Any) -> str:
+        node = structure.node_data()
+        kind = "leaf" if node is None else self.of(list(node))
+        return _hash("node", kind, *map(self._of_structure, structure.children()))
 
 
 def _name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # Nothing has been assigned to the variable yet.
-        return None
-
-
-def _require_version(module: str) -> str:
-    version = _version(module)
-    if version is None:
-        raise _UnknownError(f"the module {module}")
-    return version
-
-
-@functools.cache
-def _version(module: str) -> str | None:
-    """The version of the installed package that a module is of; `None` for a user's own."""
-    top = module.partition(".")[0]
-    if top == __name__.partition(".")[0]:
-        return major_version()
-    if top in sys.builtin_module_names:
-        return sys.version
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None or not str(Path(file).resolve()).startswith(_INSTALLED):
-        return None
-    names = _distributions().get(top)
-    return importlib.metadata.version(names[0]) if names else sys.version
-
-
-_distributions = functools.cache(importlib.metadata.packages_distributions)

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 
 RATES = 1_000, 768_000
 _SECONDS_OF_CODEC_DELAY = 0.15
+_SAMPLES_OF_CODEC_DELAY = 2_400
 _WITHOUT_DELAY = ("pcm_", "flac", "alac")
 _OFFSET_AND_SCALE = {"u1": (128, 128), "i2": (0, 2**15), "i4": (0, 2**31), "i8": (0, 2**63)}
-_STATES_ITS_LENGTH = {"caf", "flac", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"}
+_STATES_ITS_LENGTH = {"caf", "flac", "ogg", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"}
+_PCM = (1, 3, 0xFFFE)
+_COUNTS_FRAMES = {bytes([flags]) for flags in range(16) if flags & 1}
 _LAST_PAGE, _FIRST_PAGE = 4, 2
 
 
@@ -65,8 +68,15 @@ def decode_audio(content: bytes, origin: str) -> Iterator[Sound]:
     Raises:
         InputError: the content is not audio, or its rate is not between 1 kHz and 768 kHz.
     """
-    for link in _ogg_links(content):
-        yield from _decode(link, origin)
+    links = _ogg_links(content)
+    for number, link in enumerate(links):
+        try:
+            yield from _decode(link, origin)
+        except InputError:
+            if not number:
+                raise
+            warn(f"{origin} is cut off: of its {len(links)} chained streams, {number} can be read.")
+            return
 
 
 def _decode(content: bytes, origin: str) -> Iterator[Sound]:
@@ -94,10 +104,14 @@ def _decode(content: bytes, origin: str) -> Iterator[Sound]:
     for frame in frames:
         check_rate(frame.sample_rate, origin)
     found = _joined(frames)
+    if not found:
+        raise InputError(f"{origin} has no samples: give a clip that holds sound.")
     seconds = sum(one.seconds for one in found)
     missing = 0.0 if promised is None else promised - seconds
-    if promised is not None and missing > (1e-3 if exact else _SECONDS_OF_CODEC_DELAY):
-        warn(f"{origin} is cut off: it holds {seconds:.2f} s of the {promised:.2f} s it promises.")
+    delay = 1e-3 if exact else max(_SECONDS_OF_CODEC_DELAY, _SAMPLES_OF_CODEC_DELAY / found[0].rate)
+    if promised is not None and missing > delay:
+        of = f"{seconds:.2f} s of the {promised:.2f} s it promises"
+        warn(f"{origin} is cut off or damaged: it holds {of}.")
     elif not _ends(content):
         warn(f"{origin} is cut off: its stream has no end; it holds {seconds:.2f} s.")
     elif damaged:
@@ -144,8 +158,9 @@ def _promised_seconds(
     if name == "wav" and content[:4] == b"RIFF":
         return _wav_seconds(content)
     counted = name in ("wav", "aiff", "au") and stream.codec_context.name.startswith("pcm_")
-    tabled = name == "mp3" and _has_length_table(content)
-    if not (name in _STATES_ITS_LENGTH or counted or tabled):
+    if name == "mp3":
+        return _mp3_seconds(content, stream.sample_rate)
+    if not (name in _STATES_ITS_LENGTH or counted):
         return None  # What FFmpeg gives is a guess.
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
@@ -159,8 +174,9 @@ def _wav_seconds(content: bytes) -> float | None:
     at, bytes_per_second = 12, 0
     while at + 8 <= len(content) and content[:4] == b"RIFF":
         name, size = struct.unpack_from("<4sI", content, at)
-        if name == b"fmt " and at + 20 <= len(content):
-            (bytes_per_second,) = struct.unpack_from("<I", content, at + 16)
+        if name == b"fmt " and at + 24 <= len(content):
+            kind, _, rate, average, block = struct.unpack_from("<HHIIH", content, at + 8)
+            bytes_per_second = rate * block if kind in _PCM else average
         if name == b"data":
             known = 0 < size < 2**31 - 2**16 and bytes_per_second
             return size / bytes_per_second if known else None
@@ -168,14 +184,20 @@ def _wav_seconds(content: bytes) -> float | None:
     return None
 
 
-def _has_length_table(content: bytes) -> bool:
-    """Whether an MP3's first frame says how many there are."""
+def _mp3_seconds(content: bytes, rate: int) -> float | None:
+    """How many frames an MP3's first one says that there are, as seconds, if it does."""
     start = 0
     if content[:3] == b"ID3":
         a, b, c, d = content[6:10]
         start = 10 + (a << 21 | b << 14 | c << 7 | d)
     first = content[start : start + 512]
-    return any(mark in first for mark in (b"Xing", b"Info", b"VBRI"))
+    frames = 0
+    for mark, at in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 14)):
+        found = first.find(mark)
+        counted = mark == b"VBRI" or first[found + 7 : found + 8] in _COUNTS_FRAMES
+        if found >= 0 and counted and found + at + 4 <= len(first):
+            (frames,) = struct.unpack_from(">I", first, found + at)
+    return frames * (1152 if rate >= 32_000 else 576) / rate if frames else None
 
 
 def _ends(content: bytes) -> bool:

@@ -39,6 +39,8 @@ _SPECIAL = frozenset(
         "notimestamps",
     )
 )
+_MARK = re.compile(r"<\|.*\|>")
+"""How special tokens are written: a fine-tune's own language or task among them."""
 _TIMESTAMP = re.compile(r"<\|\d+\.\d\d\|>")
 
 _log = logging.getLogger(__name__)
@@ -246,7 +248,9 @@ def _load(path: str) -> _Loaded:
         added = {token["content"]: int(token["id"]) for token in content["added_tokens"]}
         vocabulary, pairs = content["model"]["vocab"], content["model"]["merges"]
         given = [_merge(pair) for pair in pairs]
-        merges = complete_merges(vocabulary, given, min(added.values(), default=len(vocabulary)))
+        # Ordinary tokens end where the special ones begin; some files list ordinary ones as added.
+        ordinary = added.get("<|endoftext|>", len(vocabulary))
+        merges = complete_merges(vocabulary, given, ordinary)
         content["model"]["merges"] = [" ".join(pair) for pair in merges.pairs]
         backend = tokenizers.Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # Of the library too, which raises nothing narrower.
@@ -268,10 +272,15 @@ def _load(path: str) -> _Loaded:
         )
     # Hebrew goes by its old code in the tokenizers of English-only models.
     languages = {f"<|{code}|>" for code in (*language_names(), "iw")}
+    marks = {
+        token["content"]
+        for token in content["added_tokens"]
+        if token.get("special") and _MARK.fullmatch(token["content"])
+    }
     words = {
         number: token
         for token, number in added.items()
-        if token and token not in _SPECIAL | languages and not _TIMESTAMP.fullmatch(token)
+        if token and token not in _SPECIAL | languages | marks and not _TIMESTAMP.fullmatch(token)
     }
     return _Loaded(backend, merges, added, words)
 
