@@ -83,8 +83,8 @@ def write(path, samples, rate=16_000):
     [
         (lambda tmp: tmp / "absent.wav", "There is no audio file"),
         (lambda tmp: tmp, "There is no audio file"),
-        (lambda tmp: text(tmp / "text.wav"), "cannot be read"),
-        (lambda tmp: (tmp / "zero.flac").write_bytes(b"") or tmp / "zero.flac", "cannot be read"),
+        (lambda tmp: text(tmp / "text.wav"), "is not audio"),
+        (lambda tmp: (tmp / "zero.flac").write_bytes(b"") or tmp / "zero.flac", "is not audio"),
         (lambda tmp: write(tmp / "empty.wav", np.zeros(0, np.float32)), "has no samples"),
         (lambda tmp: write(tmp / "nan.wav", np.array([0, np.nan], np.float32)), "not finite"),
         (lambda tmp: write(tmp / "inf.wav", np.array([0, np.inf], np.float32)), "not finite"),

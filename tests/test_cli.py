@@ -39,7 +39,7 @@ def test_transcribe_prints_text_and_json(tmp_path):
     bad.write_text("not audio")
     done = run("transcribe", GRASS, bad, GLASS, "--json", "--out", out)
     assert done.returncode == 2
-    assert f"error: {bad} cannot be read as audio" in done.stderr
+    assert f"error: {bad} is not audio that can be read" in done.stderr
     rows = json.loads(done.stdout)
     assert [row["text"] for row in rows] == [
         "My brother went outside to cut the grass.",

@@ -105,6 +105,35 @@ def test_tables_that_cannot_be_used(tiny32, tmp_path, content, sentence):
     assert not (tmp_path / "a.zarr").exists()
 
 
+@pytest.mark.parametrize(
+    "audio",
+    [
+        None,
+        3,
+        {"array": [0.0], "sampling_rate": None},
+        {"array": [0.0], "sampling_rate": "fast"},
+        {"array": [0.0], "sampling_rate": 16_000.5},
+        {"array": [0.0], "sampling_rate": float("inf")},
+        {"array": [[0.0], [0.0, 1.0]], "sampling_rate": 16_000},
+        {"array": None, "bytes": None, "path": None},
+    ],
+)
+def test_rows_that_hold_no_audio_are_named(audio):
+    clips = find_clips([{"text": "ab", "audio": audio}])
+    with pytest.raises(
+        ji.InputError, match=r"The audio of row 0 is .*: expected a path, or an array"
+    ):
+        clips.read(0)
+
+
+def test_rows_of_lists_and_of_any_bytes_are_read(rows):
+    content = Path(rows[0]["path"]).read_bytes()
+    expected = find_clips(rows).read(0)
+    listed = {"array": expected.tolist(), "sampling_rate": 16_000.0}
+    for audio in (listed, {"bytes": bytearray(content)}, {"bytes": memoryview(content)}):
+        np.testing.assert_array_equal(find_clips([{"audio": audio}]).read(0), expected)
+
+
 def test_noise_is_as_loud_as_asked_for(rows):
     clean, clips = find_clips(rows), with_noise(find_clips(rows), [10, -5])
     assert [row["snr"] for row in clips.rows[:4]] == ["clean", "10", "-5", "clean"]

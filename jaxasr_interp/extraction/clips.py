@@ -108,17 +108,20 @@ def _row_source(row: Mapping[str, Any], number: int) -> AudioSource:
     audio: Any = row.get("audio", row.get("path"))
     if isinstance(audio, Mapping) and audio.get("array") is None:
         if audio.get("bytes"):
-            return audio["bytes"]
+            return bytes(audio["bytes"])
         audio = audio.get("path")
     if isinstance(audio, str | Path):
         return Path(audio)
     try:
-        return np.asarray(audio["array"]), int(audio["sampling_rate"])
-    except (KeyError, TypeError):
-        raise InputError(
-            f"The audio of row {number} is {type(audio).__name__}: expected a path, or array and "
-            "sampling_rate."
-        ) from None
+        samples, rate = np.asarray(audio["array"]), int(audio["sampling_rate"])
+        if rate == audio["sampling_rate"]:
+            return samples, rate
+    except (KeyError, TypeError, ValueError, OverflowError):
+        pass
+    raise InputError(
+        f"The audio of row {number} is {type(audio).__name__}: expected a path, or an "
+        "array of numbers and a whole sampling_rate."
+    )
 
 
 def choose(

@@ -19,7 +19,7 @@ CHUNK_SAMPLES = CHUNK_SECONDS * SAMPLE_RATE
 MEL_FRAMES_PER_SECOND = SAMPLE_RATE // HOP
 _HEADERLESS = {".raw", ".pcm"}
 _FAR_BEYOND_FULL_SCALE = 10.0
-_CANCELLED = 1e-3
+_CANCELLED = 0.05
 _MOST_CHANNELS = 64
 _LOUDEST = 1e16
 
@@ -80,14 +80,15 @@ def as_audio(
     import soxr
 
     check_rate(rate, origin)
-    if samples.dtype.kind in "iu" and samples.dtype not in (np.int16, np.int32):
+    if samples.dtype.kind != "f" and samples.dtype not in (np.int16, np.int32):
         raise InputError(
             f"{origin} is {samples.dtype}: expected floats, or signed integers of 16 or 32 bits."
         )
     if samples.dtype in (np.int16, np.int32):
         samples = samples / -float(np.iinfo(samples.dtype).min)
-    mix = _mixed(samples, origin) if samples.ndim == 2 else samples
-    mix = check_audio(mix, origin).astype(np.float32)
+    with np.errstate(over="ignore"):
+        samples = _check_finite(samples.astype(np.float32), origin)
+    mix = check_audio(_mixed(samples, origin) if samples.ndim == 2 else samples, origin)
     peak = float(np.abs(mix).max())
     if peak > _FAR_BEYOND_FULL_SCALE:
         warn(f"{origin} peaks at {peak:.4g}, far beyond ±1: scale its samples.")
@@ -97,20 +98,22 @@ def as_audio(
 
 
 def _mixed(
-    samples: Num[np.ndarray, "channel samples"], origin: str
+    samples: Float[np.ndarray, "channel samples"], origin: str
 ) -> Float[np.ndarray, " samples"]:
-    """The mean of the channels; warn if it is silent though they are not."""
+    """The mean of the channels; warn if it is near silent though they are not."""
     if not 1 <= len(samples) <= _MOST_CHANNELS:
         raise InputError(
             f"{origin} has shape {list(samples.shape)}: expected one row of samples, or one for "
             f"each of at most {_MOST_CHANNELS} channels."
         )
-    mix = samples.mean(axis=0, dtype=np.float32 if samples.dtype == np.float32 else np.float64)
-    loudest = np.sqrt(np.square(samples, dtype=np.float64).mean(axis=1)).max(initial=0)
-    if np.sqrt(np.square(mix, dtype=np.float64).mean()) < _CANCELLED * loudest:
+    mix = samples.mean(axis=0)
+    # What is left of channels that have nothing in common is 1.
+    independent = np.square(samples, dtype=np.float64).sum() / len(samples) ** 2
+    left = np.square(mix, dtype=np.float64).sum() / independent if independent else 1.0
+    if left < _CANCELLED:
         warn(
-            f"The channels of {origin} cancel: their mean is silent though they are not; take one "
-            "of them."
+            f"{origin} has channels that cancel: their mean is near silent, with {left:.1%} of the "
+            "power of independent ones; take one of them."
         )
     return mix
 
@@ -125,8 +128,14 @@ def check_audio(
         )
     if not len(audio):
         raise InputError(f"{origin} has no samples: give a clip that holds sound.")
+    return _check_finite(audio, origin)
+
+
+def _check_finite(audio: Float[np.ndarray, "..."], origin: str) -> Float[np.ndarray, "..."]:
     if not np.isfinite(audio).all():
-        raise InputError(f"{origin} holds samples that are not finite (NaN or infinite).")
+        raise InputError(
+            f"{origin} holds samples that are not finite (NaN, infinite or beyond float32)."
+        )
     return audio
 
 
