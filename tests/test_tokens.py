@@ -207,6 +207,18 @@ def test_an_ordinary_token_that_is_listed_as_added_hides_no_missing_merge(multil
     assert ji.Tokenizer(str(path)).encode(" the") == [264]
 
 
+def test_a_trainings_truncation_and_padding_are_left_out(english, tmp_path):
+    content, _, _ = content_of(english)
+    content["truncation"] = {"direction": "Right", "max_length": 3, "stride": 0}
+    content["truncation"]["strategy"] = "LongestFirst"
+    content["padding"] = {"strategy": {"Fixed": 12}, "direction": "Right", "pad_token": "!"}
+    content["padding"] |= {"pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    text = " one two three four five"
+    assert ji.Tokenizer(str(path)).encode(text) == english.encode(text)
+
+
 def test_words_in_place_of_timestamps_are_words(english, tmp_path):
     tokenizer = with_words(english, tmp_path / "tokenizer.json", [" kiwi"], timestamps=False)
     assert tokenizer.decode([262, 50363]) == " the kiwi"

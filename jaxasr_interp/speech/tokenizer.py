@@ -252,6 +252,8 @@ def _load(path: str) -> _Loaded:
         ordinary = added.get("<|endoftext|>", len(vocabulary))
         merges = complete_merges(vocabulary, given, ordinary)
         content["model"]["merges"] = [" ".join(pair) for pair in merges.pairs]
+        # Settings of a training's batches, which would cut or fill every text without a word.
+        content["truncation"] = content["padding"] = None
         backend = tokenizers.Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # Of the library too, which raises nothing narrower.
         raise InputError(f"{path} is not a Whisper tokenizer.json: {error}.") from error
