@@ -16,64 +16,48 @@ if not (_Path(__file__).parent / "kernels").is_dir():
     __path__ = [*__path__, str(_Path(__file__).parents[1])]
 
 from jaxasr_interp._version import __version__
-from jaxasr_interp.ablation.result import Clip, TextSweep
+from jaxasr_interp.ablation.result import TextSweep
 from jaxasr_interp.ablation.sweep import ablation_sweep, component_edits
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.checkpoint.saved import save_model
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.extraction import (
-    Extraction,
-    extract,
-    open_activations,
-    random_model,
-)
-from jaxasr_interp.generation.generate import (
-    Choice,
-    Generated,
-    generate,
-    generate_batch,
-    generate_rows,
-)
+from jaxasr_interp.extraction.extract import Extraction, extract
+from jaxasr_interp.extraction.random_model import random_model
+from jaxasr_interp.extraction.store import open_activations
+from jaxasr_interp.generation.batching import generate_rows
+from jaxasr_interp.generation.generate import generate, generate_batch
 from jaxasr_interp.generation.language import detect_language
+from jaxasr_interp.generation.means import mean_activations, resolve_means
+from jaxasr_interp.generation.options import Choice, Generated
 from jaxasr_interp.generation.transcribe import Transcript, transcribe, transcribe_batch
+from jaxasr_interp.generation.utterances import make_utterance
 from jaxasr_interp.generation.word_times import Word, align_words
 from jaxasr_interp.interventions.grammar import parse_edit
 from jaxasr_interp.interventions.intervention import Intervention
 from jaxasr_interp.interventions.kinds import Add, Interchange, Knockout, Noise, Scale, Zero
 from jaxasr_interp.interventions.where import At, Several
-from jaxasr_interp.lens import (
-    DirectLogitAttribution,
-    EncoderLens,
-    LensTraining,
-    LogitLens,
-    Translators,
-    TunedLens,
-    direct_logit_attribution,
-    encoder_lens,
-    load_tuned_lens,
-    logit_lens,
-    train_tuned_lens,
-    tuned_lens,
-)
+from jaxasr_interp.lens.direct import DirectLogitAttribution, direct_logit_attribution
+from jaxasr_interp.lens.encoder import EncoderLens, encoder_lens
+from jaxasr_interp.lens.logit import LogitLens, logit_lens
+from jaxasr_interp.lens.tuned import Translators, tuned_lens
+from jaxasr_interp.lens.tuned_checkpoints import load_tuned_lens
+from jaxasr_interp.lens.tuned_training import LensTraining, TunedLens, train_tuned_lens
 from jaxasr_interp.model.config import GenerationSettings, WhisperConfig
-from jaxasr_interp.model.edits import Edit, identity
-from jaxasr_interp.model.run import DecoderRun, EncoderRun, decode, encode
+from jaxasr_interp.model.edits import Edit, EditContext, identity
+from jaxasr_interp.model.run import DecoderRun, EncodedUtterance, EncoderRun, decode, encode
 from jaxasr_interp.model.sites import SITES, DecoderActivations, EncoderActivations
-from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.patching import (
-    Agreement,
-    SweepPlan,
-    SweepResult,
-    Utterance,
+from jaxasr_interp.model.whisper import Run, Whisper
+from jaxasr_interp.patching import metrics
+from jaxasr_interp.patching.attribution import AttributionOptions, attribution_patching
+from jaxasr_interp.patching.comparison import Agreement, agreement, verify_top
+from jaxasr_interp.patching.plan import SweepPlan
+from jaxasr_interp.patching.planning import PlanOptions, plan_sweep
+from jaxasr_interp.patching.result import SweepResult
+from jaxasr_interp.patching.sweep import (
+    SweepOptions,
     activation_patching,
     activation_patching_batch,
-    agreement,
-    attribution_patching,
-    metrics,
-    plan_sweep,
-    verify_top,
 )
-from jaxasr_interp.patching.means import mean_activations
 from jaxasr_interp.probes import (
     ProbeReport,
     Probes,
@@ -90,12 +74,14 @@ from jaxasr_interp.similarity.spectrum import Spectrum, spectrum
 from jaxasr_interp.speech.audio import load_audio, log_mel_spectrogram
 from jaxasr_interp.speech.audio_files import AudioWarning
 from jaxasr_interp.speech.tokenizer import Tokenizer
+from jaxasr_interp.speech.utterance import Clip, Utterance
 
 __all__ = [
     "SITES",
     "Add",
     "Agreement",
     "At",
+    "AttributionOptions",
     "AudioWarning",
     "Choice",
     "Clip",
@@ -103,6 +89,8 @@ __all__ = [
     "DecoderRun",
     "DirectLogitAttribution",
     "Edit",
+    "EditContext",
+    "EncodedUtterance",
     "EncoderActivations",
     "EncoderLens",
     "EncoderRun",
@@ -116,12 +104,15 @@ __all__ = [
     "LensTraining",
     "LogitLens",
     "Noise",
+    "PlanOptions",
     "ProbeReport",
     "Probes",
+    "Run",
     "Scale",
     "Several",
     "Similarity",
     "Spectrum",
+    "SweepOptions",
     "SweepPlan",
     "SweepResult",
     "TextSweep",
@@ -161,6 +152,7 @@ __all__ = [
     "load_tuned_lens",
     "log_mel_spectrogram",
     "logit_lens",
+    "make_utterance",
     "mean_activations",
     "metrics",
     "open_activations",
@@ -169,6 +161,7 @@ __all__ = [
     "plan_sweep",
     "probe_store",
     "random_model",
+    "resolve_means",
     "save_model",
     "save_probes",
     "score_probes",

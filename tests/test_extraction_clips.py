@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 import soundfile
+from jaxasr_interp.extraction.clips import choose, find_clips, with_noise
 from test_extraction import sound, write_table
 
 import jaxasr_interp as ji
-from jaxasr_interp.extraction.clips import choose, find_clips, with_noise
 
 SITES = ["encoder.resid_post:mean"]
 

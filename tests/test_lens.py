@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import jaxasr_interp as ji
-from jaxasr_interp.lens import DIRECT_SITES, LENS_SITES
+from jaxasr_interp.lens.direct import DIRECT_SITES
+from jaxasr_interp.lens.logit import LENS_SITES
 
 SITES = {*DIRECT_SITES, *LENS_SITES, "ln_final"}
 

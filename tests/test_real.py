@@ -12,7 +12,7 @@ import jaxasr_interp as ji
 from jaxasr_interp.generation.language import detect_language_batch
 from jaxasr_interp.generation.long_form import transcribe_windows
 from jaxasr_interp.generation.transcribe import encode_batch
-from jaxasr_interp.lens import DIRECT_SITES
+from jaxasr_interp.lens.direct import DIRECT_SITES
 
 pytestmark = pytest.mark.real
 

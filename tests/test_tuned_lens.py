@@ -16,7 +16,7 @@ from test_cli import GLASS, GRASS, PNG
 from test_edit_grammar import louder
 
 import jaxasr_interp as ji
-from jaxasr_interp.lens.tuned_rows import LensRows, lens_rows
+from jaxasr_interp.lens.tuned_data import LensRows, lens_rows
 from jaxasr_interp.lens.tuned_training import divergence, fit_translators, mean_divergence
 
 LAYERS, WIDTH, VOCAB = 2, 16, 48
@@ -56,9 +56,9 @@ def hears(monkeypatch):
 def hear(monkeypatch):
     """Let the tiny model hear the first 24 of a spectrogram's 3000 frames."""
     from jaxasr_interp.generation import transcribe as transcription
-    from jaxasr_interp.lens import tuned_rows
+    from jaxasr_interp.lens import tuned_data
 
-    for module in (tuned_rows, transcription):
+    for module in (tuned_data, transcription):
         monkeypatch.setattr(
             module, "log_mel_spectrogram", lambda a, n: ji.log_mel_spectrogram(a, n, 24)
         )

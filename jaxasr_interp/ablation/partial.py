@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.generation.generate import Choice, Generated
+from jaxasr_interp.generation.options import Choice, Generated
 from jaxasr_interp.interventions.intervention import Intervention
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.runtime.identity import check_identity, identify
 from jaxasr_interp.speech.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from jaxasr_interp.ablation.result import Clip
+    from jaxasr_interp.speech.utterance import Clip
 
 
 _CHECKSUM = "sha256"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from jaxasr_interp.evaluation.bootstrap import Interval, bootstrap_interval
 from jaxasr_interp.evaluation.loops import compression_ratio, is_loop, longest_repeat
@@ -17,11 +17,12 @@ from jaxasr_interp.evaluation.text_metrics import (
     word_errors,
     words_on_silence,
 )
-from jaxasr_interp.generation.generate import Generated
+from jaxasr_interp.generation.options import Generated
 from jaxasr_interp.interventions.intervention import Intervention
-from jaxasr_interp.interventions.where import END, At, together
-from jaxasr_interp.model.edits import Edit, Identity
+from jaxasr_interp.interventions.where import END, At, chain
+from jaxasr_interp.model.edits import Edit, Identity, as_edit
 from jaxasr_interp.model.sites import SITES, Stack
+from jaxasr_interp.speech.utterance import Clip
 
 if TYPE_CHECKING:
     import xarray
@@ -32,23 +33,6 @@ OPERATIONS = ("hit", "substitution", "deletion", "insertion")
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
-    """A clip of a sweep on text.
-
-    Attributes:
-        name: of the clip, in results.
-        audio: 16 kHz samples, at most 30 s.
-        text: what is said, `""` where nothing is, or `None` where that is not known.
-        language: its code; by default detected.
-    """
-
-    name: str
-    audio: Float[np.ndarray, " samples"]
-    text: str | None = None
-    language: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class TextSweep:
     """The transcripts of clips under interventions.
 
@@ -56,13 +40,13 @@ class TextSweep:
         interventions: the first is none.
         clips: what was heard.
         languages: code of each clip's language.
-        written: of each intervention, one transcript a clip.
+        generated: of each intervention, one transcript a clip.
     """
 
     interventions: tuple[Intervention, ...]
     clips: tuple[Clip, ...]
     languages: tuple[str, ...]
-    written: tuple[tuple[Generated, ...], ...]
+    generated: tuple[tuple[Generated, ...], ...]
 
     @functools.cached_property
     def errors(self) -> Int[np.ndarray, "intervention clip against unit operation"]:
@@ -70,10 +54,10 @@ class TextSweep:
 
         Against what is said, -1 where it is not known, and against the unedited transcript.
         """
-        counts = np.full((len(self.written), len(self.clips), 2, 2, 4), -1)
-        for i, texts in enumerate(self.written):
+        counts = np.full((len(self.generated), len(self.clips), 2, 2, 4), -1)
+        for i, texts in enumerate(self.generated):
             for j, (clip, one) in enumerate(zip(self.clips, texts, strict=True)):
-                for k, right in enumerate((clip.text, self.written[0][j].text)):
+                for k, right in enumerate((clip.text, self.generated[0][j].text)):
                     if right is not None:
                         words = word_errors(right, one.text, self.languages[j])
                         letters = character_errors(right, one.text, self.languages[j])
@@ -90,10 +74,10 @@ class TextSweep:
         wrong, length = self._wrong(i, against, unit)
         return float(wrong.sum() / length.sum()) if length.sum() else float("nan")
 
-    def interval(self, i: int, against: str = "transcript", unit: str = "word") -> Interval:
-        """`rate` with its 95% bootstrap interval over clips."""
+    def interval(self, i: int) -> Interval:
+        """`rate` of words against what is said, with its 95% bootstrap interval over clips."""
         return bootstrap_interval(
-            self._wrong(i, against, unit), lambda wrong, length: wrong.sum() / length.sum()
+            self._wrong(i, "transcript", "word"), lambda wrong, length: wrong.sum() / length.sum()
         )
 
     def to_dataset(self) -> "xarray.Dataset":
@@ -146,7 +130,7 @@ class TextSweep:
         return dataset
 
     def _each(self, measure) -> np.ndarray:
-        return np.array([list(map(measure, texts, self.languages)) for texts in self.written])
+        return np.array([list(map(measure, texts, self.languages)) for texts in self.generated])
 
     def _wrong(self, i: int, against: str, unit: str) -> tuple[np.ndarray, np.ndarray]:
         """Wrong words or characters and the right text's length, of clips that have one."""
@@ -170,8 +154,8 @@ class Cell:
 def cell_of(intervention: Intervention) -> Cell | None:
     """Which component of one layer, or of all, an intervention edits, if it is one everywhere."""
     edits: dict[Stack, Edit] = {
-        "encoder": intervention.encoder,
-        "decoder": together([intervention.decoder, intervention.steps]),
+        "encoder": intervention.encoder_edit,
+        "decoder": chain([as_edit(intervention.decoder), as_edit(intervention.steps)]),
     }
     edited = [(stack, edit) for stack, edit in edits.items() if not isinstance(edit, Identity)]
     if len(edited) != 1:

@@ -1,7 +1,7 @@
 """Ablation sweeps on text: what becomes of the transcripts of many clips under many interventions.
 
-Each clip is encoded once; all interventions on the decoder then write side by side, in the loop of
-`generate_rows`. Interventions on the encoder need an encoding each. The text metrics are in
+Each clip is encoded once; all interventions on the decoder then generate side by side, in the loop
+of `generate_rows`. Interventions on the encoder need an encoding each. The text metrics are in
 `result`.
 """
 
@@ -17,10 +17,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxasr_interp.ablation.partial import PartialTexts
-from jaxasr_interp.ablation.result import Clip, TextSweep
+from jaxasr_interp.ablation.result import TextSweep
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.generation.generate import GREEDY, Choice, Generated, generate_rows
-from jaxasr_interp.generation.language import detect_language
+from jaxasr_interp.generation.batching import generate_rows
+from jaxasr_interp.generation.language import name_languages
+from jaxasr_interp.generation.means import resolve_means
+from jaxasr_interp.generation.options import GREEDY, Choice, Generated
 from jaxasr_interp.interventions.grammar import as_intervention
 from jaxasr_interp.interventions.intervention import (
     UNEDITED,
@@ -28,8 +30,8 @@ from jaxasr_interp.interventions.intervention import (
     encode_under,
     hear_reference,
 )
-from jaxasr_interp.interventions.where import At, Several
-from jaxasr_interp.model.edits import Edit, Identity, needs_source
+from jaxasr_interp.interventions.where import At, CountedFrom, Several
+from jaxasr_interp.model.edits import Edit, Identity
 from jaxasr_interp.model.run import EncoderRun
 from jaxasr_interp.model.sites import (
     COMPONENT_SITES,
@@ -41,8 +43,10 @@ from jaxasr_interp.model.sites import (
 )
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.pytree import replace
+from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.speech.audio import CHUNK_SAMPLES, log_mel_spectrogram
 from jaxasr_interp.speech.tokenizer import Tokenizer
+from jaxasr_interp.speech.utterance import Clip
 
 _ENCODED_AT_ONCE = 8
 _CLIPS_AT_ONCE = 16
@@ -109,7 +113,7 @@ def ablation_sweep(
     choice: Choice = GREEDY,
     memory: int | None = None,
     resume: Path | None = None,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> TextSweep:
     """Transcribe every clip as the model is and under every intervention.
 
@@ -120,7 +124,8 @@ def ablation_sweep(
         choice: how tokens are chosen.
         memory: bytes that may be taken beside the model; by default a quarter of the device's.
         resume: a file that finished clips are added to, and taken from if it is there.
-        on_progress: called with the transcripts done after each batch.
+        on_progress: called after each batch with the transcripts done, how many there are, and
+            `"transcripts"`.
 
     Returns:
         The texts; the first intervention is none (`"unedited"`).
@@ -131,7 +136,7 @@ def ablation_sweep(
     """
     tokenizer = require_tokenizer(model)
     chosen = component_edits(model) if interventions is None else interventions
-    edits = [UNEDITED, *(as_intervention(edit, model) for edit in chosen)]
+    edits = [UNEDITED, *resolve_means(model, [as_intervention(edit, model) for edit in chosen])]
     for what, names in (("clip", [c.name for c in clips]), ("edit", [e.text for e in edits])):
         if len(set(names)) < len(names):
             raise InputError(f"Two {what}s have the same name: {_twice(names)!r}.")
@@ -150,7 +155,7 @@ def ablation_sweep(
             partial.add(clip, rows)
             known[clip.name] = rows
         if on_progress is not None:
-            on_progress(len(known) * len(edits))
+            on_progress(len(known) * len(edits), len(clips) * len(edits), "transcripts")
     by_edit = zip(*(known[clip.name] for clip in clips), strict=True)
     by_edit = tuple(by_edit)
     languages = [_language(tokenizer, one.prompt) for one in by_edit[0]]
@@ -168,7 +173,7 @@ def _under_all(
     audio = [clip.audio for clip in clips]
     mels = [log_mel_spectrogram(clip, model.config.n_mels) for clip in audio]
     states, _ = encode_under(model, audio, UNEDITED, mels)
-    prompts = [_prompt(model, clip, own) for clip, own in zip(clips, states, strict=True)]
+    prompts = _prompts(model, clips, states)
     # A clip's draws are its own, whichever clips are beside it.
     draws = [zlib.crc32(clip.name.encode()) >> 1 for clip in clips]
     results: list[dict[int, Generated]] = [{} for _ in clips]
@@ -179,7 +184,7 @@ def _under_all(
                 some = slice(start, start + _ENCODED_AT_ONCE)
                 members, own = group.members[some], group.edits[some]
                 each = [encode_under(model, audio, edits[i], mels, hear) for i in members]
-                written = generate_rows(
+                generated = generate_rows(
                     model,
                     jnp.concatenate([heard for heard, _ in each]),
                     [[edit] for edit in own for _ in clips],
@@ -189,14 +194,14 @@ def _under_all(
                     draws=draws * len(members),
                     memory=memory,
                 )
-                for n, (row,) in enumerate(written):
+                for n, (row,) in enumerate(generated):
                     results[n % len(clips)][members[n // len(clips)]] = row
             continue
         references, one = None, edits[group.members[0]]
-        if needs_source(group.edits[0]) and one.reference is not None:
+        if group.edits[0].needs_reference and one.reference is not None:
             runs = [hear(model, clip, one.reference, one.seed, ()) for clip in audio]
             references = jnp.stack([run.states for run in runs])
-        written = generate_rows(
+        generated = generate_rows(
             model,
             states,
             [group.edits] * len(clips),
@@ -206,17 +211,23 @@ def _under_all(
             draws=draws,
             memory=memory,
         )
-        for own, rows in zip(results, written, strict=True):
+        for own, rows in zip(results, generated, strict=True):
             own.update(zip(group.members, rows, strict=True))
     return [[own[i] for i in range(len(edits))] for own in results]
 
 
-def _prompt(model: Whisper, clip: Clip, states: Float[Array, "frame d_model"]) -> list[int]:
-    """The prompt in the clip's language, which is detected where it is not known."""
-    tokenizer, language = require_tokenizer(model), clip.language
-    if language is None:
-        language = next(iter(detect_language(model, states))) if tokenizer.multilingual else "en"
-    return tokenizer.prompt(language)
+def _prompts(
+    model: Whisper, clips: Sequence[Clip], states: Float[Array, "clip frame d_model"]
+) -> list[list[int]]:
+    """Each clip's prompt in its language, which is detected where it is not known."""
+    tokenizer, prompts = require_tokenizer(model), []
+    # One by one: a clip's language does not depend on those beside it.
+    for clip, own in zip(clips, states, strict=True):
+        (code,) = name_languages(model, own[None], [clip.language])
+        if isinstance(code, InputError):
+            raise code
+        prompts.append(tokenizer.prompt(code))
+    return prompts
 
 
 def _language(tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
@@ -267,7 +278,7 @@ def _groups(interventions: Sequence[Intervention], prompt: int) -> list[_Group]:
     edits = [one.decoder_edit(prompt) for one in interventions]
     single = [i for i, e in enumerate(edits) if _is_light(interventions[i], e)]
     slots = {_structure(edits[i]): edits[i] for i in single if not isinstance(edits[i], Identity)}
-    idle = {key: replace(edit, start=0, stop=0) for key, edit in slots.items()}
+    idle = {key: _idle(edit) for key, edit in slots.items()}
     groups: dict[object, _Group] = {}
     for i, (one, edit) in enumerate(zip(interventions, edits, strict=True)):
         key: object = "light"
@@ -275,7 +286,7 @@ def _groups(interventions: Sequence[Intervention], prompt: int) -> list[_Group]:
             own = {} if isinstance(edit, Identity) else {_structure(edit): edit}
             edit = Several(tuple((idle | own).values()))
         else:
-            source = (one.reference, one.seed) if needs_source(edit) else None
+            source = (one.reference, one.seed) if edit.needs_reference else None
             key = (_structure(edit), source, isinstance(one.encoder, Identity))
         encodes = not isinstance(one.encoder, Identity)
         group = groups.setdefault(key, _Group([], [], encodes))
@@ -285,10 +296,19 @@ def _groups(interventions: Sequence[Intervention], prompt: int) -> list[_Group]:
 
 
 def _is_light(intervention: Intervention, edit: Edit) -> bool:
-    if not isinstance(intervention.encoder, Identity) or needs_source(edit):
+    """Whether an edit can be made one slot of an edit of many sites."""
+    if not isinstance(intervention.encoder, Identity) or edit.needs_reference:
         return False
-    rowwise = isinstance(edit, At) and "pos" in SITES["decoder"][edit.site][:2]
+    cells = edit.edit if isinstance(edit, CountedFrom) else edit
+    rowwise = isinstance(cells, At) and "pos" in SITES["decoder"][cells.site][:2]
     return rowwise or isinstance(edit, Identity)
+
+
+def _idle(edit: Edit) -> Edit:
+    """An edit of the same structure that acts at no position."""
+    if isinstance(edit, CountedFrom):
+        return replace(edit, edit=_idle(edit.edit))
+    return replace(edit, start=0, stop=0)
 
 
 def _structure(edit: Edit) -> object:

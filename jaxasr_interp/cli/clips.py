@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxasr_interp.ablation.result import Clip
 from jaxasr_interp.cli.output import errors
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.speech.audio import CHUNK_SAMPLES, load_audio
 from jaxasr_interp.speech.clips import read_manifest
+from jaxasr_interp.speech.utterance import Clip
 
 
 def read_clips(files: Sequence[str], language: str | None) -> list[Clip]:

@@ -9,11 +9,14 @@ from rich.console import Console
 
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.generation.word_times import align_words
-from jaxasr_interp.lens import LogitLens, logit_lens
-from jaxasr_interp.model.run import decode, encode
+from jaxasr_interp.lens.logit import LogitLens, logit_lens
+from jaxasr_interp.model.run import decode, encode_utterance
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
-from jaxasr_interp.patching import SweepResult, activation_patching, metrics, plan_sweep
+from jaxasr_interp.patching import metrics
 from jaxasr_interp.patching.contrast import Contrast, find_contrast
+from jaxasr_interp.patching.planning import PlanOptions, plan_sweep
+from jaxasr_interp.patching.result import SweepResult
+from jaxasr_interp.patching.sweep import activation_patching
 from jaxasr_interp.report.plots import axis_labels, plot_lens, plot_sweep, plot_timeline, share
 from jaxasr_interp.report.tables import lens_table, place, sweep_table
 from jaxasr_interp.runtime.store import save_dataset
@@ -43,12 +46,12 @@ def run_demo(out: Path, console: Console) -> None:
         clean = load_audio(path)
     with resources.as_file(data / CORRUPTED) as path:
         corrupted = load_audio(path)
-    contrast = find_contrast(model, clean, corrupted)
+    contrast = find_contrast(model, clean, corrupted, sites=("ln_final",))
     labels = axis_labels(tokenizer, contrast.tokens)
     target, other = axis_labels(tokenizer, [contrast.target, contrast.other])
     console.print(f"{CLEAN}:  {contrast.clean_text}\n{CORRUPTED}:  {contrast.corrupted_text}\n")
 
-    states = encode(model, contrast.clean_mel, sites=()).states
+    states = encode_utterance(model, contrast.clean).states
     run = decode(model, contrast.tokens, states, sites="resid_post")
     lens = logit_lens(model, run)
     console.print(lens_table(lens, tokenizer, contrast.tokens))
@@ -93,16 +96,16 @@ def _hear(model: Whisper, contrast: Contrast, out: Path, title: str) -> str:
         stack="encoder",
         site="ln_final",
         positions=f"0:{contrast.frames}",
-        window=5,
+        options=PlanOptions(window=5),
     )
     metric = metrics.logit_diff(contrast.target, contrast.other)
     sweep = activation_patching(
         model, plan, clean=contrast.clean, corrupted=contrast.corrupted, metric=metric
     )
-    words = align_words(model, contrast.clean_mel, contrast.heard, contrast.prompt, contrast.frames)
+    words = align_words(model, contrast.transcript)
     save_dataset(sweep.to_dataset(), out / "hearing.zarr", model, overwrite=True)
     quantity = share(sweep, "logit_diff")
-    plot_timeline(quantity, np.asarray(contrast.clean_mel), words, title, out / "hearing.png")
+    plot_timeline(quantity, np.asarray(contrast.clean.mel), words, title, out / "hearing.png")
     best = int(np.argmax(sweep.recovered[0]))
     return (
         f"hearing.png: what the encoder gives for {place(plan, plan.windows[best])} of the "

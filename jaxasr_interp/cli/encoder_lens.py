@@ -17,9 +17,9 @@ from jaxasr_interp.cli.options import (
 )
 from jaxasr_interp.cli.output import console, print_json
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.generation.generate import Choice
 from jaxasr_interp.generation.language import detect_language
-from jaxasr_interp.lens import encoder_lens as read_depths
+from jaxasr_interp.generation.options import Choice
+from jaxasr_interp.lens.encoder import encoder_lens as read_depths
 from jaxasr_interp.model.run import encode
 from jaxasr_interp.model.whisper import require_tokenizer
 from jaxasr_interp.report.plots import plot_encoder_lens

@@ -18,7 +18,7 @@ from jaxasr_interp.cli.options import (
 )
 from jaxasr_interp.cli.output import errors, print_json, progress_of_sound
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.extraction import DEFAULT_SITES, extract
+from jaxasr_interp.extraction.extract import DEFAULT_SITES, extract
 from jaxasr_interp.extraction.texts import OWN
 from jaxasr_interp.runtime.store import open_dataset
 

@@ -13,7 +13,7 @@ from jaxasr_interp.cli.clips import read_clips
 from jaxasr_interp.cli.kinds import Kind
 from jaxasr_interp.cli.options import parse_alphas
 from jaxasr_interp.cli.output import console, print_json, progress_of_total
-from jaxasr_interp.generation.generate import Choice
+from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.interventions.grammar import parse_edit
 from jaxasr_interp.interventions.indices import parse_indices
 from jaxasr_interp.interventions.intervention import Intervention

@@ -19,14 +19,10 @@ from jaxasr_interp.cli.output import console, print_json
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.transcribe import transcribe_batch
 from jaxasr_interp.generation.word_times import align_words, following_heads, mean_pattern
-from jaxasr_interp.lens import (
-    DIRECT_SITES,
-    direct_logit_attribution,
-    load_tuned_lens,
-    logit_lens,
-    tuned_lens,
-)
-from jaxasr_interp.lens.logit import check_lens_site
+from jaxasr_interp.lens.direct import DIRECT_SITES, direct_logit_attribution
+from jaxasr_interp.lens.logit import check_lens_site, logit_lens
+from jaxasr_interp.lens.tuned import tuned_lens
+from jaxasr_interp.lens.tuned_checkpoints import load_tuned_lens
 from jaxasr_interp.model.run import DecoderRun, decode, encode
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.patching.contrast import count_frames

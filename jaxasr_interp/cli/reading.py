@@ -18,7 +18,7 @@ from jaxasr_interp.cli.options import (
 )
 from jaxasr_interp.cli.output import errors, print_json, progress
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.generation.generate import Choice
+from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.generation.transcribe import Transcript, transcribe_files
 from jaxasr_interp.interventions.grammar import parse_edit
 from jaxasr_interp.interventions.intervention import UNEDITED

@@ -11,16 +11,12 @@ from jaxasr_interp.cli.output import console, errors, progress_of_total
 from jaxasr_interp.generation.word_times import Word
 from jaxasr_interp.model.edits import Edit
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.patching import (
-    Agreement,
-    SweepPlan,
-    SweepResult,
-    activation_patching,
-    agreement,
-    attribution_patching,
-    verify_top,
-)
+from jaxasr_interp.patching.attribution import attribution_patching
+from jaxasr_interp.patching.comparison import Agreement, agreement, verify_top
 from jaxasr_interp.patching.contrast import Contrast
+from jaxasr_interp.patching.plan import SweepPlan
+from jaxasr_interp.patching.result import SweepResult
+from jaxasr_interp.patching.sweep import activation_patching
 from jaxasr_interp.report.plots import Quantity, plot_sweep, plot_timeline, recovery
 from jaxasr_interp.report.tables import sweep_table
 

@@ -7,7 +7,6 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from jaxasr_interp.ablation.result import Clip
 from jaxasr_interp.ablation.sweep import component_edits
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.clips import read_table
@@ -22,7 +21,7 @@ from jaxasr_interp.cli.options import (
 )
 from jaxasr_interp.cli.output import console, print_json, progress_of_total
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.generation.generate import Choice
+from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.runtime.store import (
     file_provenance,
     reserve,
@@ -31,6 +30,7 @@ from jaxasr_interp.runtime.store import (
     write_json,
 )
 from jaxasr_interp.speech.audio import CHUNK_SAMPLES, load_audio
+from jaxasr_interp.speech.utterance import Clip
 from jaxasr_interp.studies.repetition import Remedy, cut_windows, find_loops
 from jaxasr_interp.studies.repetition import repetition as run_repetition
 

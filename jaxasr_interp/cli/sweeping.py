@@ -14,8 +14,9 @@ from jaxasr_interp.generation.word_times import Word, align_words
 from jaxasr_interp.interventions.indices import parse_indices
 from jaxasr_interp.model.sites import Stack, check_site, check_stack, counts_frames
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.patching import SweepPlan, plan_sweep
 from jaxasr_interp.patching.contrast import Contrast
+from jaxasr_interp.patching.plan import SweepPlan
+from jaxasr_interp.patching.planning import plan_sweep
 from jaxasr_interp.patching.sweep import METHODS
 
 _TIMED_WINDOW = 10

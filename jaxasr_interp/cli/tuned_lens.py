@@ -19,8 +19,8 @@ from jaxasr_interp.cli.options import (
     OverwriteOption,
 )
 from jaxasr_interp.cli.output import console, print_json, progress_of_stages
-from jaxasr_interp.lens import LensTraining, TunedLens, train_tuned_lens
 from jaxasr_interp.lens.tuned_checkpoints import CHECKPOINTS
+from jaxasr_interp.lens.tuned_training import LensTraining, TunedLens, train_tuned_lens
 from jaxasr_interp.report.plots import plot_tuned_lens
 from jaxasr_interp.runtime.store import reserve, save_dataset
 

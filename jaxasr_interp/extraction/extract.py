@@ -10,10 +10,9 @@ import jax
 import numpy as np
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.extraction.clips import Clips, choose, find_clips, with_noise
-from jaxasr_interp.extraction.control import random_model
-from jaxasr_interp.extraction.hearing import hear_ahead
-from jaxasr_interp.extraction.job import Job
+from jaxasr_interp.extraction.batches import hear_ahead
+from jaxasr_interp.extraction.job import ExtractionJob
+from jaxasr_interp.extraction.random_model import random_model
 from jaxasr_interp.extraction.request import Request, parse_requests
 from jaxasr_interp.extraction.store import open_store
 from jaxasr_interp.extraction.texts import OWN, Texts, longest_run
@@ -21,6 +20,7 @@ from jaxasr_interp.model.sites import SITES
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.runtime.identity import identify
 from jaxasr_interp.runtime.store import provenance
+from jaxasr_interp.speech.clips import Clips, choose, find_clips, with_noise
 
 AUDIO_DIGEST = "audio_sha256"
 DEFAULT_SITES = ("encoder.resid_post:mean", "decoder.resid_post:end")
@@ -115,7 +115,7 @@ def extract(
     n_tokens = 1
     if any(r.stack == "decoder" for r in requests):
         n_tokens = longest_run(model, chosen.rows, texts)
-    job = Job(model, control, requests, chosen, texts, dtype, n_tokens)
+    job = ExtractionJob(model, control, requests, chosen, texts, dtype, n_tokens)
     audio = [chosen.digest(i) for i in range(len(chosen.rows))]
     identity = identify(
         model=model,
@@ -184,7 +184,7 @@ def _check(requests: Sequence[Request], clips: Clips, texts: Texts, dtype: str, 
             )
 
 
-def _coordinates(job: Job) -> dict[str, Sequence[int] | Sequence[str]]:
+def _coordinates(job: ExtractionJob) -> dict[str, Sequence[int] | Sequence[str]]:
     """Which positions the axes of `at` and `every` count."""
     found: dict[str, Sequence[int] | Sequence[str]] = {}
     for request in job.requests:

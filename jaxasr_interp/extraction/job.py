@@ -8,22 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxasr_interp.extraction.clips import Clips
-from jaxasr_interp.extraction.engine import decode_reduced, encode_reduced
-from jaxasr_interp.extraction.hearing import Heard
+from jaxasr_interp.extraction.batches import Batch
 from jaxasr_interp.extraction.places import anywhere
+from jaxasr_interp.extraction.programs import decode_reduced, encode_reduced
 from jaxasr_interp.extraction.reductions import fit, narrowed
 from jaxasr_interp.extraction.request import Request
 from jaxasr_interp.extraction.slots import Slots
 from jaxasr_interp.extraction.store import Variable
 from jaxasr_interp.extraction.texts import Texts
 from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.speech.clips import Clips
 
 CONTROL = "random."
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class ExtractionJob:
     """What all batches have in common.
 
     Attributes:
@@ -105,18 +105,18 @@ class Job:
             encode, self.model.encoder, mels, tuple(some[r] for r in self.encoder)
         )
         arrays |= jax.eval_shape(
-            decode, self.model.decoder, states, tokens, tuple(some[r] for r in self.decoder)
+            decode, self.model, states, tokens, tuple(some[r] for r in self.decoder)
         )
         return {name: array.shape[1:] for name, array in arrays.items()}
 
-    def run(self, heard: Heard) -> dict[str, np.ndarray]:
+    def run(self, batch: Batch) -> dict[str, np.ndarray]:
         """The arrays of one batch, as the store holds them.
 
         Raises:
             InputError: a value is too large for the store's dtype.
         """
-        model, mels = self.model, jnp.asarray(heard.mels)
-        slots = Slots(heard, self.clips.rows[heard.start : heard.start + len(mels)])
+        model, mels = self.model, jnp.asarray(batch.mels)
+        slots = Slots(batch, self.clips.rows[batch.start : batch.start + len(mels)])
         if self.names_words:
             states, _ = encode_reduced(model.encoder, mels, (), requests=())
             slots.write(model, states, self.texts, words=True)
@@ -129,13 +129,11 @@ class Job:
         if self.decoder:
             tokens, where = slots.tokens(model.config.max_tokens), slots.where(self.decoder)
             for prefix, one in self.models.items():
-                kept = decode_reduced(
-                    one.decoder, states[prefix], tokens, where, requests=self.decoder
-                )
+                kept = decode_reduced(one, states[prefix], tokens, where, requests=self.decoder)
                 arrays |= {prefix + name: value for name, value in kept.items()}
         columns = {
-            "mel": heard.features,
-            "frames": np.asarray(heard.frames, np.int32),
+            "mel": batch.features,
+            "frames": np.asarray(batch.frames, np.int32),
             "problem": np.asarray(slots.problems, "T"),
         }
         if self.needs_texts:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.extraction.clips import Row
 from jaxasr_interp.extraction.request import Request
-from jaxasr_interp.extraction.texts import Run
+from jaxasr_interp.extraction.texts import GivenText
 from jaxasr_interp.generation.word_times import Word
+from jaxasr_interp.speech.clips import Row
 from jaxasr_interp.speech.positions import plain_word, resolve_windows
 
 
-def positions(request: Request, row: Row, frames: int, run: Run | None) -> list[int]:
+def positions(request: Request, row: Row, frames: int, run: GivenText | None) -> list[int]:
     """Where a request applies in one clip, as `reductions.reduce` takes it.
 
     Args:

@@ -7,28 +7,29 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.extraction.clips import Row
-from jaxasr_interp.extraction.engine import Where
-from jaxasr_interp.extraction.hearing import Heard
+from jaxasr_interp.extraction.batches import Batch
 from jaxasr_interp.extraction.places import anywhere, positions
+from jaxasr_interp.extraction.programs import Where
 from jaxasr_interp.extraction.request import Request
-from jaxasr_interp.extraction.texts import Run, Texts, make_runs, with_words
+from jaxasr_interp.extraction.texts import GivenText, Texts, given_texts, with_words
 from jaxasr_interp.generation.batching import padded_length
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
+from jaxasr_interp.speech.clips import Row
 
 
 class Slots:
     """What is known of a batch's clips; a problem found on the way leaves a clip out.
 
     Args:
-        heard: the batch.
+        batch: the batch.
         rows: columns of its clips.
     """
 
-    def __init__(self, heard: Heard, rows: Sequence[Row]):
-        self.frames, self.problems = heard.frames, list(heard.problems)
-        self.rows = [*rows, *[{}] * (len(heard.frames) - len(rows))]
-        self.runs: list[Run | None] = [None] * len(self.rows)
+    def __init__(self, batch: Batch, rows: Sequence[Row]):
+        self.frames, self.problems = batch.frames, list(batch.problems)
+        self.mels = jnp.asarray(batch.mels)
+        self.rows = [*rows, *[{}] * (len(batch.frames) - len(rows))]
+        self.runs: list[GivenText | None] = [None] * len(self.rows)
 
     @property
     def left_out(self) -> list[int]:
@@ -44,12 +45,16 @@ class Slots:
         words: bool,
     ) -> None:
         """Find what the decoder is given in each clip, and when its words are said."""
-        runs = make_runs(model, states, self.rows, texts)
+        runs = given_texts(model, states, self.rows, texts)
         for i, run in enumerate(runs):
             if isinstance(run, InputError):
                 self.problems[i] = self.problems[i] or str(run)
             elif self.frames[i]:
-                found = with_words(model, states[i], run, self.frames[i]) if words else run
+                found = (
+                    with_words(model, self.mels[i], states[i], run, self.frames[i])
+                    if words
+                    else run
+                )
                 self.runs[i] = found
 
     def where(self, requests: Sequence[Request]) -> Where:

@@ -3,14 +3,16 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.extraction.clips import Row
-from jaxasr_interp.generation.generate import generate_batch
-from jaxasr_interp.generation.language import detect_language_batch
-from jaxasr_interp.generation.word_times import Word, align_states
+from jaxasr_interp.generation.utterances import DecoderInput, decoder_inputs, text_tokens
+from jaxasr_interp.generation.word_times import Word, align_words
+from jaxasr_interp.model.run import EncodedUtterance, EncoderRun
+from jaxasr_interp.model.sites import EncoderActivations
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
+from jaxasr_interp.speech.clips import Row
 
 OWN = "own"
 
@@ -34,25 +36,30 @@ class Texts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class GivenText:
     """What the decoder is given for one clip.
 
     Attributes:
-        tokens: `[prompt, text, <|endoftext|>]`.
-        prompt: how many of them are the prompt.
+        given: prompt and text.
+        end_of_text: the token that follows them.
         source: `"own"`, or the column that the text is from.
         words: those of the text, with their tokens and frames, where requests name words.
     """
 
-    tokens: tuple[int, ...]
-    prompt: int
+    given: DecoderInput
+    end_of_text: int
     source: str
     words: tuple[Word, ...] = ()
 
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """`[prompt, text, <|endoftext|>]`."""
+        return *self.given.tokens, self.end_of_text
 
-def text_tokens(model: Whisper, text: str) -> list[int]:
-    """The tokens of a transcript."""
-    return require_tokenizer(model).encode(" " + text)
+    @property
+    def prompt(self) -> int:
+        """How many of the tokens are the prompt."""
+        return len(self.given.prompt)
 
 
 def longest_run(model: Whisper, rows: Sequence[Row], texts: Texts) -> int:
@@ -65,12 +72,12 @@ def longest_run(model: Whisper, rows: Sequence[Row], texts: Texts) -> int:
     return min(longest, model.config.max_tokens)
 
 
-def make_runs(
+def given_texts(
     model: Whisper,
     states: Float[Array, "clip frame d_model"],
     rows: Sequence[Row],
     texts: Texts,
-) -> list[Run | InputError]:
+) -> list[GivenText | InputError]:
     """What the decoder is given for each clip of a batch, or why it cannot be.
 
     Args:
@@ -79,54 +86,32 @@ def make_runs(
         rows: columns of each clip.
         texts: where the texts come from.
     """
-    tokenizer = require_tokenizer(model)
-    prompts = _prompts(model, states, rows, texts)
-    # A prompt for each: the program has one shape, and what is written elsewhere is left out.
-    plain = tokenizer.prompt()
-    own = None
-    if not all(texts.written(row) for row in rows):
-        given = [plain if isinstance(prompt, InputError) else prompt for prompt in prompts]
-        own = generate_batch(model, states, prompts=given)
-    most = model.config.max_tokens
-    runs: list[Run | InputError] = []
-    for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        if isinstance(prompt, InputError):
-            runs.append(prompt)
-            continue
-        text = texts.written(row)
-        source = texts.column if text else OWN
-        if text or own is None:
-            said = text_tokens(model, text)
-        else:
-            # One that the model does not end is cut, to be followed by its end.
-            said = own[i].tokens[: most - len(prompt) - 1]
-        tokens = (*prompt, *said, tokenizer.end_of_text)
-        runs.append(
-            Run(tokens, len(prompt), source)
-            if len(tokens) <= most
-            else InputError(f"The text has {len(tokens)} tokens with its prompt: at most {most}.")
-        )
-    return runs
+    tables = [texts.written(row) or None for row in rows]
+    languages = [row.get("lang") or texts.language for row in rows]
+    inputs = decoder_inputs(model, states, tables, languages, room=1)
+    end = require_tokenizer(model).end_of_text
+    return [
+        one
+        if isinstance(one, InputError)
+        else GivenText(one, end, OWN if text is None else texts.column)
+        for one, text in zip(inputs, tables, strict=True)
+    ]
 
 
-def _prompts(
-    model: Whisper, states: Array, rows: Sequence[Row], texts: Texts
-) -> list[list[int] | InputError]:
-    tokenizer = require_tokenizer(model)
-    named = [row.get("lang") or texts.language or "" for row in rows]
-    if not all(named) and tokenizer.multilingual:
-        ranked = detect_language_batch(model, states)
-        named = [name or next(iter(best)) for name, best in zip(named, ranked, strict=True)]
-    prompts: list[list[int] | InputError] = []
-    for name in named:
-        try:
-            prompts.append(tokenizer.prompt(name or "en"))
-        except InputError as error:
-            prompts.append(error)
-    return prompts
-
-
-def with_words(model: Whisper, states: Float[Array, "frame d_model"], run: Run, frames: int) -> Run:
-    """The run with its words and when they are said."""
-    words = align_states(model, states, run.tokens[:-1], run.prompt, frames)
-    return dataclasses.replace(run, words=words)
+def with_words(
+    model: Whisper,
+    mel: Float[Array, "n_mels mel_frame"],
+    states: Float[Array, "frame d_model"],
+    text: GivenText,
+    frames: int,
+) -> GivenText:
+    """The text with its words and when they are said."""
+    utterance = EncodedUtterance(
+        mel=mel,
+        tokens=jnp.asarray(text.given.tokens, jnp.int32),
+        prompt=text.prompt,
+        frames=frames,
+        language=text.given.language,
+        encoded=EncoderRun(states, EncoderActivations()),
+    )
+    return dataclasses.replace(text, words=align_words(model, utterance))

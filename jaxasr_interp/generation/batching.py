@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.generation.batch import GeneratedRows, GenerationJob, Prompt, stack_edits
 from jaxasr_interp.generation.beam import search
-from jaxasr_interp.generation.kv_cache import Heard
-from jaxasr_interp.generation.logit_filters import make_rules
-from jaxasr_interp.generation.result import GREEDY, Choice, Generated
+from jaxasr_interp.generation.kv_cache import CrossKV
+from jaxasr_interp.generation.logit_filters import make_logit_filter
+from jaxasr_interp.generation.options import GREEDY, Choice, Generated
 from jaxasr_interp.generation.rollout import Sampling, roll_out
-from jaxasr_interp.generation.rows import Job, Prompt, Written, stack_edits
 from jaxasr_interp.model.config import WhisperConfig
-from jaxasr_interp.model.edits import Edit, check_edit, needs_source
+from jaxasr_interp.model.edits import Edit, EditLike, as_edit
 from jaxasr_interp.model.run import check_states, check_tokens
 from jaxasr_interp.model.whisper import Decoder, Whisper, require_tokenizer
 from jaxasr_interp.runtime.memory import default_memory
@@ -29,7 +29,7 @@ _ROWS_ON_CPU = 128
 def generate_rows(
     model: Whisper,
     states: Float[Array, "clip frame d_model"],
-    edits: Sequence[Sequence[Edit]],
+    edits: Sequence[Sequence[EditLike]],
     *,
     prompts: Sequence[Sequence[int]] | None = None,
     references: Float[Array, "clip frame d_model"] | None = None,
@@ -61,9 +61,10 @@ def generate_rows(
             for timestamps in some clips only.
     """
     tokenizer = require_tokenizer(model)
-    _check_edits(model, states, edits, references)
+    rows_of_clip = [[as_edit(edit) for edit in of_clip] for of_clip in edits]
+    _check_edits(model, states, rows_of_clip, references)
     _check_beams(model.config, choice)
-    if not any(needs_source(edit) for of_clip in edits for edit in of_clip):
+    if not any(edit.needs_reference for of_clip in rows_of_clip for edit in of_clip):
         references = None
     n_clips, n_rows = len(states), len(edits[0])
     given = _stack_prompts(
@@ -75,7 +76,9 @@ def generate_rows(
     padded = np.zeros((n_clips, padded_length(length, model.config.max_tokens)), np.int32)
     padded[:, :length] = given
     starts = np.flatnonzero(given[0] == tokenizer.start_of_transcript)
-    rules = make_rules(model.config, model.generation, tokenizer, given[0], choice.suppress)
+    logit_filter = make_logit_filter(
+        model.config, model.generation, tokenizer, given[0], choice.suppress
+    )
     clips_at_once, rows_at_once = _batch_sizes(
         model,
         n_clips,
@@ -88,7 +91,7 @@ def generate_rows(
     results: list[list[Generated]] = [[] for _ in range(n_clips)]
     for first in range(0, n_clips, clips_at_once):
         clips = _filled(range(first, n_clips), clips_at_once)
-        heard = _hear(
+        cross = _cross_keys_values(
             model.decoder, states[clips], None if references is None else references[clips]
         )
         prompt = Prompt(
@@ -98,13 +101,13 @@ def generate_rows(
         )
         for begin in range(0, n_rows, rows_at_once):
             rows = _filled(range(begin, n_rows), rows_at_once)
-            some = stack_edits([[edits[clip][row] for row in rows] for clip in clips])
-            job = Job(model.decoder, heard, prompt, some, rules)
+            some = stack_edits([[rows_of_clip[clip][row] for row in rows] for clip in clips])
+            job = GenerationJob(model.decoder, cross, prompt, some, logit_filter)
             own = clips if draws is None else [draws[clip] for clip in clips]
-            written = _run(job, choice, np.asarray(own))
+            generated = _run(job, choice, np.asarray(own))
             for i, clip in enumerate(clips[: n_clips - first]):
                 results[clip] += [
-                    _unpack(tokenizer, given[clip], written, i, j)
+                    _unpack(tokenizer, given[clip], generated, i, j)
                     for j in range(min(len(rows), n_rows - begin))
                 ]
             if on_progress is not None:
@@ -112,7 +115,7 @@ def generate_rows(
     return results
 
 
-def _run(job: Job, choice: Choice, draws: Int[np.ndarray, " clip"]) -> Written:
+def _run(job: GenerationJob, choice: Choice, draws: Int[np.ndarray, " clip"]) -> GeneratedRows:
     if choice.beam_size > 1:
         return search(job, choice.max_new_tokens, choice.beam_size)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(choice.seed), draws)
@@ -152,20 +155,20 @@ def _check_edits(
             "one."
         )
     for edit in {id(edit): edit for of_clip in edits for edit in of_clip}.values():
-        check_edit(edit, "decoder", model.config)
-        if needs_source(edit) and references is None:
+        edit.check("decoder", model.config)
+        if edit.needs_reference and references is None:
             raise InputError("The edit takes values from a reference run: give its clip.")
 
 
 @jax.jit
-def _hear(
+def _cross_keys_values(
     decoder: Decoder,
     states: Float[Array, "clip frame d_model"],
     references: Float[Array, "clip frame d_model"] | None,
-) -> Heard:
+) -> CrossKV:
     # The clip comes after the layers, which are scanned over: otherwise each step would transpose.
-    hear = jax.vmap(decoder.cross_keys_values, out_axes=1)
-    return Heard(hear(states), None if references is None else hear(references))
+    of_clips = jax.vmap(decoder.cross_keys_values, out_axes=1)
+    return CrossKV(of_clips(states), None if references is None else of_clips(references))
 
 
 def _filled(numbers: range, size: int) -> Int[np.ndarray, " some"]:
@@ -224,18 +227,22 @@ def padded_length(length: int, max_tokens: int) -> int:
 
 
 def _unpack(
-    tokenizer: Tokenizer, prompt: Int[np.ndarray, " pos"], written: Written, clip: int, row: int
+    tokenizer: Tokenizer,
+    prompt: Int[np.ndarray, " pos"],
+    generated: GeneratedRows,
+    clip: int,
+    row: int,
 ) -> Generated:
-    finished, length = bool(written.finished[clip, row]), int(written.lengths[clip, row])
-    log_probs = written.log_probs[clip, row, : length + finished]
+    finished, length = bool(generated.finished[clip, row]), int(generated.lengths[clip, row])
+    log_probs = generated.log_probs[clip, row, : length + finished]
     if np.isnan(log_probs).any():
         raise InputError("The logits are no numbers: the edit, or the model, makes them infinite.")
-    tokens = tuple(int(token) for token in written.tokens[clip, row, :length])
+    tokens = tuple(int(token) for token in generated.tokens[clip, row, :length])
     return Generated(
         prompt=tuple(int(token) for token in prompt),
         tokens=tokens,
         log_probs=tuple(float(p) for p in log_probs),
         finished=finished,
-        no_speech_prob=float(written.no_speech[clip, row]),
+        no_speech_prob=float(generated.no_speech[clip, row]),
         text=tokenizer.decode(tokens),
     )

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.generation.kv_cache import Heard, Memory, read_prompt, read_token, unstacked
-from jaxasr_interp.generation.logit_filters import Rules
-from jaxasr_interp.generation.rows import Job, Written
+from jaxasr_interp.generation.batch import GeneratedRows, GenerationJob
+from jaxasr_interp.generation.kv_cache import CrossKV, KVCache, decode_step, prefill, unstacked
+from jaxasr_interp.generation.logit_filters import LogitFilter
 from jaxasr_interp.pytree import pytree_dataclass
 
 
@@ -33,97 +33,102 @@ class Sequences:
 
 @pytree_dataclass
 class Beams:
-    """One row's search: sequences that go on, their memories, and those that are finished."""
+    """One row's search: sequences that go on, their caches, and those that are finished."""
 
     going: Sequences
     finished: Sequences
-    memory: Memory
+    cache: KVCache
     no_speech: Float[Array, ""]
 
 
-def search(job: Job, max_new: int, beam_size: int) -> Written:
+def search(job: GenerationJob, max_new_tokens: int, beam_size: int) -> GeneratedRows:
     """Search for every row's likeliest sequence.
 
     Args:
         job: the rows.
-        max_new: generate at most so many tokens.
+        max_new_tokens: generate at most so many tokens.
         beam_size: sequences that are kept.
     """
     best, finished, no_speech = jax.device_get(
-        _search(job, max_new=job.limit(max_new), beam_size=beam_size)
+        _search(job, max_new_tokens=job.limit(max_new_tokens), beam_size=beam_size)
     )
-    return Written(best.tokens, best.log_probs, best.length, finished, no_speech)
+    return GeneratedRows(best.tokens, best.log_probs, best.length, finished, no_speech)
 
 
-@functools.partial(jax.jit, static_argnames=("max_new", "beam_size"))
+@functools.partial(jax.jit, static_argnames=("max_new_tokens", "beam_size"))
 def _search(
-    job: Job, *, max_new: int, beam_size: int
+    job: GenerationJob, *, max_new_tokens: int, beam_size: int
 ) -> tuple[Sequences, Bool[Array, "clip row"], Float[Array, "clip row"]]:
-    decoder, prompt, rules = job.decoder, job.prompt, job.rules
+    decoder, prompt, logit_filter = job.decoder, job.prompt, job.logit_filter
     blocks = unstacked(decoder.blocks, decoder.n_layers)
-    layers = unstacked(job.heard, decoder.n_layers)
-    capacity = prompt.tokens.shape[1] + max_new
+    layers = unstacked(job.cross, decoder.n_layers)
+    capacity = prompt.tokens.shape[1] + max_new_tokens
 
-    def begin(own: tuple[Array, ...], tokens: Array, heard: Heard) -> Beams:
+    def begin(own: tuple[Array, ...], tokens: Array, cross: CrossKV) -> Beams:
         reads = prompt.length - 1, prompt.start
-        (first, start), memory = read_prompt(
-            decoder, tokens, reads, heard, job.edits.edit(own), capacity
+        (first, start), cache = prefill(
+            decoder, tokens, reads, cross, job.edits.edit(own), capacity
         )
         none = Sequences(
-            jnp.full((beam_size, max_new), rules.end_of_text, jnp.int32),
-            jnp.zeros((beam_size, max_new), first.dtype),
+            jnp.full((beam_size, max_new_tokens), logit_filter.end_of_text, jnp.int32),
+            jnp.zeros((beam_size, max_new_tokens), first.dtype),
             jnp.full(beam_size, -jnp.inf, first.dtype),
             jnp.zeros(beam_size, jnp.int32),
         )
         # All sequences are the same at first, so only one of them may go on.
         one = Sequences(none.tokens, none.log_probs, none.score.at[0].set(0), none.length)
-        memories = jax.tree.map(lambda x: jnp.broadcast_to(x, (beam_size, *x.shape)), memory)
-        no_speech = jax.nn.softmax(start)[rules.no_speech]
+        caches = jax.tree.map(lambda x: jnp.broadcast_to(x, (beam_size, *x.shape)), cache)
+        no_speech = jax.nn.softmax(start)[logit_filter.no_speech]
         same = jnp.broadcast_to(first, (beam_size, len(first)))
-        return _extend(Beams(one, none, memories, no_speech), same, rules, jnp.zeros((), jnp.int32))
+        return _extend(
+            Beams(one, none, caches, no_speech), same, logit_filter, jnp.zeros((), jnp.int32)
+        )
 
     def at_work(state: tuple[Array, Beams]) -> Array:
         step, beams = state
-        return (step < max_new) & ~jnp.isfinite(beams.finished.score).all(-1).all()
+        return (step < max_new_tokens) & ~jnp.isfinite(beams.finished.score).all(-1).all()
 
     def advance(state: tuple[Array, Beams]) -> tuple[Array, Beams]:
         step, beams = state
         position = prompt.length + step - 1
 
-        def one(beams: Beams, own: tuple[Array, ...], heard: list[Heard]) -> Beams:
+        def one(beams: Beams, own: tuple[Array, ...], cross: list[CrossKV]) -> Beams:
             edit = job.edits.edit(own)
 
-            def read(token: Array, memory: Memory) -> tuple[Array, Memory]:
-                return read_token(decoder, blocks, token, position, heard, memory, edit)
+            def read(token: Array, cache: KVCache) -> tuple[Array, KVCache]:
+                return decode_step(decoder, blocks, token, position, cross, cache, edit)
 
-            logits, memory = jax.vmap(read)(beams.going.tokens[:, step - 1], beams.memory)
-            now = Beams(beams.going, beams.finished, memory, beams.no_speech)
+            logits, cache = jax.vmap(read)(beams.going.tokens[:, step - 1], beams.cache)
+            now = Beams(beams.going, beams.finished, cache, beams.no_speech)
             done = jnp.isfinite(beams.finished.score).all()
-            later = _extend(now, logits, rules, step)
+            later = _extend(now, logits, logit_filter, step)
             return jax.tree.map(lambda old, new: jnp.where(done, old, new), now, later)
 
         of_clip = jax.vmap(one, in_axes=(0, 0, None))
         return step + 1, jax.vmap(of_clip)(beams, job.edits.own, layers)
 
     of_clip = jax.vmap(begin, in_axes=(0, None, None), axis_size=job.edits.count)
-    beams = jax.vmap(of_clip, in_axes=(0, 0, 1))(job.edits.own, prompt.tokens, job.heard)
+    beams = jax.vmap(of_clip, in_axes=(0, 0, 1))(job.edits.own, prompt.tokens, job.cross)
     _, beams = jax.lax.while_loop(at_work, advance, (jnp.ones((), jnp.int32), beams))
     best, finished = jax.vmap(jax.vmap(_best))(beams)
     return best, finished, beams.no_speech
 
 
 def _extend(
-    beams: Beams, logits: Float[Array, "beam d_vocab"], rules: Rules, step: Int[Array, ""]
+    beams: Beams,
+    logits: Float[Array, "beam d_vocab"],
+    logit_filter: LogitFilter,
+    step: Int[Array, ""],
 ) -> Beams:
     """Rank the extensions of all sequences: set finished ones aside, let the best others go on."""
     going, size = beams.going, len(logits)
-    allowed = jax.vmap(rules, in_axes=(0, 0, None))(logits, going.tokens, step)
+    allowed = jax.vmap(logit_filter, in_axes=(0, 0, None))(logits, going.tokens, step)
     log_probs, tokens = jax.lax.top_k(jax.nn.log_softmax(allowed), size + 1)
     parent = jnp.repeat(jnp.arange(size), size + 1)
     log_probs, tokens = log_probs.reshape(-1), tokens.reshape(-1).astype(jnp.int32)
     scores, order = jax.lax.top_k(going.score[parent] + log_probs, len(tokens))
     parent, log_probs, tokens = parent[order], log_probs[order], tokens[order]
-    ends = tokens == rules.end_of_text
+    ends = tokens == logit_filter.end_of_text
     # A sequence that ends counts only if it ranks before the last of those that go on.
     goes_on = ~ends & (jnp.cumsum(~ends) <= size)
     ends &= jnp.cumsum(~ends) < size
@@ -147,7 +152,7 @@ def _extend(
     return Beams(
         going=jax.tree.map(lambda x: x[kept], candidates),
         finished=jax.tree.map(lambda x: x[places], everything),
-        memory=jax.tree.map(lambda x: x[parent[kept]], beams.memory),
+        cache=jax.tree.map(lambda x: x[parent[kept]], beams.cache),
         no_speech=beams.no_speech,
     )
 

@@ -3,34 +3,16 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxasr_interp.generation.batching import generate_rows, padded_length
-from jaxasr_interp.generation.result import GREEDY, MAX_NEW_TOKENS, Choice, Generated
-from jaxasr_interp.model.edits import (
-    Edit,
-    as_pytree,
-    edited_sites,
-    identity,
-    needs_source,
-    shifted,
-    with_source,
-)
+from jaxasr_interp.generation.options import GREEDY, Choice, Generated
+from jaxasr_interp.interventions.where import CountedFrom
+from jaxasr_interp.model.edits import Edit, EditLike, as_edit, identity
 from jaxasr_interp.model.run import decode
 from jaxasr_interp.model.sites import SITES, DecoderActivations, requested_sites
 from jaxasr_interp.model.whisper import Whisper
-
-__all__ = [
-    "GREEDY",
-    "MAX_NEW_TOKENS",
-    "Choice",
-    "Generated",
-    "generate",
-    "generate_batch",
-    "generate_rows",
-]
 
 
 def generate(
@@ -38,14 +20,10 @@ def generate(
     states: Float[Array, "frame d_model"],
     *,
     prompt: Sequence[int] | None = None,
-    edit: Edit = identity,
+    edit: EditLike = identity,
     reference: Float[Array, "frame d_model"] | None = None,
     sites: str | Iterable[str] | None = (),
-    suppress: bool = True,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    temperature: float = 0.0,
-    seed: int = 0,
-    beam_size: int = 1,
+    choice: Choice = GREEDY,
 ) -> Generated:
     """Write the transcript of one encoded clip.
 
@@ -61,13 +39,7 @@ def generate(
         reference: encoder states of another clip. An `Interchange` without a source takes the
             activations of a run that hears this clip and writes the same tokens.
         sites: activations to return: names, or `"all"`.
-        suppress: leave out the tokens that the checkpoint's generation settings forbid; `False` is
-            pure argmax.
-        max_new_tokens: generate at most so many; the decoder's context is a further limit.
-        temperature: 0 takes the most probable token at each step; above, tokens are drawn with
-            `p ∝ exp(logits / temperature)`.
-        seed: of the draws.
-        beam_size: above 1, beam search with so many sequences, as openai/whisper does it.
+        choice: how tokens are chosen, and how many at most.
 
     Returns:
         Tokens, text and log-probabilities.
@@ -83,11 +55,7 @@ def generate(
         edit=edit,
         references=None if reference is None else reference[None],
         sites=sites,
-        suppress=suppress,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        beam_size=beam_size,
+        choice=choice,
     )[0]
 
 
@@ -96,14 +64,10 @@ def generate_batch(
     states: Float[Array, "batch frame d_model"],
     *,
     prompts: Sequence[Sequence[int]] | None = None,
-    edit: Edit = identity,
+    edit: EditLike = identity,
     references: Float[Array, "batch frame d_model"] | None = None,
     sites: str | Iterable[str] | None = (),
-    suppress: bool = True,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    temperature: float = 0.0,
-    seed: int = 0,
-    beam_size: int = 1,
+    choice: Choice = GREEDY,
     memory: int | None = None,
 ) -> list[Generated]:
     """Write the transcripts of several encoded clips together.
@@ -115,11 +79,7 @@ def generate_batch(
         edit: see `generate`; it sees one clip at a time.
         references: of each clip; see `generate`.
         sites: see `generate`.
-        suppress: see `generate`.
-        max_new_tokens: see `generate`.
-        temperature: see `generate`.
-        seed: see `generate`; clips draw each on their own.
-        beam_size: see `generate`.
+        choice: see `generate`; clips draw each on their own.
         memory: bytes that may be taken beside the model; by default a quarter of the device's.
 
     Returns:
@@ -128,12 +88,17 @@ def generate_batch(
     Raises:
         InputError: see `generate`.
     """
-    choice = Choice(suppress, max_new_tokens, temperature, seed, beam_size)
-    rows = [[as_pytree(edit)]] * len(states)
-    written = generate_rows(
-        model, states, rows, prompts=prompts, references=references, choice=choice, memory=memory
+    edit = as_edit(edit)
+    generated = generate_rows(
+        model,
+        states,
+        [[edit]] * len(states),
+        prompts=prompts,
+        references=references,
+        choice=choice,
+        memory=memory,
     )
-    results = [row for (row,) in written]
+    results = [row for (row,) in generated]
     if not requested_sites("decoder", sites):
         return results
     sources = [None] * len(states) if references is None else list(references)
@@ -156,11 +121,13 @@ def _reread(
     tokens = [*one.prompt, *one.tokens][: model.config.max_tokens]
     size = padded_length(len(tokens), model.config.max_tokens)
     padded = np.asarray(tokens + [0] * (size - len(tokens)), np.int32)
-    edit = shifted(edit, jnp.zeros((), jnp.int32))
-    if needs_source(edit) and reference is not None:
-        taken = edited_sites(edit) or "all"
-        edit = with_source(edit, decode(model, padded, reference, sites=taken).acts)
-    acts = decode(model, padded, states, edit=edit, sites=sites).acts
+    beside = None
+    if edit.needs_reference and reference is not None:
+        taken = edit.touches or "all"
+        beside = decode(model, padded, reference, sites=taken).acts
+    # Counted from 0, an edit may have a source of another length, as it may in the steps.
+    from_start = CountedFrom(edit, 0)
+    acts = decode(model, padded, states, edit=from_start, sites=sites, reference=beside).acts
     fields: dict[str, Array | None] = {}
     for site, value in vars(acts).items():
         axes = SITES["decoder"][site]

@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.model.edits import Edit, Tap, identity, shifted, with_source
+from jaxasr_interp.model.blocks import DecoderBlock
+from jaxasr_interp.model.edits import Edit, EditContext, Tap, identity
 from jaxasr_interp.model.layers import KeysValues, write_rows
 from jaxasr_interp.model.sites import DecoderActivations
-from jaxasr_interp.model.whisper import Decoder, DecoderBlock
+from jaxasr_interp.model.whisper import Decoder
 from jaxasr_interp.pytree import pytree_dataclass
 
 
 @pytree_dataclass
-class Heard:
+class CrossKV:
     """Cross-attention keys and values of a clip, and of the reference clip if there is one."""
 
     clip: KeysValues
@@ -26,7 +27,7 @@ class Heard:
 
 
 @pytree_dataclass
-class Memory:
+class KVCache:
     """Self-attention keys and values so far, layer by layer, of the run and its reference run."""
 
     run: list[KeysValues]
@@ -38,14 +39,14 @@ def unstacked[Tree](tree: Tree, n: int) -> list[Tree]:
     return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(n)]
 
 
-def read_prompt(
+def prefill(
     decoder: Decoder,
     prompt: Int[Array, " pos"],
     reads: tuple[Int[Array, ""], ...],
-    heard: Heard,
+    cross: CrossKV,
     edit: Edit,
     capacity: int,
-) -> tuple[list[Float[Array, " d_vocab"]], Memory]:
+) -> tuple[list[Float[Array, " d_vocab"]], KVCache]:
     """Run the decoder over the first tokens.
 
     Args:
@@ -53,19 +54,19 @@ def read_prompt(
         prompt: the tokens. Behind the real ones there may be padding, whose keys and values are
             overwritten before any later position may look at them.
         reads: positions whose logits are wanted.
-        heard: of all layers, stacked.
+        cross: of all layers, stacked.
         edit: called at every site.
-        capacity: how many positions the memory has room for.
+        capacity: how many positions the cache has room for.
 
     Returns:
-        The logits of those positions, and the memory.
+        The logits of those positions, and the cache.
     """
-    whole = shifted(edit, jnp.zeros((), jnp.int32))
+    positions = jnp.arange(len(prompt), dtype=jnp.int32)
     beside, beside_acts = None, None
-    if heard.reference is not None:
-        beside, beside_acts = decoder(prompt, heard.reference, patterns=True)
-        whole = with_source(whole, beside_acts)
-    resid, acts = decoder(prompt, heard.clip, whole)
+    if cross.reference is not None:
+        beside, beside_acts = decoder(prompt, cross.reference, patterns=True)
+    context = EditContext(positions, beside_acts)
+    resid, acts = decoder(prompt, cross.clip, edit, context=context)
 
     def remember(acts: DecoderActivations) -> list[KeysValues]:
         def padded(x: Array | None) -> Array:
@@ -79,18 +80,18 @@ def read_prompt(
         _logits(decoder, resid[at], None if beside is None else beside[at], edit, at)
         for at in reads
     ]
-    return logits, Memory(remember(acts), None if beside_acts is None else remember(beside_acts))
+    return logits, KVCache(remember(acts), None if beside_acts is None else remember(beside_acts))
 
 
-def read_token(
+def decode_step(
     decoder: Decoder,
     blocks: list[DecoderBlock],
     token: Int[Array, ""],
     position: Int[Array, ""],
-    heard: list[Heard],
-    memory: Memory,
+    cross: list[CrossKV],
+    cache: KVCache,
     edit: Edit,
-) -> tuple[Float[Array, " d_vocab"], Memory]:
+) -> tuple[Float[Array, " d_vocab"], KVCache]:
     """Run the decoder over the next token.
 
     Args:
@@ -98,16 +99,24 @@ def read_token(
         blocks: its layers, unstacked.
         token: the token.
         position: its position.
-        heard: layer by layer.
-        memory: of the positions before.
+        cross: layer by layer.
+        cache: of the positions before.
         edit: called at every site, with values of one position.
 
     Returns:
-        The logits of the token that follows, and the memory.
+        The logits of the token that follows, and the cache.
     """
 
-    def run(edit: Edit, cross: list[KeysValues], past: list[KeysValues], patterns: bool = False):
-        tap = Tap(edit, None)
+    here = position[None]
+
+    def run(
+        edit: Edit,
+        cross: list[KeysValues],
+        past: list[KeysValues],
+        context: EditContext,
+        patterns: bool = False,
+    ):
+        tap = Tap(edit, None, context=context)
         pos_embed = jax.lax.dynamic_slice_in_dim(decoder.pos_embed[...], position, 1)
         resid = tap("embed", decoder.embed[...][token][None]) + tap("pos_embed", pos_embed)
         mask = jnp.arange(past[0].k.shape[-2], dtype=jnp.int32)[None, :] <= position
@@ -120,7 +129,7 @@ def read_token(
                 now.append(jax.lax.optimization_barrier(write_rows(past[i], new, position)))
                 return now[i]
 
-            layer_tap = Tap(edit, i, patterns)
+            layer_tap = Tap(edit, i, patterns, context)
             resid = block(layer_tap, resid, cross[i], mask, extend)
             layers.append(layer_tap.acts)
         acts: dict[str, Any] = tap.acts | {
@@ -128,14 +137,16 @@ def read_token(
         }
         return resid, now, DecoderActivations(**acts)
 
-    here = shifted(edit, position)
-    beside, beside_now = None, None
-    if memory.reference is not None:
-        references = [one.reference for one in heard if one.reference is not None]
-        resid, beside_now, acts = run(identity, references, memory.reference, patterns=True)
-        beside, here = resid[0], with_source(here, acts)
-    resid, now, _ = run(here, [one.clip for one in heard], memory.run)
-    return _logits(decoder, resid[0], beside, edit, position), Memory(now, beside_now)
+    beside, beside_now, beside_acts = None, None, None
+    if cache.reference is not None:
+        references = [one.reference for one in cross if one.reference is not None]
+        resid, beside_now, beside_acts = run(
+            identity, references, cache.reference, EditContext(here), patterns=True
+        )
+        beside = resid[0]
+    context = EditContext(here, beside_acts)
+    resid, now, _ = run(edit, [one.clip for one in cross], cache.run, context)
+    return _logits(decoder, resid[0], beside, edit, position), KVCache(now, beside_now)
 
 
 def _logits(
@@ -146,7 +157,8 @@ def _logits(
     position: Int[Array, ""],
 ) -> Float[Array, " d_vocab"]:
     """Logits of one position, from its residual stream and that of the reference run."""
-    edit = shifted(edit, position)
+    reference = None
     if beside is not None:
-        edit = with_source(edit, DecoderActivations(**decoder.unembed(beside[None])[1]))
-    return decoder.unembed(resid[None], edit)[0][0]
+        reference = DecoderActivations(**decoder.unembed(beside[None])[1])
+    context = EditContext(position[None], reference)
+    return decoder.unembed(resid[None], edit, context)[0][0]

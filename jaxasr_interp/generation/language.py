@@ -1,12 +1,14 @@
 """Which language is spoken."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.model.whisper import Decoder, Whisper, require_tokenizer
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 
 
 def detect_language(model: Whisper, states: Float[Array, "frame d_model"]) -> dict[str, float]:
@@ -35,21 +37,48 @@ def detect_language_batch(
         raise InputError("An English-only model cannot detect languages: use a multilingual one.")
     codes, ids = list(tokenizer.languages), jnp.asarray(list(tokenizer.languages.values()))
     start = jnp.asarray([tokenizer.start_of_transcript], jnp.int32)
-    probabilities = np.asarray(_token_probabilities(model.decoder, states, start, ids))
+    probabilities = np.asarray(_token_probabilities(model, states, start, ids))
     return [
         {codes[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in probabilities
     ]
 
 
+def name_languages(
+    model: Whisper,
+    states: Float[Array, "batch frame d_model"],
+    languages: Sequence[str | None],
+) -> list[str | InputError]:
+    """The code of each clip's language, or why there is none.
+
+    Args:
+        model: a model with a tokenizer.
+        states: encoder states of each clip.
+        languages: code or English name of each; `None` to detect it, which an English-only model
+            takes for English.
+    """
+    tokenizer = require_tokenizer(model)
+    named = list(languages)
+    if tokenizer.multilingual and not all(named):
+        ranked = detect_language_batch(model, states)
+        named = [name or next(iter(best)) for name, best in zip(named, ranked, strict=True)]
+    codes: list[str | InputError] = []
+    for name in named:
+        try:
+            codes.append(tokenizer.language_code(name or "en"))
+        except InputError as error:
+            codes.append(error)
+    return codes
+
+
 @jax.jit
 def _token_probabilities(
-    decoder: Decoder,
+    model: Whisper,
     states: Float[Array, "batch frame d_model"],
     tokens: Int[Array, " pos"],
     ids: Int[Array, " choice"],
 ) -> Float[Array, "batch choice"]:
-    def one(states):
-        resid, _ = decoder(tokens, decoder.cross_keys_values(states))
-        return jax.nn.softmax(decoder.unembed(resid[-1:])[0][0, ids])
+    def one(states: Float[Array, "frame d_model"]) -> Float[Array, " choice"]:
+        last = jnp.asarray([len(tokens) - 1], jnp.int32)
+        return jax.nn.softmax(model.decode(tokens, states, logits_at=last).logits[0, ids])
 
     return jax.vmap(one)(states)

@@ -14,7 +14,7 @@ MAX_INITIAL_TIMESTAMP = 50  # in steps of 20 ms
 
 
 @pytree_dataclass
-class TimestampRules:
+class TimestampFilter:
     """Timestamps come in pairs, never decrease, and win where together they outweigh any text.
 
     Attributes:
@@ -56,7 +56,7 @@ class TimestampRules:
 
 
 @pytree_dataclass
-class Rules:
+class LogitFilter:
     """All that decides which token may follow.
 
     Attributes:
@@ -71,7 +71,7 @@ class Rules:
     suppressed_first: Bool[Array, " d_vocab"]
     end_of_text: Int[Array, ""]
     no_speech: Int[Array, ""]
-    timestamps: TimestampRules | None
+    timestamps: TimestampFilter | None
 
     def __call__(
         self,
@@ -85,13 +85,13 @@ class Rules:
         return logits if self.timestamps is None else self.timestamps(logits, tokens, step)
 
 
-def make_rules(
+def make_logit_filter(
     config: WhisperConfig,
     settings: GenerationSettings,
     tokenizer: Tokenizer,
     prompt: Int[np.ndarray, " pos"],
     suppress: bool,
-) -> Rules:
+) -> LogitFilter:
     """The rules for one prompt.
 
     Args:
@@ -108,12 +108,12 @@ def make_rules(
         settings = GenerationSettings()
     begin, timestamps = tokenizer.timestamp_begin, None
     if suppress and begin - 1 not in prompt:
-        timestamps = TimestampRules(
+        timestamps = TimestampFilter(
             jnp.asarray(begin, jnp.int32),
             jnp.asarray(tokenizer.timestamp_mask(config.d_vocab)),
             jnp.asarray(tokenizer.text_mask(config.d_vocab)),
         )
-    return Rules(
+    return LogitFilter(
         suppressed=_mask(config.d_vocab, settings.suppress),
         suppressed_first=_mask(config.d_vocab, settings.suppress_first),
         end_of_text=jnp.asarray(tokenizer.end_of_text, jnp.int32),

@@ -4,13 +4,15 @@ The procedure of openai/whisper's `transcribe` (without temperature fallback).
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxasr_interp.generation.generate import GREEDY, Choice, Generated, generate_rows
+from jaxasr_interp.generation.batching import generate_rows
+from jaxasr_interp.generation.means import resolve_means
+from jaxasr_interp.generation.options import GREEDY, Choice, Generated
 from jaxasr_interp.interventions.grammar import as_intervention
 from jaxasr_interp.interventions.intervention import UNEDITED, Intervention, encode_under
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
@@ -51,7 +53,6 @@ def transcribe_windows(
     choice: Choice = GREEDY,
     edit: Intervention | str = UNEDITED,
     condition_on_previous_text: bool = True,
-    on_progress: Callable[[float], None] | None = None,
 ) -> Iterator[Segment]:
     """Transcribe audio of any length.
 
@@ -67,7 +68,6 @@ def transcribe_windows(
         choice: how tokens are chosen.
         edit: what is done to the model in every window; see `transcribe`.
         condition_on_previous_text: put the text so far before each window's prompt.
-        on_progress: called with the seconds done after each window.
 
     Yields:
         Segments, in order.
@@ -76,7 +76,7 @@ def transcribe_windows(
         InputError: unknown language or task, or a model without a tokenizer.
     """
     tokenizer = require_tokenizer(model)
-    intervention = as_intervention(edit, model)
+    (intervention,) = resolve_means(model, [as_intervention(edit, model)])
     samples = SAMPLE_RATE // MEL_FRAMES_PER_SECOND
     content = len(audio) // samples
     window = model.config.mel_frames
@@ -114,8 +114,6 @@ def transcribe_windows(
                 written += tokens
                 yield Segment(start, end, text, tokens, result.mean_log_prob, result.no_speech_prob)
             seek += advance
-        if on_progress is not None:
-            on_progress(min(seek, content) / MEL_FRAMES_PER_SECOND)
 
 
 def _window(

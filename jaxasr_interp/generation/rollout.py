@@ -1,7 +1,7 @@
 """Greedy and sampled generation of many rows at once, in one compiled loop.
 
 Rows are interventions × clips, `[clip, row]`; the rows of a clip share its cross-attention keys and
-values. The loop runs on the device until most rows are finished or its memory is full; then the
+values. The loop runs on the device until most rows are finished or its cache is full; then the
 rows still at work are put together, in arrays of a quarter of the size, and it goes on.
 """
 
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.generation.kv_cache import Heard, Memory, read_prompt, read_token, unstacked
-from jaxasr_interp.generation.logit_filters import Rules
-from jaxasr_interp.generation.rows import Job, Written
+from jaxasr_interp.generation.batch import GeneratedRows, GenerationJob
+from jaxasr_interp.generation.kv_cache import CrossKV, KVCache, decode_step, prefill, unstacked
+from jaxasr_interp.generation.logit_filters import LogitFilter
 from jaxasr_interp.pytree import pytree_dataclass, replace, static
 
 _SHRINK = 4
@@ -41,38 +41,42 @@ class Sampling:
 
 @pytree_dataclass
 class Row:
-    """One row's state: what it has written, and what its decoder remembers."""
+    """One row's state: what it has generated, and what its decoder remembers."""
 
     own: tuple[Array, ...]
     tokens: Int[Array, " step"]
     log_probs: Float[Array, " step"]
     finished: Bool[Array, ""]
     no_speech: Float[Array, ""]
-    memory: Memory
+    cache: KVCache
 
 
-def roll_out(job: Job, sampling: Sampling, max_new: int) -> Written:
+def roll_out(job: GenerationJob, sampling: Sampling, max_new_tokens: int) -> GeneratedRows:
     """Let every row write until all are finished or at the limit.
 
     Args:
         job: the rows.
         sampling: how tokens are chosen.
-        max_new: generate at most so many tokens.
+        max_new_tokens: generate at most so many tokens.
     """
     n_clips, padded = job.prompt.tokens.shape
-    n_rows, length, max_new = job.edits.count, int(job.prompt.length), job.limit(max_new)
-    most = padded + max_new
-    heard = job.heard
-    row_bytes = sum(x.nbytes for x in jax.tree.leaves(heard)) // heard.clip.k.shape[-2] // n_clips
+    n_rows, length, max_new_tokens = (
+        job.edits.count,
+        int(job.prompt.length),
+        job.limit(max_new_tokens),
+    )
+    most = padded + max_new_tokens
+    cross = job.cross
+    row_bytes = sum(x.nbytes for x in jax.tree.leaves(cross)) // cross.clip.k.shape[-2] // n_clips
     small = n_clips * n_rows * row_bytes * most <= _SMALL_MEMORY
     capacity = most if small else min(most, max(_FIRST_CAPACITY, 2 * padded))
-    rows = _begin(job, sampling, max_new=max_new, capacity=capacity)
+    rows = _begin(job, sampling, max_new_tokens=max_new_tokens, capacity=capacity)
     # Each row has its own leaves now.
     job = replace(job, edits=replace(job.edits, own=()))
     shape = (n_clips, n_rows)
-    written = Written(
-        np.zeros((*shape, max_new), np.int32),
-        np.zeros((*shape, max_new), rows.log_probs.dtype),
+    generated = GeneratedRows(
+        np.zeros((*shape, max_new_tokens), np.int32),
+        np.zeros((*shape, max_new_tokens), rows.log_probs.dtype),
         np.zeros(shape, int),
         np.zeros(shape, bool),
         np.asarray(rows.no_speech),
@@ -87,14 +91,14 @@ def roll_out(job: Job, sampling: Sampling, max_new: int) -> Written:
         step, rows = _advance(job, rows, sampling, step, clips_left, rows_left)
         tokens, log_probs, finished = jax.device_get((rows.tokens, rows.log_probs, rows.finished))
         at = clip[real], row[real]
-        written.tokens[at] = tokens[real]
-        written.log_probs[at] = log_probs[real]
-        written.finished[at] = finished[real]
-        ends = (tokens == int(job.rules.end_of_text)).argmax(-1)
-        written.lengths[at] = np.where(finished, ends, int(step))[real]
+        generated.tokens[at] = tokens[real]
+        generated.log_probs[at] = log_probs[real]
+        generated.finished[at] = finished[real]
+        ends = (tokens == int(job.logit_filter.end_of_text)).argmax(-1)
+        generated.lengths[at] = np.where(finished, ends, int(step))[real]
         busy = ~finished & real
-        if not busy.any() or int(step) == max_new:
-            return written
+        if not busy.any() or int(step) == max_new_tokens:
+            return generated
         if length + int(step) - 1 == capacity:
             capacity = min(most, 2 * capacity)
             rows = _grow(rows, capacity)
@@ -122,34 +126,34 @@ def _size(needed: int, size: int) -> int:
     return size
 
 
-@functools.partial(jax.jit, static_argnames=("max_new", "capacity"))
-def _begin(job: Job, sampling: Sampling, *, max_new: int, capacity: int) -> Row:
-    prompt, rules = job.prompt, job.rules
+@functools.partial(jax.jit, static_argnames=("max_new_tokens", "capacity"))
+def _begin(job: GenerationJob, sampling: Sampling, *, max_new_tokens: int, capacity: int) -> Row:
+    prompt, logit_filter = job.prompt, job.logit_filter
 
-    def begin(own: tuple[Array, ...], tokens: Array, heard: Heard, key: Array) -> Row:
+    def begin(own: tuple[Array, ...], tokens: Array, cross: CrossKV, key: Array) -> Row:
         reads = prompt.length - 1, prompt.start
-        (first, start), memory = read_prompt(
-            job.decoder, tokens, reads, heard, job.edits.edit(own), capacity
+        (first, start), cache = prefill(
+            job.decoder, tokens, reads, cross, job.edits.edit(own), capacity
         )
         row = Row(
             own=own,
-            tokens=jnp.full(max_new, rules.end_of_text, jnp.int32),
-            log_probs=jnp.zeros(max_new, first.dtype),
+            tokens=jnp.full(max_new_tokens, logit_filter.end_of_text, jnp.int32),
+            log_probs=jnp.zeros(max_new_tokens, first.dtype),
             finished=jnp.zeros((), bool),
-            no_speech=jax.nn.softmax(start)[rules.no_speech],
-            memory=memory,
+            no_speech=jax.nn.softmax(start)[logit_filter.no_speech],
+            cache=cache,
         )
-        return _write(row, first, rules, sampling, key, jnp.zeros((), jnp.int32))
+        return _write(row, first, logit_filter, sampling, key, jnp.zeros((), jnp.int32))
 
     # Rows may have no arrays of their own to be mapped over.
     of_clip = jax.vmap(begin, in_axes=(0, None, None, None), axis_size=job.edits.count)
     of_clips = jax.vmap(of_clip, in_axes=(0, 0, 1, 0))
-    return of_clips(job.edits.own, prompt.tokens, job.heard, sampling.keys)
+    return of_clips(job.edits.own, prompt.tokens, job.cross, sampling.keys)
 
 
 @functools.partial(jax.jit, donate_argnames="rows")
 def _advance(
-    job: Job,
+    job: GenerationJob,
     rows: Row,
     sampling: Sampling,
     step: Int[Array, ""],
@@ -157,26 +161,26 @@ def _advance(
     rows_left: Int[Array, ""],
 ) -> tuple[Int[Array, ""], Row]:
     blocks = unstacked(job.decoder.blocks, job.decoder.n_layers)
-    layers = unstacked(job.heard, job.decoder.n_layers)
-    max_new, capacity = rows.tokens.shape[-1], rows.memory.run[0].k.shape[-2]
+    layers = unstacked(job.cross, job.decoder.n_layers)
+    max_new_tokens, capacity = rows.tokens.shape[-1], rows.cache.run[0].k.shape[-2]
 
     def at_work(state: tuple[Array, Row]) -> Array:
         step, rows = state
         busy = ~rows.finished
         many = (busy.any(1).sum() > clips_left) & (busy.sum(1).max() > rows_left)
         room = job.prompt.length + step - 1 < capacity
-        return busy.any() & many & room & (step < max_new)
+        return busy.any() & many & room & (step < max_new_tokens)
 
     def advance(state: tuple[Array, Row]) -> tuple[Array, Row]:
         step, rows = state
         position = job.prompt.length + step - 1
 
-        def one(row: Row, heard: list[Heard], key: Array) -> Row:
+        def one(row: Row, cross: list[CrossKV], key: Array) -> Row:
             edit, token = job.edits.edit(row.own), row.tokens[step - 1]
-            logits, memory = read_token(
-                job.decoder, blocks, token, position, heard, row.memory, edit
+            logits, cache = decode_step(
+                job.decoder, blocks, token, position, cross, row.cache, edit
             )
-            return _write(replace(row, memory=memory), logits, job.rules, sampling, key, step)
+            return _write(replace(row, cache=cache), logits, job.logit_filter, sampling, key, step)
 
         of_clip = jax.vmap(one, in_axes=(0, None, None))
         return step + 1, jax.vmap(of_clip)(rows, layers, sampling.keys)
@@ -187,19 +191,19 @@ def _advance(
 def _write(
     row: Row,
     logits: Float[Array, " d_vocab"],
-    rules: Rules,
+    logit_filter: LogitFilter,
     sampling: Sampling,
     key: Array,
     step: Int[Array, ""],
 ) -> Row:
     """Choose the next token and write it down; a finished row goes on writing end-of-text."""
-    allowed = rules(logits, row.tokens, step)
+    allowed = logit_filter(logits, row.tokens, step)
     if sampling.greedy:
         token = first_largest(allowed)
     else:
         scaled = allowed / sampling.temperature.astype(allowed.dtype)
         token = jax.random.categorical(jax.random.fold_in(key, step), scaled).astype(jnp.int32)
-    token = jnp.where(row.finished, rules.end_of_text, token)
+    token = jnp.where(row.finished, logit_filter.end_of_text, token)
     log_prob = allowed[token] - jax.nn.logsumexp(allowed)
     return replace(
         row,
@@ -207,7 +211,7 @@ def _write(
         log_probs=row.log_probs.at[step].set(
             jnp.where(row.finished, jnp.zeros_like(log_prob), log_prob)
         ),
-        finished=row.finished | (token == rules.end_of_text),
+        finished=row.finished | (token == logit_filter.end_of_text),
     )
 
 
@@ -222,22 +226,22 @@ def _grow(rows: Row, capacity: int) -> Row:
     def pad(x: Array) -> Array:
         return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, capacity - x.shape[-2]), (0, 0)])
 
-    return replace(rows, memory=jax.tree.map(pad, rows.memory))
+    return replace(rows, cache=jax.tree.map(pad, rows.cache))
 
 
 @jax.jit
 def _keep(
-    job: Job,
+    job: GenerationJob,
     sampling: Sampling,
     rows: Row,
     clips: Int[Array, " some"],
     order: Int[Array, "some few"],
-) -> tuple[Job, Sampling, Row]:
+) -> tuple[GenerationJob, Sampling, Row]:
     """Some rows of some clips."""
-    heard = jax.tree.map(lambda x: x[:, clips], job.heard)
+    cross = jax.tree.map(lambda x: x[:, clips], job.cross)
     prompt = replace(job.prompt, tokens=job.prompt.tokens[clips])
     return (
-        replace(job, heard=heard, prompt=prompt),
+        replace(job, cross=cross, prompt=prompt),
         replace(sampling, keys=sampling.keys[clips]),
         jax.tree.map(lambda x: jax.vmap(lambda row, few: row[few])(x[clips], order), rows),
     )

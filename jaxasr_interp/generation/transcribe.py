@@ -10,9 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.generation.generate import GREEDY, Choice, Generated, generate_rows
+from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.generation.language import detect_language_batch
 from jaxasr_interp.generation.long_form import Segment, transcribe_windows
+from jaxasr_interp.generation.means import resolve_means
+from jaxasr_interp.generation.options import GREEDY, Choice, Generated
 from jaxasr_interp.interventions.grammar import as_intervention
 from jaxasr_interp.interventions.intervention import UNEDITED, Intervention, encode_under
 from jaxasr_interp.model.edits import Identity
@@ -122,7 +124,7 @@ def transcribe_batch(
     if max(map(len, clips)) > CHUNK_SAMPLES:
         raise InputError("A clip is longer than 30 s: give it to transcribe.")
     tokenizer = require_tokenizer(model)
-    intervention = as_intervention(edit, model)
+    (intervention,) = resolve_means(model, [as_intervention(edit, model)])
     mels = jnp.stack([log_mel_spectrogram(clip, model.config.n_mels) for clip in clips])
     states, references = encode_under(model, clips, intervention, mels)
     if language is not None or not tokenizer.multilingual:
@@ -132,7 +134,7 @@ def transcribe_batch(
         heard = states if plain else encode_batch(model.encoder, mels)
         codes = [next(iter(ranked)) for ranked in detect_language_batch(model, heard)]
     prompts = [tokenizer.prompt(code, task) for code in codes]
-    written = generate_rows(
+    generated = generate_rows(
         model,
         states,
         [[intervention.decoder_edit(len(prompts[0]))]] * len(clips),
@@ -140,7 +142,7 @@ def transcribe_batch(
         references=references,
         choice=choice,
     )
-    return [_transcript(result, code) for (result,), code in zip(written, codes, strict=True)]
+    return [_transcript(result, code) for (result,), code in zip(generated, codes, strict=True)]
 
 
 def transcribe_files(

@@ -10,13 +10,14 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.batching import padded_length
-from jaxasr_interp.model.run import DecoderRun, decode, encode
+from jaxasr_interp.model.run import DecoderRun, decode, encode_utterance
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND, words_of
+from jaxasr_interp.speech.utterance import Utterance
 
 _FILTER_WIDTH = 7
 
@@ -44,21 +45,13 @@ class Word:
         return start / FRAMES_PER_SECOND, stop / FRAMES_PER_SECOND
 
 
-def align_words(
-    model: Whisper,
-    mel: Float[Array, "n_mels mel_frame"],
-    tokens: Sequence[int],
-    prompt: int,
-    frames: int,
-) -> tuple[Word, ...]:
+def align_words(model: Whisper, utterance: Utterance) -> tuple[Word, ...]:
     """Find when the words of a transcript are said.
 
     Args:
         model: a model with a tokenizer.
-        mel: spectrogram of the clip.
-        tokens: prompt and transcript, without end-of-text.
-        prompt: how many of them are the prompt.
-        frames: encoder frames that the clip fills.
+        utterance: the clip with its prompt and transcript, without end-of-text, and the number of
+            encoder frames that hold sound.
 
     Returns:
         The words in order; none if the transcript has none.
@@ -66,17 +59,8 @@ def align_words(
     Raises:
         InputError: there is no prompt, or the clip fills no frame or more than there are.
     """
-    return align_states(model, encode(model, mel, sites=()).states, tokens, prompt, frames)
-
-
-def align_states(
-    model: Whisper,
-    states: Float[Array, "frame d_model"],
-    tokens: Sequence[int],
-    prompt: int,
-    frames: int,
-) -> tuple[Word, ...]:
-    """`align_words` for a clip that is encoded already."""
+    tokens, prompt = np.asarray(utterance.tokens).tolist(), utterance.prompt
+    frames = model.config.max_frames if utterance.frames is None else utterance.frames
     tokenizer = require_tokenizer(model)
     if not 1 <= prompt <= len(tokens):
         raise InputError(f"The prompt is {prompt} of {len(tokens)} tokens: expected at least 1.")
@@ -90,6 +74,7 @@ def align_states(
     ]
     if not words:
         return ()
+    states = encode_utterance(model, utterance).states
     run = [*tokens, tokenizer.end_of_text][: model.config.max_tokens]
     # Few lengths, as each is a compilation: tokens do not attend to those behind them.
     padding = padded_length(len(run), model.config.max_tokens) - len(run)

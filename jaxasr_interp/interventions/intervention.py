@@ -8,16 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.interventions.where import together
-from jaxasr_interp.model.edits import (
-    Edit,
-    as_pytree,
-    edited_sites,
-    identity,
-    needs_source,
-    shifted,
-    with_source,
-)
+from jaxasr_interp.interventions.where import CountedFrom, chain
+from jaxasr_interp.model.edits import Edit, EditLike, Identity, as_edit, identity
 from jaxasr_interp.model.run import EncoderRun, encode
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.speech.audio import CHUNK_SAMPLES, log_mel_spectrogram
@@ -35,19 +27,31 @@ class Intervention:
         steps: edit of the decoder; positions count from the one that predicts the first token.
         reference: what the reference run hears, if an edit takes values from one: `"noise"`,
             `"silence"` or an audio file.
-        seed: of its noise.
+        seed: the seed of its noise.
     """
 
     text: str
-    encoder: Edit = identity
-    decoder: Edit = identity
-    steps: Edit = identity
+    encoder: EditLike = identity
+    decoder: EditLike = identity
+    steps: EditLike = identity
     reference: str | None = None
     seed: int = 0
 
+    def __post_init__(self):
+        for name in ("encoder", "decoder", "steps"):
+            object.__setattr__(self, name, as_edit(getattr(self, name)))
+
+    @property
+    def encoder_edit(self) -> Edit:
+        """The encoder's edit."""
+        return as_edit(self.encoder)
+
     def decoder_edit(self, prompt: int) -> Edit:
         """The decoder's edit in a run whose prompt has so many tokens."""
-        return together([as_pytree(self.decoder), shifted(as_pytree(self.steps), 1 - prompt)])
+        steps = as_edit(self.steps)
+        if not isinstance(steps, Identity):
+            steps = CountedFrom(steps, prompt - 1)
+        return chain([as_edit(self.decoder), steps])
 
 
 UNEDITED = Intervention("unedited")
@@ -104,18 +108,18 @@ def encode_under(
     Raises:
         InputError: a part takes values from a reference run and there is none.
     """
-    encoder, decoder = intervention.encoder, together([intervention.decoder, intervention.steps])
-    needed = needs_source(encoder) or needs_source(decoder)
+    encoder, decoder = intervention.encoder_edit, intervention.decoder_edit(1)
+    needed = encoder.needs_reference or decoder.needs_reference
     if needed and intervention.reference is None:
         raise InputError(f"The edit {intervention.text!r} takes values from a reference: name one.")
-    sites = (edited_sites(encoder) or "all") if needs_source(encoder) else ()
+    sites = (encoder.touches or "all") if encoder.needs_reference else ()
     states, references = [], []
     for i, clip in enumerate(clips):
         mel = log_mel_spectrogram(clip, model.config.n_mels) if mels is None else mels[i]
-        edit = encoder
+        acts = None
         if needed and intervention.reference is not None:
             other = hear(model, clip, intervention.reference, intervention.seed, sites)
-            edit = with_source(encoder, other.acts)
+            acts = other.acts
             references.append(other.states)
-        states.append(encode(model, mel, edit=edit, sites=()).states)
-    return jnp.stack(states), jnp.stack(references) if needs_source(decoder) else None
+        states.append(encode(model, mel, edit=encoder, sites=(), reference=acts).states)
+    return jnp.stack(states), jnp.stack(references) if decoder.needs_reference else None

@@ -12,25 +12,21 @@ from jaxtyping import Array, Float, Int
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.config import WhisperConfig
 from jaxasr_interp.model.edits import (
+    WHOLE_RUN,
     Edit,
+    EditContext,
+    EditLike,
     Identity,
     LayerIndex,
+    along,
     apply_edit,
-    check_edit,
-    edited_sites,
+    as_edit,
     identity,
-    indices_along,
-    needs_source,
-    shifted,
-    with_source,
 )
 from jaxasr_interp.model.sites import (
     SITES,
-    DecoderActivations,
-    EncoderActivations,
     Stack,
     check_site,
-    counts_frames,
     head_axis,
     layer_axes,
     position_axis,
@@ -44,13 +40,13 @@ END = 2**30
 
 
 @pytree_dataclass
-class At:
+class At(Edit):
     """Confine an edit to some cells of one site, with a strength.
 
     `ã = (1 - α) a + α edit(a)` in the chosen layer, head and positions; `a` elsewhere.
 
     Args:
-        edit: what to do there.
+        edit: what to do there: an `Edit`, or a plain function.
         layer: which layer, or `EVERY` (-1); not looked at for a site outside the layers.
         start: first position (a token, or an encoder frame).
         stop: the position after the last; by default all that follow.
@@ -63,7 +59,7 @@ class At:
         InputError: there is no such site.
     """
 
-    edit: Edit
+    edit: EditLike
     layer: Int[Array, ""] | int = EVERY
     start: Int[Array, ""] | int = 0
     stop: Int[Array, ""] | int = END
@@ -73,6 +69,7 @@ class At:
     stack: Stack | None = static(default=None)
 
     def __post_init__(self):
+        object.__setattr__(self, "edit", as_edit(self.edit))
         if self.stack is not None:
             check_site(self.stack, self.site)
         if not any(self.site in sites for sites in SITES.values()):
@@ -82,41 +79,34 @@ class At:
         if isinstance(self.head, int) and self.head != EVERY and head_axis(self.site) is None:
             raise InputError(f"Site {self.site!r} has no heads: leave out head {self.head}.")
 
-    def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
+    def __call__(
+        self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
+    ) -> Array:
         """Return `value` with the chosen cells edited."""
         if site != self.site:
             return value
         start, stop, head = (jnp.asarray(x, jnp.int32) for x in (self.start, self.stop, self.head))
-        positions = indices_along(position_axis(site), value)
+        positions = along(position_axis(site), context.positions_of(site, value), value.ndim)
         chosen = (positions >= start) & (positions < stop)
         heads = head_axis(site)
         if heads is not None:
-            chosen &= (indices_along(heads, value) == head) | (head == EVERY)
+            every_head = jnp.arange(value.shape[heads], dtype=jnp.int32)
+            chosen &= (along(heads, every_head, value.ndim) == head) | (head == EVERY)
         if layer is not None:
             wanted = jnp.asarray(self.layer, jnp.int32)
             chosen &= (jnp.asarray(layer, jnp.int32) == wanted) | (wanted == EVERY)
-        edited = apply_edit(self.edit, site, layer, value)
+        edited = apply_edit(self.inner, site, layer, value, context)
         return jnp.where(chosen, blend(self.alpha, value, edited), value)
 
-    def shifted(self, offset: Array | int) -> "At":
-        """The same cells, their positions counted from `offset`."""
-        if counts_frames("decoder", self.site):
-            return self
-        return replace(
-            self,
-            edit=shifted(self.edit, offset),
-            start=self.start - offset,
-            stop=self.stop - offset,
-        )
-
-    def with_source(self, acts: EncoderActivations | DecoderActivations) -> "At":
-        """The same cells, edited with a reference run's activations."""
-        return replace(self, edit=with_source(self.edit, acts))
+    @property
+    def inner(self) -> Edit:
+        """What is done in the chosen cells."""
+        return as_edit(self.edit)
 
     @property
-    def needs_source(self) -> bool:
-        """Whether a reference run is needed."""
-        return needs_source(self.edit)
+    def needs_reference(self) -> bool:
+        """Whether values are taken from a reference run."""
+        return self.inner.needs_reference
 
     @property
     def touches(self) -> frozenset[str]:
@@ -127,12 +117,13 @@ class At:
         """Raise `InputError` if the edit is of the other stack, or the model has no such layer or
         head, where they are not traced.
         """
+        super().check(stack, config)
         if self.stack not in (None, stack):
             raise InputError(
                 f"The edit is of {self.site!r} in the {self.stack}: it is refused in the {stack}, "
                 "whose activations are others."
             )
-        check_edit(self.edit, stack, config)
+        self.inner.check(stack, config)
         sizes = {}
         if SITES[stack][self.site][0] == "layer":
             sizes["layer"] = config.layers(stack)
@@ -147,54 +138,90 @@ class At:
 
 
 @pytree_dataclass
-class Several:
+class Several(Edit):
     """One edit after another: `a -> edit_n(... edit_1(a))`.
 
     Args:
         parts: the edits in order.
     """
 
-    parts: tuple[Edit, ...]
+    parts: tuple[EditLike, ...]
 
-    def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
+    def __post_init__(self):
+        object.__setattr__(self, "parts", tuple(map(as_edit, self.parts)))
+
+    def __call__(
+        self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
+    ) -> Array:
         """Return the value after all edits."""
-        for edit in self.parts:
-            value = apply_edit(edit, site, layer, value)
+        for edit in self.edits:
+            value = apply_edit(edit, site, layer, value, context)
         return value
 
-    def shifted(self, offset: Array | int) -> "Several":
-        """All edits from position `offset` on."""
-        return Several(tuple(shifted(edit, offset) for edit in self.parts))
-
-    def with_source(self, acts: EncoderActivations | DecoderActivations) -> "Several":
-        """All edits with a reference run's activations."""
-        return Several(tuple(with_source(edit, acts) for edit in self.parts))
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The parts, each an `Edit`."""
+        return tuple(map(as_edit, self.parts))
 
     @property
-    def needs_source(self) -> bool:
-        """Whether one of them needs a reference run."""
-        return any(needs_source(edit) for edit in self.parts)
+    def needs_reference(self) -> bool:
+        """Whether one of them takes values from a reference run."""
+        return any(edit.needs_reference for edit in self.edits)
 
     @property
     def touches(self) -> frozenset[str] | None:
         """The sites that may change, if all edits say."""
-        each = [edited_sites(edit) for edit in self.parts]
+        each = [edit.touches for edit in self.edits]
         known = [sites for sites in each if sites is not None]
         return frozenset().union(*known) if len(known) == len(each) else None
 
     def check(self, stack: Stack, config: WhisperConfig) -> None:
         """Raise `InputError` if one of the edits names what the model lacks."""
-        for edit in self.parts:
-            check_edit(edit, stack, config)
+        for edit in self.edits:
+            edit.check(stack, config)
 
 
-def together(edits: Sequence[Edit]) -> Edit:
+@pytree_dataclass
+class CountedFrom(Edit):
+    """An edit whose positions count from `origin` of the run: there, its position is 0.
+
+    Args:
+        edit: the edit.
+        origin: a token position.
+    """
+
+    edit: Edit
+    origin: Int[Array, ""] | int
+
+    def __call__(
+        self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
+    ) -> Array:
+        """Return the value, edited by its positions from `origin` on."""
+        positions = context.positions_of(site, value) - jnp.asarray(self.origin, jnp.int32)
+        return self.edit(site, layer, value, replace(context, positions=positions))
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether values are taken from a reference run."""
+        return self.edit.needs_reference
+
+    @property
+    def touches(self) -> frozenset[str] | None:
+        """The sites that the edit may change, if it says."""
+        return self.edit.touches
+
+    def check(self, stack: Stack, config: WhisperConfig) -> None:
+        """Raise `InputError` if the edit names what the model lacks."""
+        self.edit.check(stack, config)
+
+
+def chain(edits: Sequence[Edit]) -> Edit:
     """One edit that does what all do, in order."""
     parts = [
         part
         for edit in edits
         if not isinstance(edit, Identity)
-        for part in (edit.parts if isinstance(edit, Several) else (edit,))
+        for part in (edit.edits if isinstance(edit, Several) else (edit,))
     ]
     return identity if not parts else parts[0] if len(parts) == 1 else Several(tuple(parts))
 

@@ -15,14 +15,18 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.generation.generate import GREEDY, Choice, Generated, generate_rows
+from jaxasr_interp.generation.batching import generate_rows
+from jaxasr_interp.generation.options import GREEDY, Choice, Generated
 from jaxasr_interp.model.edits import identity
 from jaxasr_interp.model.layers import LayerNorm
-from jaxasr_interp.model.run import decode, encode
+from jaxasr_interp.model.run import EncoderRun, decode, encode
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 
 if TYPE_CHECKING:
     import xarray
+
+DEPTH_SITES = ("resid_pre", "resid_post")
+"""The encoder activations that its depths are made of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,7 @@ class EncoderLens:
     """What is heard at every encoder depth; depth k is after k layers.
 
     Attributes:
-        written: the transcript from each depth.
+        generated: the transcript from each depth.
         reference: tokens of the transcript that is asked for at every depth.
         log_probs: natural log-probability of each of its tokens, given those before it.
         top_tokens: the most probable tokens in its place.
@@ -38,7 +42,7 @@ class EncoderLens:
         normed: whether the encoder's final LayerNorm was applied.
     """
 
-    written: tuple[Generated, ...]
+    generated: tuple[Generated, ...]
     reference: tuple[int, ...]
     log_probs: Float[np.ndarray, "depth pos"]
     top_tokens: Int[np.ndarray, "depth pos rank"]
@@ -48,7 +52,7 @@ class EncoderLens:
     @property
     def texts(self) -> list[str]:
         """The text from each depth."""
-        return [one.text.strip() for one in self.written]
+        return [one.text.strip() for one in self.generated]
 
     def to_dataset(self, right: str | None = None, language: str = "en") -> "xarray.Dataset":
         """Everything in arrays with named axes.
@@ -69,8 +73,8 @@ class EncoderLens:
             "text": ("depth", texts),
             "wer": ("depth", rates),
             "loop": ("depth", [is_loop(text) for text in texts]),
-            "tokens": ("depth", [len(one.tokens) for one in self.written]),
-            "mean_log_prob": ("depth", [one.mean_log_prob for one in self.written]),
+            "tokens": ("depth", [len(one.tokens) for one in self.generated]),
+            "mean_log_prob": ("depth", [one.mean_log_prob for one in self.generated]),
             "reference_log_prob": (("depth", "pos"), self.log_probs),
             "top_tokens": (("depth", "pos", "rank"), self.top_tokens),
             "top_log_probs": (("depth", "pos", "rank"), self.top_log_probs),
@@ -110,18 +114,41 @@ def encoder_lens(
         InputError: a wrong spectrogram or prompt, a reference without tokens, or fewer than one of
             the most probable tokens.
     """
+    return read_depths(
+        model,
+        encode(model, mel, sites=DEPTH_SITES),
+        prompt=prompt,
+        reference=reference,
+        norm=norm,
+        top_k=top_k,
+        choice=choice,
+        memory=memory,
+    )
+
+
+def read_depths(
+    model: Whisper,
+    run: EncoderRun,
+    *,
+    prompt: Sequence[int] | None = None,
+    reference: Sequence[int] | None = None,
+    norm: bool = True,
+    top_k: int = 5,
+    choice: Choice = GREEDY,
+    memory: int | None = None,
+) -> EncoderLens:
+    """`encoder_lens` of an encoder run that has `DEPTH_SITES` among its activations."""
     if not 1 <= top_k <= model.config.d_vocab:
         raise InputError(f"top_k is {top_k}: expected 1 to {model.config.d_vocab}.")
     tokenizer = require_tokenizer(model)
     given = tokenizer.prompt() if prompt is None else list(prompt)
-    run = encode(model, mel, sites=("resid_pre", "resid_post"))
     assert run.acts.resid_pre is not None
     assert run.acts.resid_post is not None
     depths = jnp.concatenate([run.acts.resid_pre[:1], run.acts.resid_post])
     if norm:
         # The last depth bit for bit as the decoder hears it.
         depths = _norm(model.encoder.final_norm, depths).at[-1].set(run.states)
-    written = generate_rows(
+    generated = generate_rows(
         model,
         depths,
         [[identity]] * len(depths),
@@ -129,7 +156,7 @@ def encoder_lens(
         choice=choice,
         memory=memory,
     )
-    texts = tuple(row for (row,) in written)
+    texts = tuple(row for (row,) in generated)
     heard = texts[-1].tokens or (tokenizer.end_of_text,)
     asked = tuple(heard if reference is None else reference)
     if not asked:

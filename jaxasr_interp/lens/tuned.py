@@ -7,12 +7,10 @@ Tuned Lens" (arXiv 2303.08112).
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.lens.logit import LogitLens, logit_lens
@@ -65,7 +63,6 @@ def tuned_lens(
     run: DecoderRun,
     translators: Translators,
     *,
-    targets: Int[Array, " pos"] | Sequence[int] | np.ndarray | None = None,
     top_k: int = 5,
     implementation: str | None = None,
 ) -> LogitLens:
@@ -75,8 +72,6 @@ def tuned_lens(
         model: the model of the run.
         run: from `decode`, with `resid_post` among its activations.
         translators: from `train_tuned_lens` or `load_tuned_lens`.
-        targets: for each position the next token to follow through the layers; by default the final
-            layer's most probable one.
         top_k: how many of the most probable tokens to keep.
         implementation: of the readout kernel; `None` for the best one available here.
 
@@ -84,14 +79,13 @@ def tuned_lens(
         One value for each layer and position; the last layer is the model's own output.
 
     Raises:
-        InputError: the translators are of another model, the run lacks `resid_post`, or the targets
-            do not fit it.
+        InputError: the translators are of another model, or the run lacks `resid_post`.
     """
     translators.check_model(model)
     if run.acts.resid_post is not None:
         translated = _translate(translators, run.acts.resid_post)
         run = dataclasses.replace(run, acts=dataclasses.replace(run.acts, resid_post=translated))
-    return logit_lens(model, run, targets=targets, top_k=top_k, implementation=implementation)
+    return logit_lens(model, run, top_k=top_k, implementation=implementation)
 
 
 @jax.jit

@@ -1,14 +1,14 @@
 """Training a tuned lens: `min Σ_l mean_rows KL(p_final ‖ p_l)` over every layer's affine map.
 
 Belrose et al. 2023 (arXiv 2303.08112). The logits are held of no layer: the divergence and its
-gradient come from log-sum-exps over chunks of the vocabulary (see `tuned_rows`). The rows of a step
+gradient come from log-sum-exps over chunks of the vocabulary (see `tuned_data`). The rows of a step
 follow from the seed and its number alone, so training that was cut off goes on as if it had not
 been.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,14 +18,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.ablation.result import Clip
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.kernels.lens import log_sum_exp  # pyright: ignore[reportMissingImports]
 from jaxasr_interp.lens.tuned import Translators
 from jaxasr_interp.lens.tuned_checkpoints import Checkpoints
-from jaxasr_interp.lens.tuned_rows import LensRows, lens_rows
+from jaxasr_interp.lens.tuned_data import LensRows, lens_rows
 from jaxasr_interp.model.whisper import Decoder, Whisper
 from jaxasr_interp.runtime.identity import identify
+from jaxasr_interp.runtime.progress import Progress
+from jaxasr_interp.speech.utterance import Clip
 
 if TYPE_CHECKING:
     import xarray
@@ -103,7 +104,7 @@ def train_tuned_lens(
     out: str | Path,
     training: LensTraining | None = None,
     *,
-    on_progress: Callable[[int, int, str], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> TunedLens:
     """Train a tuned lens, or go on with a training that was cut off.
 
@@ -119,7 +120,7 @@ def train_tuned_lens(
         clips: at least two, of up to 30 s; where the text is not known, what the model writes.
         out: folder of the checkpoints.
         training: how.
-        on_progress: called with what is done, of how much, and of what: `clips`, then `steps`.
+        on_progress: called with what is done, of how much, and of what: `"clips"`, then `"steps"`.
 
     Returns:
         The lens, measured on the clips held out.
@@ -135,16 +136,16 @@ def train_tuned_lens(
     checkpoints = Checkpoints(Path(out), _about(model, clips, training))
     checkpoints.step()  # Another training's folder is refused before the work.
     say = on_progress or (lambda done, of, what: None)
-    rows = lens_rows(model, seen, on_progress=lambda done: say(done, len(clips), "clips"))
+    rows = lens_rows(model, seen, on_progress=lambda done, _, what: say(done, len(clips), what))
     held_out = lens_rows(
-        model, unseen, on_progress=lambda done: say(len(seen) + done, len(clips), "clips")
+        model, unseen, on_progress=lambda done, _, what: say(len(seen) + done, len(clips), what)
     )
     translators, loss = fit_translators(
         model,
         rows,
         training,
         checkpoints,
-        on_progress=lambda done: say(done, training.steps, "steps"),
+        on_progress=on_progress,
     )
     return TunedLens(
         translators,
@@ -161,7 +162,7 @@ def fit_translators(
     training: LensTraining,
     checkpoints: Checkpoints | None = None,
     *,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> tuple[Translators, Float[np.ndarray, "step layer"]]:
     """Train translators on rows.
 
@@ -170,7 +171,7 @@ def fit_translators(
         rows: from `lens_rows`.
         training: how.
         checkpoints: where to keep what is done and to go on from, if anywhere.
-        on_progress: called with the steps done.
+        on_progress: called after each step.
 
     Returns:
         The translators, and each step's mean divergence before it.
@@ -189,7 +190,7 @@ def fit_translators(
         if checkpoints is not None and (done % training.save_every == 0 or done == training.steps):
             checkpoints.save(done, translators, state)
         if on_progress is not None:
-            on_progress(done)
+            on_progress(done, training.steps, "steps")
     return translators, np.asarray(state["loss"])
 
 

@@ -1,15 +1,15 @@
-"""Writing activations: an edit is a pure function `edit(site, layer, value) -> value`.
+"""Writing activations: an edit is a pure function `edit(site, layer, value, context) -> value`.
 
 The model calls its edit at every site. `layer` is the (possibly traced) layer index, or `None` for
-sites outside the layers; `value` is the whole activation of that layer. An edit that is a pytree
-can pass through `jax.jit`, be mapped with `jax.vmap` (a batch of edits is a sweep) and be
-differentiated with `jax.grad` (attribution patching). `interventions.kinds` has the usual ones, and
-`interventions.where` says where.
+sites outside the layers; `value` is the activation of that layer; `context` says which positions
+the value holds and what a reference run has there, which generation (one position at a time) and
+edits that take values from another run need.
 
-Generation calls the decoder on one position at a time. An edit that treats positions differently
-has a method `shifted(offset)`, which gives the edit for values that begin at position `offset`; one
-that takes values from a reference run has `with_source(acts)`. One that says in `touches` which
-sites it may change spares the model what only the other sites need.
+`Edit` is the base class; `interventions.kinds` has the usual edits, and `interventions.where` says
+where they act. A plain function `edit(site, layer, value) -> value` is an edit too: public
+functions wrap it with `as_edit`. An edit is a pytree, so that it passes through `jax.jit`, is
+mapped with `jax.vmap` (a batch of edits is a sweep) and differentiated with `jax.grad` (attribution
+patching).
 """
 
 from collections.abc import Callable
@@ -21,72 +21,122 @@ from jaxtyping import Array, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.config import WhisperConfig
-from jaxasr_interp.model.sites import PATTERN_SITES, Stack, check_site
+from jaxasr_interp.model.sites import (
+    PATTERN_SITES,
+    DecoderActivations,
+    EncoderActivations,
+    Stack,
+    check_site,
+    counts_frames,
+    position_axis,
+)
 from jaxasr_interp.pytree import pytree_dataclass
 
 type LayerIndex = int | Array | None
-type Edit = Callable[[str, LayerIndex, Array], Array]
+type Activations = EncoderActivations | DecoderActivations
+type EditLike = Edit | Callable[[str, LayerIndex, Array], Array]
 
 
 @pytree_dataclass
-class Identity:
+class EditContext:
+    """What an edit is told of a value beside its site and layer.
+
+    Attributes:
+        positions: the token position in the run of each row that the value holds; `None` for a
+            whole run, from position 0 on. A value that counts encoder frames holds all of them.
+        reference: activations of the reference run at the same positions, where there is such a
+            run.
+    """
+
+    positions: Int[Array, " pos"] | None = None
+    reference: Activations | None = None
+
+    def positions_of(self, site: str, value: Array) -> Int[Array, " pos"]:
+        """The positions along the position axis of a site's value."""
+        if self.positions is not None and not counts_frames("decoder", site):
+            return self.positions
+        return jnp.arange(value.shape[position_axis(site)], dtype=jnp.int32)
+
+
+WHOLE_RUN = EditContext()
+"""The context of a value that holds every position of its run, with no reference run beside it."""
+
+
+class Edit:
+    """Base class of edits. A subclass is a pytree (see `pytree_dataclass`) and defines `__call__`.
+
+    An edit that takes values from a reference run says so in `needs_reference`; one that knows
+    which sites it may change says so in `touches`, which spares the model what only the other sites
+    need; one that knows more about where it acts extends `check`.
+    """
+
+    def __call__(
+        self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
+    ) -> Array:
+        """The edited value, of the same shape and dtype."""
+        raise NotImplementedError
+
+    @property
+    def touches(self) -> frozenset[str] | None:
+        """The sites that the edit may change; `None` if it does not say."""
+        return None
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the edit takes values from the context's reference run."""
+        return False
+
+    def check(self, stack: Stack, config: WhisperConfig) -> None:
+        """Raise `InputError` if the edit names what the model lacks, where it would do nothing."""
+        for site in sorted(self.touches or ()):
+            check_site(stack, site)
+
+
+@pytree_dataclass
+class Identity(Edit):
     """The edit that changes nothing."""
 
-    touches = frozenset[str]()
-
-    def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
+    def __call__(
+        self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
+    ) -> Array:
         """Return `value`."""
         return value
+
+    @property
+    def touches(self) -> frozenset[str]:
+        """No site changes."""
+        return frozenset()
+
+
+@pytree_dataclass
+class FunctionEdit(Edit):
+    """The edit that a plain function `function(site, layer, value) -> value` makes."""
+
+    function: Callable[[str, LayerIndex, Array], Array]
+
+    def __call__(
+        self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
+    ) -> Array:
+        """Return what the function makes of the value."""
+        return self.function(site, layer, value)
 
 
 identity = Identity()
 
 
-def as_pytree(edit: Edit) -> Edit:
-    """Return an edit that can cross `jax.jit`: plain functions become `jax.tree_util.Partial`."""
-    if any(leaf is edit for leaf in jax.tree.leaves(edit)):
-        return jax.tree_util.Partial(edit)
-    return edit
+def as_edit(edit: EditLike) -> Edit:
+    """Return an edit as it is, and a plain function wrapped so that it can cross `jax.jit`."""
+    if isinstance(edit, Edit):
+        return edit
+    is_leaf = any(leaf is edit for leaf in jax.tree.leaves(edit))
+    return FunctionEdit(jax.tree_util.Partial(edit) if is_leaf else edit)
 
 
-def shifted(edit: Edit, offset: Array | int) -> Edit:
-    """The edit for values whose first position is position `offset` of the run."""
-    shift = getattr(edit, "shifted", None)
-    return edit if shift is None else shift(offset)
-
-
-def with_source(edit: Edit, acts: Any) -> Edit:
-    """The edit, taking from `acts` what it takes from the reference run."""
-    take = getattr(edit, "with_source", None)
-    return edit if take is None else take(acts)
-
-
-def needs_source(edit: Edit) -> bool:
-    """Whether the edit takes values from a reference run that it does not have yet."""
-    return bool(getattr(edit, "needs_source", False))
-
-
-def edited_sites(edit: Edit) -> frozenset[str] | None:
-    """The sites that the edit may change, its attribute `touches`; `None` if it does not say."""
-    return getattr(edit, "touches", None)
-
-
-def check_edit(edit: Any, stack: Stack, config: WhisperConfig) -> None:
-    """Raise `InputError` if the edit names what the model lacks, where it would do nothing.
-
-    Sites are those that it `touches`; an edit that knows more of its cells has a method
-    `check(stack, config)`.
-    """
-    for site in sorted(edited_sites(edit) or ()):
-        check_site(stack, site)
-    check = getattr(edit, "check", None)
-    if check is not None:
-        check(stack, config)
-
-
-def apply_edit(edit: Edit, site: str, layer: LayerIndex, value: Array) -> Array:
-    """`edit(site, layer, value)`; raise `InputError` unless it has the value's shape and dtype."""
-    edited = edit(site, layer, value)
+def apply_edit(
+    edit: Edit, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
+) -> Array:
+    """The edited value; raise `InputError` unless it has the value's shape and dtype."""
+    edited = edit(site, layer, value, context)
     shape, dtype = jnp.shape(edited), jnp.result_type(edited)
     if not isinstance(edited, Array) or shape != value.shape or dtype != value.dtype:
         raise InputError(
@@ -103,19 +153,25 @@ class Tap:
     call.
     """
 
-    def __init__(self, edit: Edit, layer: LayerIndex, patterns: bool = False):
-        self.edit, self.layer, self.patterns = edit, layer, patterns
+    def __init__(
+        self,
+        edit: Edit,
+        layer: LayerIndex,
+        patterns: bool = False,
+        context: EditContext = WHOLE_RUN,
+    ):
+        self.edit, self.layer, self.patterns, self.context = edit, layer, patterns, context
         self.acts: dict[str, Array] = {}
 
     @property
     def wants_patterns(self) -> bool:
         """Whether anybody may look at attention patterns: an edit, or who reads them."""
-        edited = edited_sites(self.edit)
-        return self.patterns or edited is None or bool(edited & PATTERN_SITES)
+        touched = self.edit.touches
+        return self.patterns or touched is None or bool(touched & PATTERN_SITES)
 
     def __call__(self, site: str, value: Array) -> Array:
         """Return the edited value of `site`, which must keep its shape and dtype."""
-        edited = apply_edit(self.edit, site, self.layer, value)
+        edited = apply_edit(self.edit, site, self.layer, value, self.context)
         if self.patterns or site not in PATTERN_SITES:
             self.acts[site] = edited
         return edited
@@ -126,8 +182,14 @@ def untouched() -> Tap:
     return Tap(identity, None)
 
 
-def indices_along(axis: int, value: Array) -> Int[Array, "..."]:
-    """Indices along one axis, shaped to broadcast against `value`."""
-    shape = [1] * value.ndim
+def value_at(acts: Any, site: str, layer: LayerIndex) -> Array | None:
+    """The activation at a site, of one layer if it is inside them; `None` if it was not kept."""
+    value = getattr(acts, site, None)
+    return value if layer is None or value is None else value[layer]
+
+
+def along(axis: int, indices: Int[Array, " size"], ndim: int) -> Int[Array, "..."]:
+    """Indices of one axis, shaped to broadcast against a value of `ndim` axes."""
+    shape = [1] * ndim
     shape[axis] = -1
-    return jnp.arange(value.shape[axis], dtype=jnp.int32).reshape(shape)
+    return indices.reshape(shape)

@@ -1,6 +1,5 @@
 """`encode` and `decode`: the jitted forward passes, returning requested activations."""
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 
@@ -12,7 +11,14 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.config import WhisperConfig
-from jaxasr_interp.model.edits import Edit, as_pytree, check_edit, identity
+from jaxasr_interp.model.edits import (
+    Activations,
+    Edit,
+    EditContext,
+    EditLike,
+    as_edit,
+    identity,
+)
 from jaxasr_interp.model.sites import (
     PATTERN_SITES,
     DecoderActivations,
@@ -21,6 +27,7 @@ from jaxasr_interp.model.sites import (
 )
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.speech.utterance import Utterance
 
 
 @pytree_dataclass
@@ -49,12 +56,24 @@ class DecoderRun:
     acts: DecoderActivations
 
 
+@pytree_dataclass
+class EncodedUtterance(Utterance):
+    """An utterance with its encoder run, which spares whoever takes it encoding the clip again.
+
+    Attributes:
+        encoded: its encoder run; `None` if there is none.
+    """
+
+    encoded: EncoderRun | None = None
+
+
 def encode(
     model: Whisper,
     mel: Float[Array, "n_mels mel_frame"],
     *,
-    edit: Edit = identity,
+    edit: EditLike = identity,
     sites: str | Iterable[str] | None = None,
+    reference: Activations | None = None,
 ) -> EncoderRun:
     """Run the encoder on one spectrogram.
 
@@ -63,6 +82,7 @@ def encode(
         mel: from `log_mel_spectrogram`.
         edit: `edit(site, layer, value) -> value`, called at every encoder site.
         sites: activations to return: names, `"all"`, or by default the residual sites.
+        reference: activations of a reference run, for edits that take values from one.
 
     Returns:
         Encoder states `[frame, d_model]` and activations.
@@ -73,8 +93,9 @@ def encode(
     expected = (model.config.n_mels, model.config.mel_frames)
     if mel.shape != expected:
         raise InputError(f"The spectrogram is {mel.shape}: this model takes {expected}.")
-    check_edit(edit, "encoder", model.config)
-    return _encode(model, mel, as_pytree(edit), requested_sites("encoder", sites))
+    edit, context = as_edit(edit), EditContext(reference=reference)
+    edit.check("encoder", model.config)
+    return _encode(model, mel, edit, context, requested_sites("encoder", sites))
 
 
 def decode(
@@ -82,8 +103,9 @@ def decode(
     tokens: Int[Array, " pos"] | Sequence[int] | np.ndarray,
     states: Float[Array, "frame d_model"],
     *,
-    edit: Edit = identity,
+    edit: EditLike = identity,
     sites: str | Iterable[str] | None = None,
+    reference: Activations | None = None,
 ) -> DecoderRun:
     """Run the decoder on one teacher-forced token sequence.
 
@@ -93,6 +115,7 @@ def decode(
         states: encoder states, from `encode`.
         edit: `edit(site, layer, value) -> value`, called at every decoder site.
         sites: activations to return: names, `"all"`, or by default the residual sites.
+        reference: activations of a reference run, for edits that take values from one.
 
     Returns:
         Logits `[pos, d_vocab]` (row `p` predicts token `p + 1`) and activations.
@@ -103,8 +126,26 @@ def decode(
     """
     tokens = check_tokens(model.config, tokens)
     check_states(model.config, states)
-    check_edit(edit, "decoder", model.config)
-    return _decode(model, tokens, states, as_pytree(edit), requested_sites("decoder", sites))
+    edit, context = as_edit(edit), EditContext(reference=reference)
+    edit.check("decoder", model.config)
+    return _decode(model, tokens, states, edit, context, requested_sites("decoder", sites))
+
+
+def encode_utterance(
+    model: Whisper, utterance: Utterance, sites: str | Iterable[str] = ()
+) -> EncoderRun:
+    """The encoder run that an utterance has, or one made now if it has none with these sites.
+
+    Args:
+        model: from `load_model`.
+        utterance: what is heard.
+        sites: encoder activations that are wanted.
+    """
+    wanted = requested_sites("encoder", sites)
+    known = utterance.encoded if isinstance(utterance, EncodedUtterance) else None
+    if known is None or any(getattr(known.acts, site) is None for site in wanted):
+        return encode(model, utterance.mel, sites=wanted)
+    return EncoderRun(known.states, _keep(known.acts, wanted))
 
 
 def check_tokens(
@@ -143,18 +184,23 @@ def _keep[Acts: EncoderActivations | DecoderActivations](acts: Acts, sites: froz
 
 
 @functools.partial(jax.jit, static_argnames="sites")
-def _encode(model: Whisper, mel: Array, edit: Edit, sites: frozenset[str]) -> EncoderRun:
+def _encode(
+    model: Whisper, mel: Array, edit: Edit, context: EditContext, sites: frozenset[str]
+) -> EncoderRun:
     patterns = bool(sites & PATTERN_SITES)
-    states, acts = model.encoder(mel, edit, patterns=patterns)
+    states, acts = model.encoder(mel, edit, patterns=patterns, context=context)
     return EncoderRun(states, _keep(acts, sites))
 
 
 @functools.partial(jax.jit, static_argnames="sites")
 def _decode(
-    model: Whisper, tokens: Array, states: Array, edit: Edit, sites: frozenset[str]
+    model: Whisper,
+    tokens: Array,
+    states: Array,
+    edit: Edit,
+    context: EditContext,
+    sites: frozenset[str],
 ) -> DecoderRun:
-    cross = model.decoder.cross_keys_values(states)
     patterns = bool(sites & PATTERN_SITES)
-    resid, acts = model.decoder(tokens, cross, edit, patterns=patterns)
-    logits, final_acts = model.decoder.unembed(resid, edit)
-    return DecoderRun(logits, _keep(dataclasses.replace(acts, **final_acts), sites))
+    run = model.decode(tokens, states, edit, patterns=patterns, context=context)
+    return DecoderRun(run.logits, _keep(run.decoder, sites))

@@ -7,156 +7,22 @@ activations: those that nobody reads are dropped by the compiler.
 Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision".
 """
 
-from collections.abc import Callable
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.model.blocks import DecoderBlock, EncoderBlock, stack_layers
 from jaxasr_interp.model.config import GenerationSettings, WhisperConfig
-from jaxasr_interp.model.edits import Edit, Tap, identity
-from jaxasr_interp.model.layers import (
-    MLP,
-    Attention,
-    Conv1d,
-    KeysValues,
-    LayerNorm,
-    accumulation_dtype,
-    gelu,
-)
+from jaxasr_interp.model.edits import WHOLE_RUN, Edit, EditContext, Tap, identity
+from jaxasr_interp.model.layers import Conv1d, KeysValues, LayerNorm, accumulation_dtype, gelu
 from jaxasr_interp.model.sites import DecoderActivations, EncoderActivations
+from jaxasr_interp.pytree import pytree_dataclass, replace
 from jaxasr_interp.speech.tokenizer import Tokenizer
-
-
-def _as_computed(kv: KeysValues) -> KeysValues:
-    return kv
-
-
-class EncoderBlock(nnx.Module):
-    """Self-attention and MLP, each added to the residual stream after a LayerNorm.
-
-    All but the self-attention dots is row-wise, `[rows, d_model]` in and out, so rows of many runs
-    can share one call of each part.
-    """
-
-    def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
-        self.attn_norm = LayerNorm(config.d_model)
-        self.attn = Attention(config.d_model, config.encoder_heads, rngs=rngs)
-        self.mlp_norm = LayerNorm(config.d_model)
-        self.mlp = MLP(config.d_model, config.encoder_d_mlp, rngs=rngs)
-
-    def __call__(
-        self,
-        tap: Tap,
-        resid: Float[Array, "frame d_model"],
-        extend: Callable[[KeysValues], KeysValues] = _as_computed,
-    ) -> Float[Array, "frame d_model"]:
-        """One layer: `resid_pre` to `resid_post`.
-
-        Args:
-            tap: edits and keeps the activations.
-            resid: `resid_pre`.
-            extend: gives the keys and values attended to from those of these frames.
-        """
-        resid = tap("resid_pre", resid)
-        q, kv = self.project(tap, resid)
-        return self.finish(tap, resid, self.attn.attend(tap, q, extend(kv)))
-
-    def project(
-        self, tap: Tap, resid_pre: Float[Array, "rows d_model"]
-    ) -> tuple[Float[Array, "rows head d_head"], KeysValues]:
-        """Queries, keys and values of self-attention."""
-        normed = self.attn_norm(resid_pre)
-        q = tap("q", self.attn.queries(normed))
-        return q, KeysValues.at_sites(tap, "", *self.attn.keys_values(normed))
-
-    def finish(
-        self,
-        tap: Tap,
-        resid_pre: Float[Array, "rows d_model"],
-        attn_out: Float[Array, "rows d_model"],
-    ) -> Float[Array, "rows d_model"]:
-        """What follows self-attention: to `resid_post`."""
-        resid = tap("resid_mid", resid_pre + attn_out)
-        return tap("resid_post", resid + self.mlp(tap, self.mlp_norm(resid)))
-
-
-class DecoderBlock(nnx.Module):
-    """Causal self-attention, cross-attention to the encoder and MLP.
-
-    All but the self-attention dots is row-wise, `[rows, d_model]` in and out, so rows of many runs
-    can share one call of each part.
-    """
-
-    def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
-        self.attn_norm = LayerNorm(config.d_model)
-        self.attn = Attention(config.d_model, config.decoder_heads, rngs=rngs)
-        self.cross_norm = LayerNorm(config.d_model)
-        self.cross_attn = Attention(
-            config.d_model, config.decoder_heads, prefix="cross_", rngs=rngs
-        )
-        self.mlp_norm = LayerNorm(config.d_model)
-        self.mlp = MLP(config.d_model, config.decoder_d_mlp, rngs=rngs)
-
-    def __call__(
-        self,
-        tap: Tap,
-        resid: Float[Array, "pos d_model"],
-        cross: KeysValues,
-        mask: Bool[Array, "pos key"],
-        extend: Callable[[KeysValues], KeysValues] = _as_computed,
-    ) -> Float[Array, "pos d_model"]:
-        """One layer: `resid_pre` to `resid_post`.
-
-        Args:
-            tap: edits and keeps the activations.
-            resid: `resid_pre`.
-            cross: keys and values of the encoder states.
-            mask: which keys each position may attend to.
-            extend: gives the keys and values attended to from those of these positions: joined to
-                those of earlier ones, for example.
-        """
-        resid = tap("resid_pre", resid)
-        q, kv = self.project(tap, resid)
-        return self.finish(tap, resid, self.attn.attend(tap, q, extend(kv), mask), cross)
-
-    def project(
-        self, tap: Tap, resid_pre: Float[Array, "rows d_model"]
-    ) -> tuple[Float[Array, "rows head d_head"], KeysValues]:
-        """Queries, keys and values of self-attention."""
-        normed = self.attn_norm(resid_pre)
-        q = tap("q", self.attn.queries(normed))
-        return q, KeysValues.at_sites(tap, "", *self.attn.keys_values(normed))
-
-    def finish(
-        self,
-        tap: Tap,
-        resid_pre: Float[Array, "rows d_model"],
-        attn_out: Float[Array, "rows d_model"],
-        cross: KeysValues,
-    ) -> Float[Array, "rows d_model"]:
-        """What follows self-attention: to `resid_post`."""
-        resid = tap("resid_mid", resid_pre + attn_out)
-        resid = tap("resid_mid_cross", resid + self.cross_attention(tap, resid, cross))
-        return tap("resid_post", resid + self.mlp(tap, self.mlp_norm(resid)))
-
-    def cross_attention(
-        self, tap: Tap, resid_mid: Float[Array, "rows d_model"], cross: KeysValues
-    ) -> Float[Array, "rows d_model"]:
-        """What cross-attention adds to the residual stream."""
-        q = tap("cross_q", self.cross_attn.queries(self.cross_norm(resid_mid)))
-        cross = KeysValues.at_sites(tap, "cross_", cross.k.swapaxes(0, 1), cross.v.swapaxes(0, 1))
-        return self.cross_attn.attend(tap, q, cross)
-
-
-def stack_layers[Block: nnx.Module](
-    make: Callable[[nnx.Rngs], Block], n: int, rngs: nnx.Rngs
-) -> Block:
-    """Make `n` blocks as one module with a leading `layer` axis on every parameter."""
-    return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), n))
 
 
 class Encoder(nnx.Module):
@@ -178,6 +44,7 @@ class Encoder(nnx.Module):
         edit: Edit = identity,
         *,
         patterns: bool = False,
+        context: EditContext = WHOLE_RUN,
     ) -> tuple[Float[Array, "frame d_model"], EncoderActivations]:
         """Encode one spectrogram.
 
@@ -185,18 +52,19 @@ class Encoder(nnx.Module):
             mel: log-mel spectrogram, `2 · max_frames` columns.
             edit: called at every site.
             patterns: also return attention scores and patterns.
+            context: what the edit is told.
 
         Returns:
             The encoder states (`ln_final`), and every activation.
         """
-        tap = Tap(edit, None)
+        tap = Tap(edit, None, context=context)
         x = tap("conv1_out", gelu(self.conv1(mel.T.astype(self.pos_embed.dtype))))
         x = tap("conv2_out", gelu(self.conv2(x)))
         x = x + tap("pos_embed", self.pos_embed[...])
 
         def layer(resid, block_and_index):
             block, index = block_and_index
-            layer_tap = Tap(edit, index, patterns)
+            layer_tap = Tap(edit, index, patterns, context)
             return block(layer_tap, resid), layer_tap.acts
 
         resid, layers = jax.lax.scan(layer, x, (self.blocks, jnp.arange(self.n_layers)))
@@ -236,6 +104,7 @@ class Decoder(nnx.Module):
         edit: Edit = identity,
         *,
         patterns: bool = False,
+        context: EditContext = WHOLE_RUN,
     ) -> tuple[Float[Array, "pos d_model"], DecoderActivations]:
         """Run the layers over the tokens of one sequence.
 
@@ -244,12 +113,13 @@ class Decoder(nnx.Module):
             cross: from `cross_keys_values`.
             edit: called at every site.
             patterns: also return attention scores and patterns.
+            context: what the edit is told.
 
         Returns:
             The residual stream after the last layer (see `unembed`), and every activation up to
             it.
         """
-        tap = Tap(edit, None)
+        tap = Tap(edit, None, context=context)
         pos_embed = self.pos_embed[...][: len(tokens)]
         x = tap("embed", self.embed[...][tokens]) + tap("pos_embed", pos_embed)
         positions = jnp.arange(len(tokens), dtype=jnp.int32)
@@ -257,7 +127,7 @@ class Decoder(nnx.Module):
 
         def layer(resid, inputs):
             block, index, cross = inputs
-            layer_tap = Tap(edit, index, patterns)
+            layer_tap = Tap(edit, index, patterns, context)
             return block(layer_tap, resid, cross, mask), layer_tap.acts
 
         inputs = (self.blocks, jnp.arange(self.n_layers), cross)
@@ -265,18 +135,47 @@ class Decoder(nnx.Module):
         return resid, DecoderActivations(**tap.acts, **layers)
 
     def unembed(
-        self, resid: Float[Array, "rows d_model"], edit: Edit = identity
+        self,
+        resid: Float[Array, "rows d_model"],
+        edit: Edit = identity,
+        context: EditContext = WHOLE_RUN,
     ) -> tuple[Float[Array, "rows d_vocab"], dict[str, Array]]:
         """`LayerNorm(resid) W_Eᵀ`, in float32 or wider.
+
+        Args:
+            resid: the residual stream after the last layer, of some positions.
+            edit: called at `ln_final` and `logits`.
+            context: which positions those are, if not all of a run.
 
         Returns:
             The logits, and the activations of `ln_final` and `logits`.
         """
-        tap = Tap(edit, None)
+        tap = Tap(edit, None, context=context)
         normed = tap("ln_final", self.final_norm(resid))
         wide = accumulation_dtype(normed.dtype)
         logits = jnp.einsum("rd,vd->rv", normed, self.embed[...], preferred_element_type=wide)
         return tap("logits", logits), tap.acts
+
+
+@pytree_dataclass
+class Run:
+    """What a forward pass gives.
+
+    Attributes:
+        states: encoder states after the final LayerNorm, what the decoder attends to.
+        cross: the decoder's cross-attention keys and values of them, of every layer.
+        encoder: the encoder's activations.
+        decoder: the decoder's activations.
+        resid: the decoder's residual stream after the last layer, which `unembed` reads.
+        logits: next-token logits at the positions that were asked for.
+    """
+
+    states: Float[Array, "*batch frame d_model"]
+    cross: KeysValues
+    encoder: EncoderActivations
+    decoder: DecoderActivations
+    resid: Float[Array, "*batch pos d_model"]
+    logits: Float[Array, "*batch read d_vocab"]
 
 
 class Whisper(nnx.Module):
@@ -299,6 +198,63 @@ class Whisper(nnx.Module):
         self.source = "random"
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
+
+    def __call__(
+        self,
+        mel: Float[Array, "n_mels mel_frame"],
+        tokens: Int[Array, " pos"],
+        *,
+        encoder_edit: Edit = identity,
+        decoder_edit: Edit = identity,
+        logits_at: Int[Array, " read"] | None = None,
+        patterns: bool = False,
+    ) -> Run:
+        """Run both stacks on one spectrogram and one teacher-forced token sequence.
+
+        Args:
+            mel: log-mel spectrogram.
+            tokens: prompt and transcript.
+            encoder_edit: called at every encoder site.
+            decoder_edit: called at every decoder site.
+            logits_at: positions whose logits are wanted; all by default.
+            patterns: also return attention scores and patterns.
+        """
+        states, acts = self.encoder(mel, encoder_edit, patterns=patterns)
+        run = self.decode(tokens, states, decoder_edit, logits_at=logits_at, patterns=patterns)
+        return replace(run, encoder=acts)
+
+    def decode(
+        self,
+        tokens: Int[Array, " pos"],
+        states: Float[Array, "frame d_model"],
+        edit: Edit = identity,
+        *,
+        cross: KeysValues | None = None,
+        logits_at: Int[Array, " read"] | None = None,
+        patterns: bool = False,
+        context: EditContext = WHOLE_RUN,
+    ) -> Run:
+        """The second half of the forward pass: from encoder states to logits.
+
+        Args:
+            tokens: prompt and transcript.
+            states: encoder states.
+            edit: called at every decoder site.
+            cross: their cross-attention keys and values, where they are known.
+            logits_at: positions whose logits are wanted; all by default.
+            patterns: also return attention scores and patterns.
+            context: what the edit is told.
+        """
+        if cross is None:
+            cross = self.decoder.cross_keys_values(states)
+        resid, acts = self.decoder(tokens, cross, edit, patterns=patterns, context=context)
+        if logits_at is None:
+            logits, final_acts = self.decoder.unembed(resid, edit, context)
+            acts = dataclasses.replace(acts, **final_acts)
+        else:
+            # The reference run's last activations are of all positions.
+            logits, _ = self.decoder.unembed(resid[logits_at], edit, EditContext(logits_at))
+        return Run(states, cross, EncoderActivations(), acts, resid, logits)
 
     @property
     def dtype(self) -> jnp.dtype:

@@ -7,7 +7,7 @@ derivatives with respect to all of them at once are the effects of all patches t
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +15,40 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.model.edits import Edit, LayerIndex, Tap
+from jaxasr_interp.model.blocks import EncoderBlock
+from jaxasr_interp.model.edits import WHOLE_RUN, Edit, EditContext, EditLike, LayerIndex, Tap
 from jaxasr_interp.model.layers import accumulation_dtype
 from jaxasr_interp.model.sites import SITES, Stack, position_axis
-from jaxasr_interp.model.whisper import Encoder, EncoderBlock, Whisper
-from jaxasr_interp.patching.engine.readout import Reads, evaluate
+from jaxasr_interp.model.whisper import Encoder, Whisper
+from jaxasr_interp.patching.engine.readout import Readout
+from jaxasr_interp.patching.inputs import Prepared, SweepInputs, prepare
 from jaxasr_interp.patching.metrics import Metric, Rank
 from jaxasr_interp.patching.plan import SweepPlan
-from jaxasr_interp.patching.prepare import Prepared, prepare
 from jaxasr_interp.patching.result import SweepResult
-from jaxasr_interp.patching.runs import Run, Utterance
+from jaxasr_interp.patching.runs import BaseRun
 from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.runtime.progress import Progress
+from jaxasr_interp.speech.utterance import Utterance
 
 type Slopes = dict[str, Float[np.ndarray, "metric layer *cell"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class AttributionOptions:
+    """How attribution patching compares, and how finely it follows the patches.
+
+    Attributes:
+        direction: see `SweepOptions`.
+        alignment: see `SweepOptions`.
+        steps: 1 for the gradient at the run that is patched, more for integrated gradients.
+    """
+
+    direction: str = "clean_to_corrupted"
+    alignment: Sequence[int] | None = None
+    steps: int = 1
+
+
+DEFAULT = AttributionOptions()
 
 
 def attribution_patching(
@@ -37,11 +58,9 @@ def attribution_patching(
     clean: Utterance,
     corrupted: Utterance,
     metric: Metric | Sequence[Metric],
-    edit: Edit | None = None,
-    direction: str = "clean_to_corrupted",
-    alignment: Sequence[int] | None = None,
-    steps: int = 1,
-    on_progress: Callable[[int], None] | None = None,
+    edit: EditLike | None = None,
+    options: AttributionOptions = DEFAULT,
+    on_progress: Progress | None = None,
 ) -> SweepResult:
     """Approximate `activation_patching` by gradients.
 
@@ -52,10 +71,11 @@ def attribution_patching(
     summed over the patch's positions and heads. One forward pass of the run that is patched, and
     one backward pass for each metric, give all cells of all the plan's sites.
 
-    With `steps` > 1 the gradient is averaged over that many midpoints of the straight path from `a`
-    to `edit(a)`, on which all positions and heads of one site and layer move together (integrated
-    gradients): as `steps` grows, the sum over all positions becomes the effect of patching them all
-    at once. That takes `steps` forward and backward passes for each site and layer.
+    With `options.steps` > 1 the gradient is averaged over that many midpoints of the straight path
+    from `a` to `edit(a)`, on which all positions and heads of one site and layer move together
+    (integrated gradients): as `steps` grows, the sum over all positions becomes the effect of
+    patching them all at once. That takes `steps` forward and backward passes for each site and
+    layer.
 
     Args:
         model: the model.
@@ -65,10 +85,8 @@ def attribution_patching(
         metric: one or several of `ji.metrics` that have a gradient. The KL divergence
             from the clean run has none at the clean run itself: patching that one, take `steps`.
         edit: see `activation_patching`.
-        direction: see `activation_patching`.
-        alignment: see `activation_patching`.
-        steps: 1 for the gradient at the run that is patched, more for integrated gradients.
-        on_progress: called with the number of cells done, now and then.
+        options: which run is patched, and in how many steps.
+        on_progress: see `activation_patching`.
 
     Returns:
         The approximated metrics, in the shape of the exact sweep's; `method` says so.
@@ -79,6 +97,7 @@ def attribution_patching(
 
     Source: Nanda 2023 ("Attribution patching"); Sundararajan et al. 2017 (integrated gradients).
     """
+    steps = options.steps
     if steps < 1:
         raise InputError(f"The number of steps is {steps}: expected 1 or more.")
     for one in metric if isinstance(metric, Sequence) else [metric]:
@@ -87,58 +106,47 @@ def attribution_patching(
                 f"Metric {one.name} counts tokens and has no gradient: sweep it exactly, or choose "
                 "another."
             )
-    ready = prepare(
-        model,
-        plan,
-        clean=[clean],
-        corrupted=[corrupted],
-        metric=[metric],
-        edit=edit,
-        direction=direction,
-        alignment=alignment,
-        minimal=False,
-    )
+    inputs = SweepInputs([clean], [corrupted], [metric], edit, options.direction, options.alignment)
+    ready = prepare(model, plan, inputs, minimal=False)
     together = _passes_at_once(ready, steps)
     if steps == 1:
         slopes = _run(ready, dict.fromkeys(plan.sites, np.zeros((1, _n_layers(plan)))), together)
         if on_progress is not None:
-            on_progress(plan.runs)
+            on_progress(plan.runs, plan.runs, "patches")
     else:
         slopes = _integrate(ready, steps, together, on_progress)
-    effects = _effects(plan, slopes).astype(ready.clean_logits.dtype)
-    base = ready.corrupted if direction == "clean_to_corrupted" else ready.clean
+    effects = _effects(plan, slopes).astype(ready.readout.clean_logits.dtype)
+    base = ready.corrupted if options.direction == "clean_to_corrupted" else ready.clean
     (result,) = ready.results(base[:, None, :] + effects.T[None])
     method = "attribution" if steps == 1 else f"integrated gradients, {steps} steps"
     return dataclasses.replace(result, method=method)
 
 
 @pytree_dataclass
-class _Nudged:
+class _Nudged(Edit):
     """`a -> a + ε (edit(a) - a)` at each site that has nudges ε, of the size of its cells."""
 
     edit: Edit
     nudges: dict[str, Array]
 
-    def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
+    def __call__(
+        self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
+    ) -> Array:
         """Return the nudged value; what it moves towards is a constant."""
         if site not in self.nudges:
             return value
         here = jax.lax.stop_gradient(value)
         nudge = self.nudges[site][0 if layer is None else layer]
-        moved = nudge * (self.edit(site, layer, here) - here).astype(nudge.dtype)
+        moved = nudge * (self.edit(site, layer, here, context) - here).astype(nudge.dtype)
         return value + moved.astype(value.dtype)
 
 
 def _run(ready: Prepared, strengths: dict[str, np.ndarray], together: int) -> Slopes:
     """The slopes, averaged over steps, with every site and layer moved by its strength."""
-    dtype = ready.clean_logits.dtype
+    dtype = ready.readout.clean_logits.dtype
     slopes = _slopes(
         ready.model,
-        ready.base,
-        ready.edits,
-        ready.metrics,
-        ready.reads,
-        ready.clean_logits,
+        *ready.pair(0),
         {site: jnp.asarray(values, dtype) for site, values in strengths.items()},
         stack=ready.plan.stack,
         together=together,
@@ -146,9 +154,7 @@ def _run(ready: Prepared, strengths: dict[str, np.ndarray], together: int) -> Sl
     return {site: np.asarray(values) for site, values in slopes.items()}
 
 
-def _integrate(
-    ready: Prepared, steps: int, together: int, on_progress: Callable[[int], None] | None
-) -> Slopes:
+def _integrate(ready: Prepared, steps: int, together: int, on_progress: Progress | None) -> Slopes:
     """Slopes averaged along the path of each site and layer that has cells; NaN in the others."""
     plan, slopes, done = ready.plan, {}, 0
     cells = plan.cells()
@@ -166,18 +172,16 @@ def _integrate(
             slopes.setdefault(site, np.full_like(moved, np.nan))[:, layer] = moved[:, layer]
             done += int(here.sum())
             if on_progress is not None:
-                on_progress(done)
+                on_progress(done, plan.runs, "patches")
     return slopes
 
 
 @functools.partial(jax.jit, static_argnames=("stack", "together"))
 def _slopes(
     model: Whisper,
-    bases: Run,
-    edits: Edit,
-    metrics: tuple[Metric, ...],
-    reads: Reads,
-    clean_logits: Float[Array, "batch read d_vocab"],
+    base: BaseRun,
+    edit: Edit,
+    readout: Readout,
     strengths: dict[str, Float[Array, "step layer"]],
     *,
     stack: Stack,
@@ -187,28 +191,26 @@ def _slopes(
 
     Args:
         model: the model.
-        bases: the run that is patched; this and what follows has a leading axis of one.
-        edits: what the patches do at full strength.
-        metrics: what is read.
-        reads: at which positions.
-        clean_logits: what the metrics compare with.
+        base: the run that is patched.
+        edit: what the patches do at full strength.
+        readout: what is read.
         strengths: for each swept site, the ε of all its cells at which derivatives are taken.
         stack: the stack that is swept.
         together: how many steps run at once.
     """
-    pair = (bases, edits, metrics, clean_logits)
-    base, edit, metrics, clean = jax.tree.map(lambda leaf: leaf[0], pair)
     shapes = {site: _cell_shape(model, base, stack, site) for site in strengths}
+    at_read = readout.positions.pos
 
     def metrics_of(nudges: dict[str, Array]) -> Array:
         nudged = _Nudged(edit, nudges)
         if stack == "encoder":
             states = _encode(model.encoder, base.mel, nudged)
-            resid, _ = model.decoder(base.tokens, model.decoder.cross_keys_values(states))
+            run = model.decode(base.tokens, states, logits_at=at_read)
         else:
-            resid, _ = model.decoder(base.tokens, base.cross, nudged)
-        logits, _ = model.decoder.unembed(resid[reads.pos])
-        return evaluate(metrics, reads, logits, clean)
+            run = model.decode(
+                base.tokens, base.states, nudged, cross=base.cross, logits_at=at_read
+            )
+        return readout(run.logits)
 
     def at(strengths: dict[str, Float[Array, " layer"]]) -> dict[str, Array]:
         nudges = {
@@ -246,7 +248,7 @@ def _n_layers(plan: SweepPlan) -> int:
     return plan.config.layers(plan.stack)
 
 
-def _cell_shape(model: Whisper, base: Run, stack: Stack, site: str) -> tuple[int, ...]:
+def _cell_shape(model: Whisper, base: BaseRun, stack: Stack, site: str) -> tuple[int, ...]:
     """The shape of one layer's activation with one value in place of its last axis."""
     frames, tokens = len(base.states), len(base.tokens)
     queries = frames if stack == "encoder" else tokens
@@ -273,7 +275,7 @@ def _effects(plan: SweepPlan, slopes: Slopes) -> Float[np.ndarray, "metric cell"
 
 def _passes_at_once(ready: Prepared, steps: int) -> int:
     """How many steps fit the memory budget together."""
-    # The program copies the only pair out of its leading axis.
+    # The only pair is copied out of its leading axis.
     kept = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves((ready.base, ready.edits)))
     each = _pass_bytes(ready.plan)
     if kept + each > ready.plan.memory:

@@ -3,43 +3,20 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.layers import accumulation_dtype
 from jaxasr_interp.model.sites import SITES, Stack
+from jaxasr_interp.patching.cells import Cells, PatchGrid
 from jaxasr_interp.patching.runs import kept_sites
-from jaxasr_interp.pytree import pytree_dataclass
-
-if TYPE_CHECKING:
-    from jaxasr_interp.patching.plan import SweepPlan
 
 _ROWS_IN_CACHE = 1056
 _ROW_MULTIPLE = 16
-
-
-@pytree_dataclass
-class Cells:
-    """Where and how strongly each patch of a chunk acts.
-
-    Attributes:
-        layer: its layer.
-        head: its head, -1 for all.
-        start: its first position.
-        stop: the position after its last.
-        alpha: its strength.
-    """
-
-    layer: Int[Array, " patch"]
-    head: Int[Array, " patch"]
-    start: Int[Array, " patch"]
-    stop: Int[Array, " patch"]
-    alpha: Float[Array, " patch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,16 +63,16 @@ class _Costs:
         return self.patch * patches + self.row * rows
 
 
-def make_chunks(plan: "SweepPlan", method: str, utterances: int) -> list[Chunk]:
-    """Group a plan's patches by site (and by layer, for the minimal method), and cut the groups.
+def make_chunks(grid: PatchGrid, method: str, utterances: int) -> list[Chunk]:
+    """Group a grid's patches by site (and by layer, for the minimal method), and cut the groups.
 
     All chunks of a site have the same shapes, so that one program runs them.
     """
-    cells = plan.cells()
-    chosen = np.arange(plan.size) if plan.only is None else np.array(plan.only)
+    cells = grid.cells()
+    chosen = np.arange(grid.size) if grid.only is None else np.array(grid.only)
     chunks: list[Chunk] = []
-    for site in plan.sites:
-        numbers = [i for i, (name, _) in enumerate(plan.components) if name == site]
+    for site in grid.sites:
+        numbers = [i for i, (name, _) in enumerate(grid.components) if name == site]
         of_site = chosen[np.isin(cells["component"][chosen], numbers)]
         if not len(of_site):
             continue
@@ -104,36 +81,36 @@ def make_chunks(plan: "SweepPlan", method: str, utterances: int) -> list[Chunk]:
             groups = [of_site[layers == layer] for layer in np.unique(layers)]
         else:
             groups = [of_site]
-        chunks += _cut(plan, site, groups, cells, method, utterances)
+        chunks += _cut(grid, site, groups, cells, method, utterances)
     return chunks
 
 
-def base_bytes(plan: "SweepPlan", utterances: int) -> int:
+def base_bytes(grid: PatchGrid, utterances: int) -> int:
     """What the runs that a sweep starts from keep in memory, and what making them takes."""
-    c, size = plan.config, _itemsize(plan.dtype)
-    kept = kept_sites(plan.stack, frozenset(plan.sites))
+    c, size = grid.config, _itemsize(grid.dtype)
+    kept = kept_sites(grid.stack, frozenset(grid.sites))
     values = 2 * c.decoder_layers * c.max_frames * c.d_model
-    values += sum(_site_size(plan, "encoder", site) for site in kept.encoder)
-    values += sum(_site_size(plan, "decoder", site) for site in kept.decoder)
+    values += sum(_site_size(grid, "encoder", site) for site in kept.encoder)
+    values += sum(_site_size(grid, "decoder", site) for site in kept.decoder)
     encoding = 4 * 2 * c.encoder_heads * c.max_frames**2
     return utterances * 2 * size * values + encoding
 
 
-def row_bytes(plan: "SweepPlan") -> int:
+def row_bytes(grid: PatchGrid) -> int:
     """What one row takes on its way through a decoder layer."""
-    c, size, wide = plan.config, _itemsize(plan.dtype), max(4, _itemsize(plan.dtype))
+    c, size, wide = grid.config, _itemsize(grid.dtype), max(4, _itemsize(grid.dtype))
     dots = 2 * wide * c.decoder_heads * c.max_frames
     return dots + size * (2 * c.decoder_d_mlp + 12 * c.d_model)
 
 
-def _site_size(plan: "SweepPlan", stack: Stack, site: str) -> int:
+def _site_size(grid: PatchGrid, stack: Stack, site: str) -> int:
     """How many numbers a run has at a site."""
-    c, encoder = plan.config, stack == "encoder"
-    length = c.max_frames if encoder else plan.n_tokens
+    c, encoder = grid.config, stack == "encoder"
+    length = c.max_frames if encoder else grid.n_tokens
     sizes = {
         "layer": c.layers(stack),
         "frame": c.max_frames,
-        "pos": plan.n_tokens,
+        "pos": grid.n_tokens,
         "query": length,
         "key": length,
         "head": c.heads(stack),
@@ -145,22 +122,22 @@ def _site_size(plan: "SweepPlan", stack: Stack, site: str) -> int:
 
 
 def _cut(
-    plan: "SweepPlan",
+    grid: PatchGrid,
     site: str,
     groups: list[np.ndarray],
     cells: dict[str, np.ndarray],
     method: str,
     utterances: int,
 ) -> list[Chunk]:
-    rows = _rows(plan, cells, method)
+    rows = _rows(grid, cells, method)
     width = int((cells["stop"] - cells["start"])[np.concatenate(groups)].max())
-    costs = _costs(plan, site, method, width, utterances)
-    budget = plan.memory - base_bytes(plan, utterances)
+    costs = _costs(grid, site, method, width, utterances)
+    budget = grid.memory - base_bytes(grid, utterances)
     if costs(1, int(rows.max())) > budget:
-        least = base_bytes(plan, utterances) + costs(1, int(rows.max()))
+        least = base_bytes(grid, utterances) + costs(1, int(rows.max()))
         raise InputError(
-            f"A memory budget of {plan.memory} bytes is too small: the runs and one patch of "
-            f"{plan.stack} {site} take {least}; give the sweep more memory, or fewer sites."
+            f"A memory budget of {grid.memory} bytes is too small: the runs and one patch of "
+            f"{grid.stack} {site} take {least}; give the sweep more memory, or fewer sites."
         )
     cuts = [cut for group in groups for cut in _fill(group, rows, costs, budget, utterances)]
     patches = max(len(cut) for cut in cuts)
@@ -172,18 +149,18 @@ def _cut(
             jnp.asarray(cells[name][padded], jnp.int32)
             for name in ("layer", "head", "start", "stop")
         )
-        alpha = jnp.asarray(cells["alpha"][padded], accumulation_dtype(jnp.dtype(plan.dtype)))
+        alpha = jnp.asarray(cells["alpha"][padded], accumulation_dtype(jnp.dtype(grid.dtype)))
         of_chunk = Cells(layer, head, start, stop, alpha)
         first = int(cells["layer"][cut[0]])
         chunks.append(Chunk(site, cut, first, of_chunk, room, width, costs(patches, room)))
     return chunks
 
 
-def _rows(plan: "SweepPlan", cells: dict[str, np.ndarray], method: str) -> Int[np.ndarray, " cell"]:
+def _rows(grid: PatchGrid, cells: dict[str, np.ndarray], method: str) -> Int[np.ndarray, " cell"]:
     """Decoder rows that each patch changes, or that a run of its own takes."""
-    if method == "minimal" and plan.stack == "decoder" and not plan.counts_frames:
-        return plan.n_tokens - cells["start"]
-    return np.full(len(cells["start"]), plan.n_tokens)
+    if method == "minimal" and grid.stack == "decoder" and not grid.counts_frames:
+        return grid.n_tokens - cells["start"]
+    return np.full(len(cells["start"]), grid.n_tokens)
 
 
 def _fill(
@@ -210,20 +187,20 @@ def _fill(
     return pieces
 
 
-def _costs(plan: "SweepPlan", site: str, method: str, width: int, utterances: int) -> _Costs:
-    c, size, wide = plan.config, _itemsize(plan.dtype), max(4, _itemsize(plan.dtype))
-    d, tokens, frames, heads = c.d_model, plan.n_tokens, c.max_frames, c.decoder_heads
-    row = row_bytes(plan)
+def _costs(grid: PatchGrid, site: str, method: str, width: int, utterances: int) -> _Costs:
+    c, size, wide = grid.config, _itemsize(grid.dtype), max(4, _itemsize(grid.dtype))
+    d, tokens, frames, heads = c.d_model, grid.n_tokens, c.max_frames, c.decoder_heads
+    row = row_bytes(grid)
     patch = size * 8 * tokens * d + 2 * wide * heads * tokens**2
     if method == "vmap":
-        patch += 4 * wide * plan.reads * c.d_vocab
-    if plan.stack == "decoder" and plan.counts_frames:
+        patch += 4 * wide * grid.reads * c.d_vocab
+    if grid.stack == "decoder" and grid.counts_frames:
         patch += tokens * row + size * 6 * frames * d
-    elif plan.stack == "decoder" and method == "minimal":
+    elif grid.stack == "decoder" and method == "minimal":
         patch += width * row
     elif site == "ln_final" and method == "minimal":
         patch += width * (size * 8 * d + 2 * wide * heads * tokens)
-    elif plan.stack == "encoder":
+    elif grid.stack == "encoder":
         patch += 2 * wide * c.encoder_heads * frames**2
         patch += size * frames * (8 * d + 2 * c.encoder_d_mlp + 2 * c.decoder_layers * d)
     return _Costs(utterances * patch, utterances * row)

@@ -1,19 +1,19 @@
 """How far an approximate sweep can be trusted: agreement with the exact one, and exact re-runs."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.model.edits import Edit
+from jaxasr_interp.model.edits import EditLike
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.metrics import Metric
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.result import SweepResult
-from jaxasr_interp.patching.runs import Utterance
-from jaxasr_interp.patching.sweep import activation_patching
+from jaxasr_interp.patching.sweep import DEFAULT, SweepOptions, activation_patching
+from jaxasr_interp.speech.utterance import Utterance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,53 +89,45 @@ def agreement(exact: SweepResult, approximate: SweepResult, top: int = 10) -> Ag
 
 def verify_top(
     model: Whisper,
-    plan: SweepPlan,
     approximate: SweepResult,
     k: int,
     *,
     clean: Utterance,
     corrupted: Utterance,
     metric: Metric | Sequence[Metric],
-    edit: Edit | None = None,
-    alignment: Sequence[int] | None = None,
-    on_progress: Callable[[int], None] | None = None,
+    edit: EditLike | None = None,
+    options: SweepOptions = DEFAULT,
 ) -> SweepResult:
     """Run exactly the cells that seem to matter most: the largest effects on the first metric.
 
     Args:
         model: the model.
-        plan: the plan of `approximate`.
-        approximate: from `attribution_patching`; its direction is kept.
+        approximate: from `attribution_patching`; its plan and direction are kept.
         k: how many cells; all that `approximate` has if those are fewer.
         clean: as given to `attribution_patching`.
         corrupted: as given to `attribution_patching`.
         metric: as given to `attribution_patching`.
         edit: as given to `attribution_patching`.
-        alignment: as given to `attribution_patching`.
-        on_progress: called with the number of cells done, now and then.
+        options: how the cells are run; the alignment as given to `attribution_patching`.
 
     Returns:
         The exact sweep of those cells, NaN in all others.
 
     Raises:
-        InputError: see `activation_patching`; also fewer than one cell, or another plan.
+        InputError: see `activation_patching`; also fewer than one cell.
     """
     if k < 1:
         raise InputError(f"The number of cells to verify is {k}: expected 1 or more.")
-    if _grid(plan) != _grid(approximate.plan):
-        raise InputError("The approximate sweep has other cells than the plan: give its own plan.")
     effects = _effects(approximate)[0]
     known = np.flatnonzero(~np.isnan(effects))
     return activation_patching(
         model,
-        plan.select(np.sort(known[_largest(effects[known], k)])),
+        approximate.plan.select(np.sort(known[_largest(effects[known], k)])),
         clean=clean,
         corrupted=corrupted,
         metric=metric,
         edit=edit,
-        direction=approximate.direction,
-        alignment=alignment,
-        on_progress=on_progress,
+        options=dataclasses.replace(options, direction=approximate.direction),
     )
 
 

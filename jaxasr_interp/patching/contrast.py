@@ -5,19 +5,18 @@ transcript of one clip and a word of it is asked for (`ask_word`).
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.generation.transcribe import transcribe_batch
-from jaxasr_interp.model.run import decode, encode
+from jaxasr_interp.generation.utterances import make_utterance
+from jaxasr_interp.model.run import EncodedUtterance, decode, encode_utterance
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
-from jaxasr_interp.patching import Utterance, metrics
-from jaxasr_interp.speech.audio import CHUNK_SAMPLES, SAMPLE_RATE, log_mel_spectrogram
-from jaxasr_interp.speech.positions import FRAMES_PER_SECOND, words_of
+from jaxasr_interp.patching import metrics
+from jaxasr_interp.pytree import replace
+from jaxasr_interp.speech.positions import words_of
 from jaxasr_interp.speech.tokenizer import Tokenizer
 
 METRICS = ("log_prob", "logit_diff", "rank", "entropy", "kl", "kl_all", "cross_entropy")
@@ -29,28 +28,39 @@ class Contrast:
     """A clean and a corrupted run that share their tokens, and the token that is asked for.
 
     Attributes:
-        clean_text: transcript of the clean clip.
-        corrupted_text: transcript of the corrupted clip; `None` where it is not looked at.
-        tokens: prompt and the text before the token in question, what both runs are given.
-        prompt: how many of them are the prompt.
+        clean: the clean run, given the prompt and the text before the token in question.
+        corrupted: the corrupted run: other audio, the same tokens.
         target: the clean run's next token.
         other: the corrupted run's next token, or its most probable one that is not the target.
-        heard: prompt and the whole text of the clean run.
-        frames: encoder frames that the longer clip fills.
-        clean_mel: spectrogram of the clean clip.
-        corrupted_mel: spectrogram of the corrupted clip.
+        transcript: the clean run with the prompt and its whole text, and as many frames as the
+            longer clip fills.
+        clean_text: transcript of the clean clip.
+        corrupted_text: transcript of the corrupted clip; `None` where it is not looked at.
     """
 
-    clean_text: str
-    corrupted_text: str | None
-    tokens: tuple[int, ...]
-    prompt: int
+    clean: EncodedUtterance
+    corrupted: EncodedUtterance
     target: int
     other: int
-    heard: tuple[int, ...]
-    frames: int
-    clean_mel: Float[Array, "n_mels mel_frame"]
-    corrupted_mel: Float[Array, "n_mels mel_frame"]
+    transcript: EncodedUtterance
+    clean_text: str
+    corrupted_text: str | None
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """What both runs are given: the prompt and the text before the token in question."""
+        return tuple(np.asarray(self.clean.tokens).tolist())
+
+    @property
+    def prompt(self) -> int:
+        """How many of the tokens are the prompt."""
+        return self.clean.prompt
+
+    @property
+    def frames(self) -> int:
+        """Encoder frames that the longer clip fills."""
+        assert self.transcript.frames is not None
+        return self.transcript.frames
 
     @property
     def provenance(self) -> dict[str, object]:
@@ -63,15 +73,9 @@ class Contrast:
             "other_token": self.other,
         }
 
-    @property
-    def clean(self) -> Utterance:
-        """The clean run."""
-        return Utterance(self.clean_mel, jnp.asarray(self.tokens, jnp.int32))
-
-    @property
-    def corrupted(self) -> Utterance:
-        """The corrupted run: other audio, the same tokens."""
-        return Utterance(self.corrupted_mel, jnp.asarray(self.tokens, jnp.int32))
+    def of_clean_audio(self) -> "Contrast":
+        """The same question about two runs that both hear the clean clip."""
+        return dataclasses.replace(self, corrupted=self.clean)
 
     def metric(self, name: str) -> metrics.Metric:
         """The metric of that name, of the token in question or of the text up to and with it.
@@ -110,6 +114,7 @@ def find_contrast(
     corrupted: Float[np.ndarray, " corrupted_samples"],
     *,
     language: str | None = None,
+    sites: Iterable[str] = (),
 ) -> Contrast:
     """Transcribe both clips and find the first token in which they differ.
 
@@ -118,6 +123,7 @@ def find_contrast(
         clean: 16 kHz samples, at most 30 s.
         corrupted: 16 kHz samples, at most 30 s.
         language: of both clips; by default detected in the clean one.
+        sites: encoder activations to keep of both, for a sweep.
 
     Returns:
         The common beginning and the two tokens that follow it.
@@ -125,29 +131,27 @@ def find_contrast(
     Raises:
         InputError: a clip is too long, or both are transcribed alike.
     """
-    tokenizer = require_tokenizer(model)
-    _check_lengths(clean, corrupted)
-    if language is None:
-        language = transcribe_batch(model, [clean])[0].language
-    first, second = transcribe_batch(model, [clean, corrupted], language=language)
-    a, b = (*first.tokens, tokenizer.end_of_text), (*second.tokens, tokenizer.end_of_text)
+    tokenizer, sites = require_tokenizer(model), tuple(sites)
+    first = make_utterance(model, clean, language=language, sites=sites, name="The clean clip")
+    second = make_utterance(
+        model, corrupted, language=first.language, sites=sites, name="The corrupted clip"
+    )
+    a, b = ([*_text(one), tokenizer.end_of_text] for one in (first, second))
+    texts = [tokenizer.decode(_text(one)).strip() for one in (first, second)]
     if a == b:
         raise InputError(
-            f"Both clips are transcribed as {first.text!r}: choose two that the model hears apart."
+            f"Both clips are transcribed as {texts[0]!r}: choose two that the model hears apart."
         )
     parts = next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
-    prompt = tokenizer.prompt(language)
+    shared = first.tokens[: first.prompt + parts]
     return Contrast(
-        clean_text=first.text,
-        corrupted_text=second.text,
-        tokens=(*prompt, *a[:parts]),
-        prompt=len(prompt),
+        clean=replace(first, tokens=shared),
+        corrupted=replace(second, tokens=shared),
         target=a[parts],
         other=b[parts],
-        heard=(*prompt, *first.tokens),
-        frames=count_frames(model, clean, corrupted),
-        clean_mel=log_mel_spectrogram(clean, model.config.n_mels),
-        corrupted_mel=log_mel_spectrogram(corrupted, model.config.n_mels),
+        transcript=_as_long_as(first, second),
+        clean_text=texts[0],
+        corrupted_text=texts[1],
     )
 
 
@@ -159,6 +163,7 @@ def ask_word(
     text: str | None = None,
     word: str | None = None,
     language: str | None = None,
+    sites: Iterable[str] = (),
 ) -> Contrast:
     """Give both runs one transcript up to a word, and ask for that word.
 
@@ -170,6 +175,7 @@ def ask_word(
         word: the word whose first token is asked for, `word:2` for the second time it occurs; by
             default the last one.
         language: spoken; by default detected in the clean clip.
+        sites: encoder activations to keep of both, for a sweep.
 
     Returns:
         The tokens before the word, and its first token. `other` is what the reference run puts
@@ -179,9 +185,9 @@ def ask_word(
         InputError: a clip is too long, the transcript has no words, or not that one, or several of
             them.
     """
-    prompt, written = _transcript(model, clean, reference, text, language)
-    asked = _position_of(require_tokenizer(model), (*prompt, *written), word)
-    return _ask(model, clean, reference, prompt, written, asked)
+    both = _both(model, clean, reference, text, language, tuple(sites))
+    tokens = np.asarray(both[0].tokens).tolist()
+    return _ask(model, *both, _position_of(require_tokenizer(model), tokens, word))
 
 
 def ask_transcript(
@@ -191,6 +197,7 @@ def ask_transcript(
     *,
     text: str | None = None,
     language: str | None = None,
+    sites: Iterable[str] = (),
 ) -> Contrast:
     """Give both runs one whole transcript; the token asked for last is the end of the text.
 
@@ -200,6 +207,7 @@ def ask_transcript(
         reference: see `ask_word`.
         text: see `ask_word`.
         language: see `ask_word`.
+        sites: see `ask_word`.
 
     Returns:
         All tokens, whose `cross_entropy` is that of the whole transcript.
@@ -207,67 +215,59 @@ def ask_transcript(
     Raises:
         InputError: a clip is too long.
     """
-    prompt, written = _transcript(model, clean, reference, text, language)
-    return _ask(model, clean, reference, prompt, written, len(prompt) + len(written))
+    both = _both(model, clean, reference, text, language, tuple(sites))
+    return _ask(model, *both, len(both[0].tokens))
 
 
-def count_frames(model: Whisper, *clips: Float[np.ndarray, " _"]) -> int:
-    """How many encoder frames the longest clip fills."""
-    samples = SAMPLE_RATE // FRAMES_PER_SECOND
-    return min(-(-max(map(len, clips)) // samples), model.config.max_frames)
-
-
-def _transcript(
+def _both(
     model: Whisper,
     clean: np.ndarray,
     reference: np.ndarray,
     text: str | None,
     language: str | None,
-) -> tuple[list[int], list[int]]:
-    """The prompt, and the tokens of the text or of what is heard in the clean clip."""
-    tokenizer = require_tokenizer(model)
-    _check_lengths(clean, reference)
-    if text is None or language is None:
-        own = transcribe_batch(model, [clean], language=language)[0]
-        written = list(own.tokens) if text is None else tokenizer.encode(" " + text.strip())
-        return tokenizer.prompt(own.language), written
-    return tokenizer.prompt(language), tokenizer.encode(" " + text.strip())
+    sites: tuple[str, ...],
+) -> tuple[EncodedUtterance, EncodedUtterance]:
+    """The clean clip with its transcript, and the reference with the same tokens."""
+    first = make_utterance(
+        model, clean, text=text, language=language, sites=sites, name="The clean clip"
+    )
+    if reference is clean:
+        return first, first
+    # Any text will do, as it is given the clean one's: the empty one is not generated.
+    second = make_utterance(
+        model, reference, text="", language=first.language, sites=sites, name="The corrupted clip"
+    )
+    return first, replace(second, tokens=first.tokens, prompt=first.prompt)
 
 
 def _ask(
-    model: Whisper,
-    clean: np.ndarray,
-    reference: np.ndarray,
-    prompt: Sequence[int],
-    written: Sequence[int],
-    asked: int,
+    model: Whisper, clean: EncodedUtterance, reference: EncodedUtterance, asked: int
 ) -> Contrast:
     """What both runs would say at position `asked` of the transcript."""
     tokenizer = require_tokenizer(model)
-    heard = (*prompt, *written)
-    target = (*heard, tokenizer.end_of_text)[asked]
-    mel = log_mel_spectrogram(reference, model.config.n_mels)
-    states = encode(model, mel, sites=()).states
-    logits = decode(model, heard[:asked], states, sites=()).logits[-1]
+    target = [*np.asarray(clean.tokens).tolist(), tokenizer.end_of_text][asked]
+    given = clean.tokens[:asked]
+    states = encode_utterance(model, reference).states
+    logits = decode(model, given, states, sites=()).logits[-1]
     best = np.argsort(-np.asarray(logits))[:2]
     return Contrast(
-        clean_text=tokenizer.decode(written).strip(),
-        corrupted_text=None,
-        tokens=heard[:asked],
-        prompt=len(prompt),
+        clean=replace(clean, tokens=given),
+        corrupted=replace(reference, tokens=given),
         target=target,
         other=int(best[1] if best[0] == target else best[0]),
-        heard=heard,
-        frames=count_frames(model, clean, reference),
-        clean_mel=log_mel_spectrogram(clean, model.config.n_mels),
-        corrupted_mel=mel,
+        transcript=_as_long_as(clean, reference),
+        clean_text=tokenizer.decode(_text(clean)).strip(),
+        corrupted_text=None,
     )
 
 
-def _check_lengths(clean: np.ndarray, corrupted: np.ndarray) -> None:
-    for name, clip in (("clean", clean), ("corrupted", corrupted)):
-        if len(clip) > CHUNK_SAMPLES:
-            raise InputError(f"The {name} clip is longer than 30 s: cut it to the sentence.")
+def _as_long_as(clean: EncodedUtterance, other: EncodedUtterance) -> EncodedUtterance:
+    return replace(clean, frames=max(clean.frames or 0, other.frames or 0))
+
+
+def _text(utterance: EncodedUtterance) -> list[int]:
+    """The tokens after the prompt."""
+    return np.asarray(utterance.tokens).tolist()[utterance.prompt :]
 
 
 def _position_of(tokenizer: Tokenizer, tokens: Sequence[int], word: str | None) -> int:

@@ -126,6 +126,31 @@ class Custom:
         return self.function(logits)
 
 
+@pytree_dataclass
+class MetricPositions:
+    """The positions that some metrics read, and which of them each one wants.
+
+    Attributes:
+        pos: positions, each once for every way in which a metric names it.
+        wanted: for each metric indices into `pos`.
+    """
+
+    pos: Int[Array, " read"]
+    wanted: tuple[tuple[int, ...], ...] = static()
+
+    @classmethod
+    def of(cls, metrics: Sequence[Metric], n_tokens: int) -> "MetricPositions":
+        """Collect what the metrics read of a run of `n_tokens`.
+
+        Negative positions stay apart from positive ones: which index a metric wants does not
+        depend on the length, so runs of another length need no other program.
+        """
+        rows = [range(n_tokens) if one.rows is None else one.rows for one in metrics]
+        named = sorted({row for some in rows for row in some})
+        wanted = tuple(tuple(named.index(row) for row in some) for some in rows)
+        return cls(jnp.asarray([row % n_tokens for row in named], jnp.int32), wanted)
+
+
 def log_prob(token: int, pos: int = -1, name: str = "log_prob") -> LogProb:
     """Log-probability of `token` as the successor of position `pos`."""
     return LogProb(jnp.asarray(token, jnp.int32), (pos,), name)
@@ -169,14 +194,12 @@ def cross_entropy(
     return CrossEntropy(jnp.asarray(targets, jnp.int32), rows)
 
 
-def custom(
-    function: Callable[[Array], Array], name: str = "custom", pos: Sequence[int] | None = None
-) -> Custom:
-    """A metric from `function(logits [pos, d_vocab]) -> scalar`, of all positions or of `pos`.
+def custom(function: Callable[[Array], Array], name: str = "custom") -> Custom:
+    """A metric from `function(logits [pos, d_vocab]) -> scalar`, of all positions.
 
     What changes in the function's closure is a constant of the compiled program.
     """
-    return Custom(function, name, None if pos is None else tuple(pos))
+    return Custom(function, name)
 
 
 def recovered(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.patching.prepare import Prepared
+from jaxasr_interp.patching.inputs import Prepared
 from jaxasr_interp.runtime.identity import check_identity, identify
 
 _SECONDS_BETWEEN_WRITES = 10
@@ -51,9 +51,9 @@ class Partial:
             InputError: the file is another sweep's, or cannot be read.
         """
         plan = prepared.plan
-        shape = (prepared.utterances, plan.size, len(prepared.metrics))
+        shape = (prepared.utterances, plan.size, len(prepared.readout.metrics))
         values, done = (
-            np.full(shape, np.nan, prepared.clean_logits.dtype),
+            np.full(shape, np.nan, prepared.readout.clean_logits.dtype),
             np.zeros(plan.size, bool),
         )
         if plan.only is not None:
@@ -89,16 +89,16 @@ class Partial:
 
 
 def _identity(prepared: Prepared, method: str) -> dict[str, str]:
-    clean, corrupted, edit, alignment = prepared.given
+    inputs = prepared.inputs
     return identify(
         model=prepared.model,
         plan=dataclasses.replace(prepared.plan, memory=0),
-        clean=clean,
-        corrupted=corrupted,
-        metric=prepared.metrics,
-        edit=edit,
-        direction=prepared.direction,
-        alignment=alignment,
+        clean=[(one.mel, one.tokens) for one in inputs.clean],
+        corrupted=[(one.mel, one.tokens) for one in inputs.corrupted],
+        metric=prepared.readout.metrics,
+        edit=inputs.edit,
+        direction=inputs.direction,
+        alignment=inputs.alignment,
         method=method,
     )
 

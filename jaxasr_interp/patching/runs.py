@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.model.run import encode
+from jaxasr_interp.model.layers import KeysValues
+from jaxasr_interp.model.run import encode_utterance
 from jaxasr_interp.model.sites import (
     PATTERN_SITES,
     SITES,
@@ -20,8 +21,9 @@ from jaxasr_interp.model.sites import (
     layer_axes,
     position_axis,
 )
-from jaxasr_interp.model.whisper import Decoder, KeysValues, Whisper
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.pytree import pytree_dataclass, replace
+from jaxasr_interp.speech.utterance import Utterance
 
 _LARGE_OF_DECODER = {"cross_k", "cross_v", "result", "cross_result"}
 
@@ -30,21 +32,8 @@ CARRIED = ("resid_pre", "q", "k", "v", "resid_post")
 
 
 @pytree_dataclass
-class Utterance:
-    """One run's input: what is heard and what has been written.
-
-    Attributes:
-        mel: log-mel spectrogram.
-        tokens: prompt and text so far.
-    """
-
-    mel: Float[Array, "n_mels mel_frame"]
-    tokens: Int[Array, " pos"]
-
-
-@pytree_dataclass
-class Run:
-    """One run of the model and what patched runs take from it.
+class BaseRun:
+    """One run of the model, as far as patched runs take something from it.
 
     Attributes:
         mel: what was heard.
@@ -64,7 +53,7 @@ class Run:
     decoder: DecoderActivations
     logits: Float[Array, "*batch read d_vocab"]
 
-    def only(self, sites: Iterable[str]) -> "Run":
+    def only(self, sites: Iterable[str]) -> "BaseRun":
         """The same run with some of its activations: a program is given what it needs to know."""
         kept = [
             replace(acts, **dict.fromkeys(vars(acts).keys() - set(sites)))
@@ -113,8 +102,8 @@ def run_utterances(
     sites: Sites,
     reads: Int[Array, " read"],
     states: Float[Array, "batch frame d_model"] | None = None,
-) -> Run:
-    """Run several utterances of equal length.
+) -> BaseRun:
+    """BaseRun several utterances of equal length.
 
     Args:
         model: the model.
@@ -129,32 +118,30 @@ def run_utterances(
     acts = EncoderActivations()
     if states is None:
         # One clip at a time: attention over 1500 frames is the largest thing in memory.
-        runs = [encode(model, one.mel, sites=sites.encoder) for one in utterances]
+        runs = [encode_utterance(model, one, sites.encoder) for one in utterances]
         encoded = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
         states, acts = encoded.states, encoded.acts
     mels = jnp.stack([one.mel for one in utterances])
     tokens = jnp.stack([jnp.asarray(one.tokens, jnp.int32) for one in utterances])
-    return _decode(model.decoder, mels, tokens, states, acts, reads, sites.decoder)
+    return _decode(model, mels, tokens, states, acts, reads, sites.decoder)
 
 
 @functools.partial(jax.jit, static_argnames="sites")
 def _decode(
-    decoder: Decoder,
+    model: Whisper,
     mels: Float[Array, "batch n_mels mel_frame"],
     tokens: Int[Array, "batch pos"],
     states: Float[Array, "batch frame d_model"],
     encoder_acts: EncoderActivations,
     reads: Int[Array, " read"],
     sites: frozenset[str],
-) -> Run:
-    def one(run: tuple[Array, Array, Array, EncoderActivations]) -> Run:
-        mel, tokens, states, acts = run
-        cross = decoder.cross_keys_values(states)
+) -> BaseRun:
+    def one(given: tuple[Array, Array, Array, EncoderActivations]) -> BaseRun:
+        mel, tokens, states, acts = given
         patterns = bool(sites & PATTERN_SITES)
-        resid, decoder_acts = decoder(tokens, cross, patterns=patterns)
-        logits, _ = decoder.unembed(resid[reads])
-        kept = DecoderActivations(**{site: getattr(decoder_acts, site) for site in sites})
-        return Run(mel, tokens, states, cross, acts, kept, logits)
+        run = model.decode(tokens, states, logits_at=reads, patterns=patterns)
+        kept = DecoderActivations(**{site: getattr(run.decoder, site) for site in sites})
+        return BaseRun(mel, tokens, states, run.cross, acts, kept, run.logits)
 
     # One after the other: batched, the layers' keys and values would be transposed into place.
     return jax.lax.map(one, (mels, tokens, states, encoder_acts))

@@ -1,7 +1,7 @@
 """Running a sweep: two runs, then the plan's chunks one after the other, gathered into a result."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -10,24 +10,51 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.model.edits import Edit
+from jaxasr_interp.model.edits import Edit, EditLike
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.chunks import Chunk, base_bytes, row_bytes
-from jaxasr_interp.patching.engine import cross_window as states
-from jaxasr_interp.patching.engine import decoder, encoder
-from jaxasr_interp.patching.engine import full_run as full
-from jaxasr_interp.patching.engine.decoder import Reached, pack
-from jaxasr_interp.patching.engine.inject import entry_layer, land
-from jaxasr_interp.patching.engine.readout import read
+from jaxasr_interp.patching.engine.cross_window import propagate_states
+from jaxasr_interp.patching.engine.decoder import pack, propagate_rows
+from jaxasr_interp.patching.engine.encoder import propagate_frames
+from jaxasr_interp.patching.engine.full_run import run_batched, run_patched
+from jaxasr_interp.patching.engine.inject import entry_layer, inject
+from jaxasr_interp.patching.engine.readout import Readout, unembed_and_read
+from jaxasr_interp.patching.inputs import Prepared, SweepInputs, prepare
 from jaxasr_interp.patching.metrics import Metric
 from jaxasr_interp.patching.partial import Partial
 from jaxasr_interp.patching.plan import SweepPlan
-from jaxasr_interp.patching.prepare import Prepared, prepare
 from jaxasr_interp.patching.result import SweepResult
-from jaxasr_interp.patching.runs import CARRIED, Run, Utterance
+from jaxasr_interp.patching.runs import CARRIED, BaseRun
+from jaxasr_interp.runtime.progress import Progress
+from jaxasr_interp.speech.utterance import Utterance
 
 METHODS = ("minimal", "vmap", "reference")
 _ROWS_READ_TOGETHER = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions:
+    """How a sweep compares and runs.
+
+    Attributes:
+        direction: `"clean_to_corrupted"` patches the corrupted run, `"corrupted_to_clean"` the
+            clean one.
+        alignment: for runs of different length: for each position of the patched run, the position
+            of the other run that it is compared and exchanged with.
+        method: `"minimal"` computes only what a patch can change; `"vmap"` runs the patched stack
+            and all after it from the beginning, many patches together; `"reference"` does the same
+            one patch at a time. The numbers are the same.
+        resume: an `.npz` file that keeps what is computed, every few seconds: the same sweep, cut
+            off and called again, goes on from there. It stays when the sweep is done.
+    """
+
+    direction: str = "clean_to_corrupted"
+    alignment: Sequence[int] | None = None
+    method: str = "minimal"
+    resume: str | Path | None = None
+
+
+DEFAULT = SweepOptions()
 
 
 def activation_patching(
@@ -37,12 +64,9 @@ def activation_patching(
     clean: Utterance,
     corrupted: Utterance,
     metric: Metric | Sequence[Metric],
-    edit: Edit | None = None,
-    direction: str = "clean_to_corrupted",
-    alignment: Sequence[int] | None = None,
-    method: str = "minimal",
-    on_progress: Callable[[int], None] | None = None,
-    resume: str | Path | None = None,
+    edit: EditLike | None = None,
+    options: SweepOptions = DEFAULT,
+    on_progress: Progress | None = None,
 ) -> SweepResult:
     """Patch one run's activations into another, one cell at a time, and read metrics.
 
@@ -57,16 +81,8 @@ def activation_patching(
         metric: one or several of `jaxasr_interp.patching.metrics`.
         edit: what a patch does instead of an interchange: one of `interventions.kinds`, or
             any `edit(site, layer, value) -> value`.
-        direction: `"clean_to_corrupted"` patches the corrupted run, `"corrupted_to_clean"` the
-            clean one.
-        alignment: for runs of different length: for each position of the patched run, the position
-            of the other run that it is compared and exchanged with.
-        method: `"minimal"` computes only what a patch can change; `"vmap"` runs the patched stack
-            and all after it from the beginning, many patches together; `"reference"` does the same
-            one patch at a time. The numbers are the same.
-        on_progress: called with the number of patches done, now and then.
-        resume: an `.npz` file that keeps what is computed, every few seconds: the same sweep, cut
-            off and called again, goes on from there. It stays when the sweep is done.
+        options: which run is patched, how, and where the work is kept.
+        on_progress: called now and then with the patches done, how many there are, and `"patches"`.
 
     Returns:
         The metrics under every patch, and those of the clean and corrupted run.
@@ -84,11 +100,8 @@ def activation_patching(
         corrupted=[corrupted],
         metric=[metric],
         edit=edit,
-        direction=direction,
-        alignment=alignment,
-        method=method,
+        options=options,
         on_progress=on_progress,
-        resume=resume,
     )[0]
 
 
@@ -99,12 +112,9 @@ def activation_patching_batch(
     clean: Sequence[Utterance],
     corrupted: Sequence[Utterance],
     metric: Sequence[Metric | Sequence[Metric]],
-    edit: Edit | None = None,
-    direction: str = "clean_to_corrupted",
-    alignment: Sequence[int] | None = None,
-    method: str = "minimal",
-    on_progress: Callable[[int], None] | None = None,
-    resume: str | Path | None = None,
+    edit: EditLike | None = None,
+    options: SweepOptions = DEFAULT,
+    on_progress: Progress | None = None,
 ) -> list[SweepResult]:
     """`activation_patching` for several pairs of utterances of equal length, swept together.
 
@@ -115,11 +125,8 @@ def activation_patching_batch(
         corrupted: the corrupted run of each pair.
         metric: the metrics of each pair, of the same kinds in the same order.
         edit: see `activation_patching`; the same for all pairs.
-        direction: see `activation_patching`.
-        alignment: see `activation_patching`.
-        method: see `activation_patching`.
-        on_progress: called with the number of cells done in all pairs.
-        resume: see `activation_patching`.
+        options: see `activation_patching`.
+        on_progress: see `activation_patching`; patches of all pairs count.
 
     Returns:
         One result for each pair.
@@ -127,24 +134,17 @@ def activation_patching_batch(
     Raises:
         InputError: see `activation_patching`; also pairs whose number or metrics differ.
     """
-    prepared = prepare(
-        model,
-        plan,
-        clean=clean,
-        corrupted=corrupted,
-        metric=metric,
-        edit=edit,
-        direction=direction,
-        alignment=alignment,
-        minimal=_check_method(method) == "minimal",
-    )
-    return prepared.results(run_prepared(prepared, method, on_progress, resume))
+    inputs = SweepInputs(clean, corrupted, metric, edit, options.direction, options.alignment)
+    minimal = check_method(options.method) == "minimal"
+    prepared = prepare(model, plan, inputs, minimal=minimal)
+    values = run_prepared(prepared, options.method, on_progress, options.resume)
+    return prepared.results(values)
 
 
 def run_prepared(
     prepared: Prepared,
     method: str = "minimal",
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Progress | None = None,
     resume: str | Path | None = None,
 ) -> Float[np.ndarray, "batch cell metric"]:
     """Run all chunks of a sweep and put their values in the plan's order.
@@ -153,9 +153,9 @@ def run_prepared(
 
     Args:
         prepared: from `prepare`.
-        method: see `activation_patching`.
-        on_progress: called with the number of cells done in all pairs.
-        resume: see `activation_patching`.
+        method: see `SweepOptions`.
+        on_progress: see `activation_patching`.
+        resume: see `SweepOptions`.
 
     Returns:
         Every metric of every cell of each pair; NaN in cells that the plan leaves out.
@@ -163,7 +163,7 @@ def run_prepared(
     Raises:
         InputError: the file to resume from is another sweep's.
     """
-    partial = Partial.open(prepared, _check_method(method), resume)
+    partial = Partial.open(prepared, check_method(method), resume)
     while not partial.done.all():
         try:
             _run_missing(prepared, method, partial, on_progress)
@@ -178,7 +178,7 @@ def run_prepared(
 
 
 def _run_missing(
-    prepared: Prepared, method: str, partial: Partial, on_progress: Callable[[int], None] | None
+    prepared: Prepared, method: str, partial: Partial, on_progress: Progress | None
 ) -> None:
     """Fill in what is not done yet."""
     run = {"minimal": _minimal, "vmap": _batched, "reference": _one_by_one}[method]
@@ -191,10 +191,12 @@ def _run_missing(
             partial.done[chunk.where] = True
         partial.save()
         if on_progress is not None:
-            on_progress((int(partial.done.sum()) - left_out) * prepared.utterances)
+            done = (int(partial.done.sum()) - left_out) * prepared.utterances
+            on_progress(done, prepared.plan.runs * prepared.utterances, "patches")
 
 
-def _check_method(method: str) -> str:
+def check_method(method: str) -> str:
+    """Return `method`; raise `InputError` if there is no such method."""
     if method not in METHODS:
         raise InputError(f"Unknown method {method!r}: choose one of {', '.join(METHODS)}.")
     return method
@@ -207,7 +209,7 @@ def _groups(sweep: Prepared, method: str) -> Iterator[tuple[list[Chunk], int]]:
         some = [chunk for chunk in chunks if chunk.site == site]
         if not some:
             continue
-        rows = some[0].size * len(sweep.reads.pos) * sweep.utterances
+        rows = some[0].size * len(sweep.readout.positions.pos) * sweep.utterances
         together = min(_ROWS_READ_TOGETHER, _room(sweep) // row_bytes(sweep.plan))
         most = max(1, together // rows) if method == "minimal" else 1
         n_groups = -(-len(some) // most)
@@ -218,32 +220,25 @@ def _groups(sweep: Prepared, method: str) -> Iterator[tuple[list[Chunk], int]]:
 
 def _minimal(sweep: Prepared, chunks: Sequence[Chunk], together: int) -> list[Array]:
     """Only what the patches change; the last rows of several chunks are read together."""
-    reached = [_reach(sweep, chunk) for chunk in chunks]
-    past = [jnp.asarray(np.bool_(_is_past(sweep, chunk))) for chunk in chunks]
+    resid = [_propagate(sweep, chunk) for chunk in chunks]
     idle = together - len(chunks)
-    return read(
+    return unembed_and_read(
         sweep.model.decoder,
-        sweep.base.cross,
-        tuple(reached + reached[-1:] * idle),
-        tuple(past + past[-1:] * idle),
-        sweep.metrics,
-        sweep.reads,
-        sweep.clean_logits,
-        batch=_read_at_once(sweep, together * chunks[0].size),
+        tuple(resid + resid[-1:] * idle),
+        sweep.readout,
+        batch_size=_read_at_once(sweep, together * chunks[0].size),
     )
 
 
 def _batched(sweep: Prepared, chunks: Sequence[Chunk], together: int) -> list[Array]:
     """A run of its own for every patch, all of a chunk together."""
     return [
-        full.run_batched(
+        run_batched(
             sweep.model,
             sweep.base,
             sweep.edits,
             chunk.cells,
-            sweep.metrics,
-            sweep.reads,
-            sweep.clean_logits,
+            sweep.readout,
             stack=sweep.plan.stack,
             site=chunk.site,
         )
@@ -253,57 +248,41 @@ def _batched(sweep: Prepared, chunks: Sequence[Chunk], together: int) -> list[Ar
 
 def _one_by_one(sweep: Prepared, chunks: Sequence[Chunk], together: int) -> list[Array]:
     """A run of its own for every patch, one after the other."""
-    shared = (sweep.base, sweep.edits, sweep.metrics, sweep.clean_logits)
-    pairs = [jax.tree.map(lambda leaf, i=i: leaf[i], shared) for i in range(sweep.utterances)]
-    return [jnp.stack([_run_each(sweep, chunk, *pair) for pair in pairs]) for chunk in chunks]
+    pairs = [sweep.pair(i) for i in range(sweep.utterances)]
+    return [
+        jnp.stack([_run_each(sweep, chunk, base, edit, readout) for base, edit, readout in pairs])
+        for chunk in chunks
+    ]
 
 
-def _run_each(
-    sweep: Prepared, chunk: Chunk, base: Run, edit: Edit, metrics: tuple[Metric, ...], clean: Array
-) -> Array:
+def _run_each(sweep: Prepared, chunk: Chunk, base: BaseRun, edit: Edit, readout: Readout) -> Array:
     where = {"stack": sweep.plan.stack, "site": chunk.site}
     return jnp.stack(
-        [
-            full.run_patched(sweep.model, base, edit, cell, metrics, sweep.reads, clean, **where)
-            for cell in chunk.each()
-        ]
+        [run_patched(sweep.model, base, edit, cell, readout, **where) for cell in chunk.each()]
     )
 
 
-def _reach(sweep: Prepared, chunk: Chunk) -> Reached:
-    """Carry a chunk's patches to the positions that are read."""
-    model, base, edits, reads = sweep.model, sweep.base, sweep.edits, sweep.reads.pos
+def _propagate(sweep: Prepared, chunk: Chunk) -> Float[Array, "batch patch read d_model"]:
+    """The last residual stream at the positions that are read, under a chunk's patches."""
+    model, base, edits, reads = sweep.model, sweep.base, sweep.edits, sweep.readout.positions.pos
     if chunk.site == "ln_final":
         base = base.only(("resid_mid",))
-        resid = states.propagate(model.decoder, base, edits, chunk.cells, reads, width=chunk.width)
-        return _finished(model, resid)
+        return propagate_states(model.decoder, base, edits, chunk.cells, reads, width=chunk.width)
     layer = jnp.asarray(np.int32(chunk.layer))
     entry = jnp.asarray(np.int32(entry_layer(chunk.site, chunk.layer)))
     blocks = (model.encoder if sweep.plan.stack == "encoder" else model.decoder).blocks
-    entries = land(blocks, base, edits, chunk.cells, layer, site=chunk.site, width=chunk.width)
+    entries = inject(blocks, base, edits, chunk.cells, layer, site=chunk.site, width=chunk.width)
     base = base.only(CARRIED)
     if sweep.plan.stack == "encoder":
-        return _finished(model, encoder.propagate(model, base, entries, entry, chunk.cells, reads))
+        return propagate_frames(model, base, entries, entry, chunk.cells, reads)
     packing = pack(chunk, sweep.plan.n_tokens, everywhere=sweep.plan.counts_frames)
-    return decoder.propagate(model.decoder, base, entries, entry, packing, reads)
-
-
-def _finished(model: Whisper, resid: Float[Array, "batch patch read d_model"]) -> Reached:
-    heads = model.config.decoder_heads
-    z = jnp.zeros((*resid.shape[:-1], heads, resid.shape[-1] // heads), resid.dtype)
-    return Reached(resid, z)
-
-
-def _is_past(sweep: Prepared, chunk: Chunk) -> bool:
-    """Whether the chunk's rows come out of the last layer already."""
-    layers = sweep.model.config.decoder_layers
-    return sweep.plan.stack == "encoder" or entry_layer(chunk.site, chunk.layer) == layers
+    return propagate_rows(model.decoder, base, entries, entry, packing, reads)
 
 
 def _read_at_once(sweep: Prepared, patches: int) -> int:
     """How many of some patches' logits are held at once."""
-    row = 4 * sweep.clean_logits.dtype.itemsize * sweep.plan.config.d_vocab
-    fits = _room(sweep) // (row * len(sweep.reads.pos) * sweep.utterances)
+    row = 4 * sweep.readout.clean_logits.dtype.itemsize * sweep.plan.config.d_vocab
+    fits = _room(sweep) // (row * len(sweep.readout.positions.pos) * sweep.utterances)
     return max(1, min(patches, fits))
 
 

@@ -10,8 +10,9 @@ from rich.table import Table
 
 from jaxasr_interp.ablation.result import TextSweep
 from jaxasr_interp.generation.word_times import Word
-from jaxasr_interp.lens import DirectLogitAttribution, LogitLens
-from jaxasr_interp.patching import SweepPlan
+from jaxasr_interp.lens.direct import DirectLogitAttribution
+from jaxasr_interp.lens.logit import LogitLens
+from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.probes import ProbeReport
 from jaxasr_interp.report.plots import Quantity, axis_labels
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
@@ -170,9 +171,9 @@ def text_sweep_table(swept: TextSweep, most: int = 12) -> Group:
     columns = ("edit", "changed", "loops", *(("resolved",) if looped.any() else ()))
     for name in (*columns, *(("WER",) if known else ())):
         table.add_column(name, justify="left" if name == "edit" else "right", overflow="fold")
-    changed = np.array([swept.rate(i, "unedited") for i in range(len(swept.written))])
+    changed = np.array([swept.rate(i, "unedited") for i in range(len(swept.generated))])
     resolved = (~swept.loops[:, looped]).sum(1)
-    wrong = np.array([swept.rate(i) for i in range(len(swept.written))]) if known else changed
+    wrong = np.array([swept.rate(i) for i in range(len(swept.generated))]) if known else changed
     order = np.lexsort((wrong, -resolved) if looped.any() else (-changed,))
     for i in [0, *(int(i) for i in order if i)][: most + 1]:
         row = [

@@ -1,13 +1,25 @@
-"""Tables of clips: tab-separated or JSON Lines, one row a clip."""
+"""Tables of clips: manifests on disk or rows of a data set, and the audio that they name."""
 
 import csv
+import dataclasses
+import functools
+import hashlib
 import io
 import json
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.speech.audio import as_audio, load_audio, read_audio
+from jaxasr_interp.speech.noise import noise_like
+
+type Row = dict[str, str]
+type AudioSource = Path | bytes | tuple[np.ndarray, int]
 
 
 def read_manifest(path: Path) -> list[dict[str, str]]:
@@ -81,3 +93,168 @@ def _json_rows(path: Path, text: str) -> list[dict[str, str]]:
             raise InputError(f"{path} has no JSON object in line {number + 1}: write one a line.")
         rows.append(row)
     return label_rows(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """Clips in order.
+
+    Attributes:
+        rows: the columns of each, as text.
+        read: gives the 16 kHz samples of one by its number; raises `InputError` if it cannot.
+        digest: gives the SHA-256 of what one is read from by its number: of a file, or of samples
+            and their rate; `""` if that cannot be read.
+    """
+
+    rows: tuple[Row, ...]
+    read: Callable[[int], Float[np.ndarray, " samples"]]
+    digest: Callable[[int], str]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(self.rows[0])
+
+
+def find_clips(source: str | Path | Iterable[Mapping[str, Any]]) -> Clips:
+    """The clips of a manifest, or of rows such as a Hugging Face dataset's.
+
+    Args:
+        source: path of a manifest (see `read_manifest`), whose paths are relative to it; or rows:
+            mappings with `audio`, which is `{"array", "sampling_rate"}`, `{"bytes"}` or a path, or
+            with `path`. All other columns that hold single values are labels.
+
+    Returns:
+        The clips; rows without a `path` have `row 0`, `row 1`, … for it.
+
+    Raises:
+        InputError: the manifest cannot be read, there are no rows, or they name no audio.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        rows = tuple(read_manifest(path))
+        return _clips(rows, lambda i: path.parent / rows[i]["path"])
+    # A dataset decodes the audio of a row when asked for the row; what only streams has to be kept.
+    indexed = hasattr(source, "__len__") and hasattr(source, "__getitem__")
+    given: Any = source if indexed else list(source)
+    decodes = "audio" in getattr(given, "column_names", ())
+    silent = given.remove_columns("audio") if decodes else given
+    values = [{k: v for k, v in row.items() if k != "audio"} for row in silent]
+    if not values:
+        raise InputError("There are no clips: give at least one row.")
+    named = [{"path": f"row {i}"} | row for i, row in enumerate(label_rows(values))]
+    return _clips(tuple(named), lambda i: _row_source(given[i], i))
+
+
+def _clips(rows: tuple[Row, ...], source: Callable[[int], AudioSource]) -> Clips:
+    return Clips(
+        rows,
+        lambda i: _read(source(i), f"The audio of row {i}"),
+        functools.cache(lambda i: _digest(source, i)),
+    )
+
+
+def _digest(source: Callable[[int], AudioSource], number: int) -> str:
+    try:
+        match source(number):
+            case Path() as path:
+                with path.open("rb") as file:
+                    return hashlib.file_digest(file, "sha256").hexdigest()
+            case bytes() as content:
+                return hashlib.sha256(content).hexdigest()
+            case samples, rate:
+                of = f"{samples.dtype} {samples.shape} {rate} ".encode()
+                return hashlib.sha256(of + samples.tobytes()).hexdigest()
+    except (InputError, OSError):
+        return ""
+
+
+def _read(source: AudioSource, origin: str) -> Float[np.ndarray, " samples"]:
+    match source:
+        case Path():
+            return load_audio(source)
+        case bytes():
+            return read_audio(source, origin)
+        case samples, rate:
+            return as_audio(samples, rate, origin)
+
+
+def _row_source(row: Mapping[str, Any], number: int) -> AudioSource:
+    audio: Any = row.get("audio", row.get("path"))
+    if isinstance(audio, Mapping) and audio.get("array") is None:
+        if audio.get("bytes"):
+            return bytes(audio["bytes"])
+        audio = audio.get("path")
+    if isinstance(audio, str | Path):
+        return Path(audio)
+    try:
+        samples, rate = np.asarray(audio["array"]), int(audio["sampling_rate"])
+        if rate == audio["sampling_rate"]:
+            return samples, rate
+    except (KeyError, TypeError, ValueError, OverflowError):
+        pass
+    raise InputError(
+        f"The audio of row {number} is {type(audio).__name__}: expected a path, or an "
+        "array of numbers and a whole sampling_rate."
+    )
+
+
+def choose(
+    clips: Clips, where: Mapping[str, Sequence[str]] | None = None, limit: int | None = None
+) -> Clips:
+    """The clips whose columns hold one of the given values, at most `limit` of them.
+
+    Raises:
+        InputError: there is no such column, or no such clip.
+    """
+    where = where or {}
+    for column in where:
+        if column not in clips.columns:
+            raise InputError(
+                f"The clips have no column {column!r}: choose one of {', '.join(clips.columns)}."
+            )
+    kept = [i for i, row in enumerate(clips.rows) if all(row[c] in where[c] for c in where)][:limit]
+    if not kept:
+        asked = ", ".join(f"{c}={' or '.join(v)}" for c, v in where.items())
+        raise InputError(f"No clip has {asked}." if asked else "There are no clips to extract.")
+    return Clips(
+        tuple(clips.rows[i] for i in kept),
+        lambda i: clips.read(kept[i]),
+        lambda i: clips.digest(kept[i]),
+    )
+
+
+def with_noise(clips: Clips, snrs: Sequence[float | int]) -> Clips:
+    """Every clip, followed by a copy for each ratio with white noise added.
+
+    `y = x + n` with `10 log10(Σx² / Σn²) = SNR`; the noise is the same at each ratio and drawn anew
+    for each path.
+
+    Args:
+        clips: the clean ones.
+        snrs: signal-to-noise ratios in dB; if there are none, the clips stay as they are.
+
+    Returns:
+        The clips, with a column `snr`: `clean`, or the ratio.
+
+    Raises:
+        InputError: a ratio is named twice or not finite, or the clips have a column `snr`.
+    """
+    if not snrs:
+        return clips
+    if "snr" in clips.columns:
+        raise InputError("The clips have a column 'snr' already: rename it, or add no noise.")
+    if len(set(snrs)) < len(snrs) or not np.isfinite(snrs).all():
+        raise InputError(f"The ratios {list(snrs)} are to be finite, and each named once.")
+    names = ("clean", *(f"{snr:g}" for snr in snrs))
+    n = len(names)
+
+    def read(i: int) -> Float[np.ndarray, " samples"]:
+        clean, which = clips.read(i // n), i % n
+        if which == 0:
+            return clean
+        noise = noise_like(clean, zlib.crc32(clips.rows[i // n]["path"].encode()))
+        return clean + noise * np.float32(10 ** (-snrs[which - 1] / 20))
+
+    rows = tuple(row | {"snr": name} for row in clips.rows for name in names)
+    return Clips(rows, read, lambda i: clips.digest(i // n))

@@ -9,7 +9,7 @@ text, comma-separated:
                            its own
 `4..12`                    the positions from 4 up to 12 as one window
 `1.2s`, `800ms:1600ms`     the same in time (encoder); 20 ms are one frame
-`word:grass`               the tokens of a word, as one window; each time it occurs (decoder)
+`word:grass`               the tokens or frames of a word, as one window; each time it occurs
 `all`                      every position at once
 =========================  ====================================================================
 """
@@ -31,8 +31,8 @@ def resolve_windows(
     positions: str | Sequence[int | Window | str] | None,
     size: int,
     *,
-    width: int = 1,
-    stride: int | None = None,
+    width: int | str = 1,
+    stride: int | str | None = None,
     words: Sequence[tuple[str, Window]] = (),
     timed: bool = False,
 ) -> tuple[Window, ...]:
@@ -42,10 +42,11 @@ def resolve_windows(
         positions: text as above, or a sequence of positions, `(start, stop)` windows and texts;
             `None` for all of them, `stride` apart.
         size: how many positions there are.
-        width: how many positions a patch starting at a single position covers; cut at the end.
-        stride: distance between starts where `positions` is `None` or a range without a step; by
-            default `width`.
-        words: the run's words and their windows.
+        width: how many positions a patch starting at a single position covers, cut at the end; or
+            a time, as in `200ms`.
+        stride: distance between starts where `positions` is `None` or a range without a step, as
+            `width`, which it is by default.
+        words: the run's words and their windows, of tokens or of frames.
         timed: whether positions are frames, so that times name them.
 
     Returns:
@@ -54,10 +55,8 @@ def resolve_windows(
     Raises:
         InputError: an empty set, a window named twice, or one that is not there.
     """
-    stride = width if stride is None else stride
-    for name, value in (("window", width), ("stride", stride)):
-        if _whole(value) < 1:
-            raise InputError(f"The {name} is {value}: expected at least 1.")
+    width = _width("window", width, timed)
+    stride = width if stride is None else _width("stride", stride, timed)
     if positions is None:
         positions = [f"0:{size}"]
     elif isinstance(positions, str):
@@ -78,6 +77,27 @@ def resolve_windows(
         start, stop = twice[0]
         raise InputError(f"Position {start} (up to {stop}) is named twice.")
     return tuple(windows)
+
+
+def _width(what: str, value: int | str, timed: bool) -> int:
+    """A number of positions, or of frames from a time such as `0.2s` or `200ms`."""
+    if not isinstance(value, str):
+        width = _whole(value)
+    else:
+        time, number = _TIME.fullmatch(value.strip()), re.fullmatch(r"-?\d+", value.strip())
+        if time is None and number is None:
+            raise InputError(f"The {what} {value!r} cannot be read: write 10, 0.2s or 200ms.")
+        if time is not None and not timed:
+            raise InputError(f"The {what} {value!r} is a time: this site's positions are tokens.")
+        width = int(value) if time is None else _frames(time)
+    if width < 1:
+        raise InputError(f"The {what} is {value}: expected at least 1.")
+    return width
+
+
+def _frames(time: re.Match[str]) -> int:
+    seconds = float(time[1]) / (1000 if time[2] == "ms" else 1)
+    return round(seconds * FRAMES_PER_SECOND)
 
 
 def words_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[tuple[str, Window]]:
@@ -146,8 +166,7 @@ def _index(text: str, part: str, timed: bool) -> int:
             raise InputError(
                 f"The position {part!r} is a time: decoder positions are tokens or words."
             )
-        seconds = float(time[1]) / (1000 if time[2] == "ms" else 1)
-        return round(seconds * FRAMES_PER_SECOND)
+        return _frames(time)
     try:
         return int(part)
     except ValueError:

@@ -7,22 +7,24 @@ large-v3 to carry most loops.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxasr_interp.ablation.result import Clip, TextSweep
+from jaxasr_interp.ablation.result import TextSweep
 from jaxasr_interp.ablation.sweep import ablation_sweep, component_edits
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.evaluation.bootstrap import Interval, bootstrap_interval
 from jaxasr_interp.evaluation.loops import is_loop
 from jaxasr_interp.evaluation.text_metrics import words_on_silence
-from jaxasr_interp.generation.generate import Choice
+from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.generation.transcribe import transcribe_batch
 from jaxasr_interp.interventions.intervention import Intervention
 from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.speech.audio import CHUNK_SAMPLES
+from jaxasr_interp.speech.utterance import Clip
 
 _AT_ONCE = 8
 
@@ -60,7 +62,7 @@ def find_loops(
     clips: Sequence[Clip],
     *,
     choice: Choice,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> list[Clip]:
     """The clips that the unedited model loops on.
 
@@ -68,7 +70,7 @@ def find_loops(
         model: a model with a tokenizer.
         clips: candidates.
         choice: how tokens are chosen.
-        on_progress: called with the clips done after each batch.
+        on_progress: called after each batch.
     """
     found: list[Clip] = []
     seen = 0
@@ -81,7 +83,7 @@ def find_loops(
             found += [clip for clip, one in zip(batch, heard, strict=False) if is_loop(one.text)]
             seen += len(batch)
             if on_progress is not None:
-                on_progress(seen)
+                on_progress(seen, len(clips), "candidates")
     return found
 
 
@@ -93,7 +95,7 @@ def repetition(
     interventions: Sequence[Intervention] | None = None,
     choice: Choice,
     resume: Path | None = None,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> RepetitionStudy:
     """Take away each component while the model writes.
 
@@ -104,7 +106,7 @@ def repetition(
         interventions: by default every sublayer and head of the decoder set to zero.
         choice: how tokens are chosen.
         resume: a folder for what is done.
-        on_progress: called with the transcripts done.
+        on_progress: called after each batch, of transcripts of both sets.
 
     Raises:
         InputError: no loops, or no transcribed speech.
@@ -112,6 +114,7 @@ def repetition(
     if not looping or not any(clip.text for clip in speech):
         raise InputError("The study takes clips that loop, and speech with its text.")
     edits = component_edits(model) if interventions is None else interventions
+    total = (len(looping) + len(speech)) * (len(edits) + 1)
     swept: list[TextSweep] = []
     for name, clips in (("loops", looping), ("speech", speech)):
         before = sum(len(one.clips) for one in swept) * (len(edits) + 1)
@@ -124,7 +127,7 @@ def repetition(
                 resume=None if resume is None else resume / f"{name}.partial.jsonl",
                 on_progress=None
                 if on_progress is None
-                else lambda done, before=before: on_progress(before + done),
+                else lambda done, _, what, before=before: on_progress(before + done, total, what),
             )
         )
     loops, talk = swept
@@ -144,7 +147,7 @@ def repetition(
 
 def _silent(swept: TextSweep, i: int) -> float:
     """Share of the clips on which an intervention leaves nothing written."""
-    pairs = zip(swept.written[i], swept.languages, strict=True)
+    pairs = zip(swept.generated[i], swept.languages, strict=True)
     return float(np.mean([not words_on_silence(one.text, language) for one, language in pairs]))
 
 

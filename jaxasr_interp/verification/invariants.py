@@ -18,11 +18,16 @@ from jaxasr_interp.interventions.kinds import Noise
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.chunks import base_bytes
 from jaxasr_interp.patching.metrics import LogProb, log_prob
-from jaxasr_interp.patching.plan import SweepPlan, plan_sweep
+from jaxasr_interp.patching.plan import SweepPlan
+from jaxasr_interp.patching.planning import PlanOptions, plan_sweep
 from jaxasr_interp.patching.result import SweepResult
-from jaxasr_interp.patching.runs import Utterance
-from jaxasr_interp.patching.sweep import activation_patching, activation_patching_batch
+from jaxasr_interp.patching.sweep import (
+    SweepOptions,
+    activation_patching,
+    activation_patching_batch,
+)
 from jaxasr_interp.speech.positions import Window
+from jaxasr_interp.speech.utterance import Utterance
 
 BOUNDS = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.1}
 """The largest error between two ways to the same number, by the dtype of the model."""
@@ -90,18 +95,20 @@ class Case:
         """Log-probability of each run's most probable next token."""
         return log_prob(self.tops[0]), log_prob(self.tops[1])
 
-    def plan(self, **chosen: Any) -> SweepPlan:
+    def plan(self, *, alpha: float = 1.0, stride: int | None = None, **chosen: Any) -> SweepPlan:
         """`plan_sweep` for the corrupted run, within the memory."""
         memory = 1 << 62 if self.memory is None else self.memory
-        plan = plan_sweep(self.model, tokens=self.corrupted.tokens, memory=memory, **chosen)
+        options = PlanOptions(alpha=alpha, stride=stride, memory=memory)
+        plan = plan_sweep(self.model, tokens=self.corrupted.tokens, options=options, **chosen)
         if self.memory is not None:
             return plan
         return dataclasses.replace(plan, memory=base_bytes(plan, 2) + _ROOM)
 
-    def sweep(self, plan: SweepPlan, **options: Any) -> SweepResult:
+    def sweep(self, plan: SweepPlan, *, method: str = "minimal", **inputs: Any) -> SweepResult:
         """`activation_patching`, by default of the two runs and the first metric."""
         runs = {"clean": self.clean, "corrupted": self.corrupted, "metric": self.metrics[0]}
-        return activation_patching(self.model, plan, **(runs | options))
+        options = SweepOptions(method=method)
+        return activation_patching(self.model, plan, options=options, **(runs | inputs))
 
     def check(
         self, name: str, compares: str, values: Values, expected: Values | float, base: float

@@ -5,6 +5,7 @@ sites, where compiling one for each would take longer than all the runs.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -14,37 +15,40 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxasr_interp.interventions.kinds import Interchange
 from jaxasr_interp.interventions.where import At
-from jaxasr_interp.model.edits import Edit, LayerIndex
-from jaxasr_interp.model.layers import KeysValues
+from jaxasr_interp.model.edits import WHOLE_RUN, Edit, EditContext, LayerIndex
 from jaxasr_interp.model.run import decode, encode
 from jaxasr_interp.model.sites import SITES, Stack, counts_frames, head_axis, sweepable_sites
-from jaxasr_interp.model.whisper import Decoder, Whisper
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.patching.engine.full_run import patched_logits
 from jaxasr_interp.patching.metrics import Metric
 from jaxasr_interp.patching.plan import SweepPlan
-from jaxasr_interp.patching.runs import Utterance
+from jaxasr_interp.patching.runs import BaseRun, Sites, run_utterances
 from jaxasr_interp.pytree import pytree_dataclass, static
+from jaxasr_interp.speech.utterance import Utterance
 from jaxasr_interp.verification.invariants import Case, Check, random_windows
 
 _KEPT = 1 << 29
 
-type Sites = tuple[str, ...]
+type SiteGroup = tuple[str, ...]
 
 
 @pytree_dataclass
-class CopyOrZero:
+class CopyOrZero(Edit):
     """What patches do: an interchange, or an ablation; which of them is data."""
 
     source: Interchange
     zero: Bool[Array, ""]
 
-    def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
+    def __call__(
+        self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
+    ) -> Array:
         """Return the other run's value, or zeros."""
-        copied = self.source(site, layer, value)
+        copied = self.source(site, layer, value, context)
         return jnp.where(self.zero, jnp.zeros_like(copied), copied)
 
 
 @pytree_dataclass
-class AtAnySite:
+class AtAnySite(Edit):
     """An edit confined to some cells of one of `sites`: that of the given number."""
 
     edit: Edit
@@ -54,17 +58,21 @@ class AtAnySite:
     start: Int[Array, ""]
     stop: Int[Array, ""]
     alpha: Float[Array, ""]
-    sites: Sites = static()
+    sites: SiteGroup = static()
 
-    def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
+    def __call__(
+        self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
+    ) -> Array:
         """Return `value`, edited where it is meant."""
         if site not in self.sites:
             return value
         at = At(self.edit, self.layer, self.start, self.stop, self.head, self.alpha, site)
-        return jnp.where(self.number == self.sites.index(site), at(site, layer, value), value)
+        return jnp.where(
+            self.number == self.sites.index(site), at(site, layer, value, context), value
+        )
 
 
-def site_groups(case: Case, stack: Stack) -> list[Sites]:
+def site_groups(case: Case, stack: Stack) -> list[SiteGroup]:
     """The sites of a stack that can be swept, in groups that share a plan.
 
     The encoder's are cut where their activations, which are kept of both runs, grow large.
@@ -91,7 +99,7 @@ def site_groups(case: Case, stack: Stack) -> list[Sites]:
     return [tuple(sites) for sites in groups]
 
 
-def identity(case: Case, stack: Stack, sites: Sites) -> list[Check]:
+def identity(case: Case, stack: Stack, sites: SiteGroup) -> list[Check]:
     """A run patched with its own activations stays as it is."""
     plan, cells = _sample(case, stack, sites)
     cells = _of_one_layer(plan, cells)
@@ -104,7 +112,7 @@ def identity(case: Case, stack: Stack, sites: Sites) -> list[Check]:
     ]
 
 
-def minimal(case: Case, stack: Stack, sites: Sites) -> list[Check]:
+def minimal(case: Case, stack: Stack, sites: SiteGroup) -> list[Check]:
     """The engine gives what a whole run for each patch gives."""
     source = _source(case, case.clean, stack, sites)
     checks = []
@@ -128,8 +136,8 @@ def _run_each(
     """The metric under some patches of a plan, each in a run of its own."""
     model, run, cells = case.model, case.corrupted, plan.cells()
     sites = tuple(site for site, acts in vars(edit.source.source).items() if acts is not None)
-    states = encode(model, run.mel, sites=()).states if plan.stack == "decoder" else None
-    cross = None if states is None else _cross_keys_values(model.decoder, states)
+    last = jnp.asarray([len(run.tokens) - 1], jnp.int32)
+    base = jax.tree.map(lambda leaf: leaf[0], run_utterances(model, [run], Sites(), last))
     values = []
     for number in numbers:
         site, _ = plan.components[cells["component"][number]]
@@ -140,30 +148,21 @@ def _run_each(
         alpha = jnp.asarray(cells["alpha"][number], jnp.float32)
         index = jnp.asarray(sites.index(site), jnp.int32)
         patch = AtAnySite(edit, index, layer, head, start, stop, alpha, sites)
-        values.append(_whole_run(model, run, cross, patch, case.metrics[0]))
+        values.append(_whole_run(model, base, patch, case.metrics[0], plan.stack))
     return np.stack(values)
 
 
-@jax.jit
-def _cross_keys_values(decoder: Decoder, states: Float[Array, "frame d_model"]) -> KeysValues:
-    return decoder.cross_keys_values(states)
-
-
-@jax.jit
+@functools.partial(jax.jit, static_argnames="stack")
 def _whole_run(
-    model: Whisper, run: Utterance, cross: KeysValues | None, patch: Edit, metric: Metric
+    model: Whisper, base: BaseRun, patch: Edit, metric: Metric, stack: Stack
 ) -> Float[Array, ""]:
-    """The metric of one run under a patch: of the decoder alone if its cross keys are given."""
-    if cross is None:
-        states, _ = model.encoder(run.mel, patch)
-        resid, _ = model.decoder(run.tokens, model.decoder.cross_keys_values(states))
-    else:
-        resid, _ = model.decoder(run.tokens, cross, patch)
-    logits, _ = model.decoder.unembed(resid[-1:])
+    """The metric of one run under a patch."""
+    last = jnp.asarray([len(base.tokens) - 1], jnp.int32)
+    logits = patched_logits(model, base, patch, stack, last)
     return metric(logits, logits)
 
 
-def _source(case: Case, run: Utterance, stack: Stack, sites: Sites) -> Interchange:
+def _source(case: Case, run: Utterance, stack: Stack, sites: SiteGroup) -> Interchange:
     """The activations of a run at some sites; at all of the decoder, where they are small."""
     if stack == "encoder":
         return Interchange(encode(case.model, run.mel, sites=sites).acts)
@@ -174,7 +173,7 @@ def _source(case: Case, run: Utterance, stack: Stack, sites: Sites) -> Interchan
 
 
 def _sample(
-    case: Case, stack: Stack, sites: Sites, **options: Any
+    case: Case, stack: Stack, sites: SiteGroup, **options: Any
 ) -> tuple[SweepPlan, Int[np.ndarray, "site cell"]]:
     """A plan of sites that go together, and the numbers of some random cells of each.
 

@@ -17,8 +17,9 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.run import decode, encode
 from jaxasr_interp.model.sites import Stack
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.patching.runs import Utterance
+from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.speech.tokenizer import Tokenizer
+from jaxasr_interp.speech.utterance import Utterance
 from jaxasr_interp.verification import invariants
 from jaxasr_interp.verification.invariants import Case, Check
 from jaxasr_interp.verification.sites import identity, minimal, site_groups
@@ -42,7 +43,7 @@ def verify(
     cells: int = 4,
     seed: int = 0,
     memory: int | None = None,
-    on_progress: Callable[[int, int, str], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> list[Check]:
     """Measure the invariants of sweeps on one's own checkpoint and pair of runs.
 

@@ -11,19 +11,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxasr_interp.model.blocks import DecoderBlock
 from jaxasr_interp.model.edits import Edit, apply_edit, untouched
-from jaxasr_interp.model.layers import accumulation_dtype
-from jaxasr_interp.model.whisper import Decoder, DecoderBlock, KeysValues
-from jaxasr_interp.patching.chunks import Cells
+from jaxasr_interp.model.layers import KeysValues, accumulation_dtype
+from jaxasr_interp.model.whisper import Decoder
+from jaxasr_interp.patching.cells import Cells
 from jaxasr_interp.patching.engine.inject import at_layer, patched_rows, window_rows
-from jaxasr_interp.patching.runs import Run
+from jaxasr_interp.patching.runs import BaseRun
 from jaxasr_interp.pytree import pytree_dataclass
 
 
 @functools.partial(jax.jit, static_argnames="width")
-def propagate(
+def propagate_states(
     decoder: Decoder,
-    bases: Run,
+    bases: BaseRun,
     edits: Edit,
     cells: Cells,
     reads: Int[Array, " read"],
@@ -44,7 +45,7 @@ def propagate(
         For each run the last layer's `resid_post` at the positions that are read.
     """
 
-    def one(base: Run, edit: Edit) -> Array:
+    def one(base: BaseRun, edit: Edit) -> Array:
         return _decode(decoder, base, _write(base, edit, cells, width), reads)
 
     return jax.vmap(one)(bases, edits)
@@ -65,7 +66,7 @@ class _Windows:
     replaced: Bool[Array, "patch frame"]
 
 
-def _write(base: Run, edit: Edit, cells: Cells, width: int) -> _Windows:
+def _write(base: BaseRun, edit: Edit, cells: Cells, width: int) -> _Windows:
     """What some patches of the final encoder states write."""
     frames = jnp.arange(len(base.states), dtype=jnp.int32)[None, :]
     rows = window_rows(cells, width, len(base.states))
@@ -80,7 +81,7 @@ def _write(base: Run, edit: Edit, cells: Cells, width: int) -> _Windows:
 
 
 def _decode(
-    decoder: Decoder, base: Run, windows: _Windows, reads: Int[Array, " read"]
+    decoder: Decoder, base: BaseRun, windows: _Windows, reads: Int[Array, " read"]
 ) -> Float[Array, "patch read d_model"]:
     last, n_tokens = decoder.n_layers - 1, len(base.tokens)
     pos = jnp.arange(n_tokens, dtype=jnp.int32)
@@ -90,8 +91,8 @@ def _decode(
     def after_self_attention(layer: Array, resid_mid: Array) -> Array:
         block = at_layer(decoder.blocks, layer)
         z = _mix_windows(block, at_layer(base.cross, layer), windows, resid_mid)
-        resid = _rows(resid_mid) + block.cross_attn.output(untouched(), _rows(z))
-        resid = resid + block.mlp(untouched(), block.mlp_norm(resid))
+        cross_attn_out = block.cross_attn.output(untouched(), _rows(z))
+        resid = block.finish_cross(untouched(), _rows(resid_mid), cross_attn_out)
         return resid.reshape(resid_mid.shape)
 
     def self_attention(layer: Array, resid: Array, queries: Array) -> Array:

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxasr_interp.model.blocks import DecoderBlock
 from jaxasr_interp.model.edits import untouched
-from jaxasr_interp.model.whisper import Decoder, DecoderBlock, KeysValues
+from jaxasr_interp.model.layers import KeysValues
+from jaxasr_interp.model.whisper import Decoder
 from jaxasr_interp.patching.chunks import Chunk
-from jaxasr_interp.patching.engine.inject import Entry, at_layer
-from jaxasr_interp.patching.runs import Run
+from jaxasr_interp.patching.engine.inject import Entry, at_layer, stream_at, where_rows
+from jaxasr_interp.patching.runs import BaseRun
 from jaxasr_interp.pytree import pytree_dataclass
 
 
@@ -37,19 +39,6 @@ class Packing:
     first: Int[Array, " patch"]
     patch: Int[Array, " row"]
     pos: Int[Array, " row"]
-
-
-@pytree_dataclass
-class Reached:
-    """The rows that the metrics read, short of what follows the last layer's self-attention.
-
-    Attributes:
-        resid: the last layer's `resid_pre` (its `resid_post` for patches that enter after it).
-        z: the last layer's `z`.
-    """
-
-    resid: Float[Array, "*batch patch read d_model"]
-    z: Float[Array, "*batch patch read head d_head"]
 
 
 def pack(chunk: Chunk, n_tokens: int, *, everywhere: bool) -> Packing:
@@ -73,29 +62,29 @@ def pack(chunk: Chunk, n_tokens: int, *, everywhere: bool) -> Packing:
 
 
 @jax.jit
-def propagate(
+def propagate_rows(
     decoder: Decoder,
-    bases: Run,
+    bases: BaseRun,
     entries: Entry,
     entry: Int[Array, ""],
     packing: Packing,
     reads: Int[Array, " read"],
-) -> Reached:
+) -> Float[Array, "batch patch read d_model"]:
     """Carry changed rows from the entry layer to the positions that are read.
 
     Args:
         decoder: the decoder.
         bases: the runs that are patched.
-        entries: from `land`, for each run.
+        entries: from `inject`, for each run.
         entry: the layer that the rows enter (the number of layers: past the last).
         packing: where they go.
         reads: positions that the metrics read.
 
     Returns:
-        For each run, patch and read position what `finish` needs.
+        For each run and patch the last layer's `resid_post` at the positions that are read.
     """
 
-    def one(base: Run, entered: Entry) -> Reached:
+    def one(base: BaseRun, entered: Entry) -> Array:
         return _propagate(decoder, base, entered, entry, packing, reads)
 
     return jax.vmap(one)(bases, entries)
@@ -103,33 +92,35 @@ def propagate(
 
 def _propagate(
     decoder: Decoder,
-    base: Run,
+    base: BaseRun,
     entered: Entry,
     entry: Int[Array, ""],
     packing: Packing,
     reads: Int[Array, " read"],
-) -> Reached:
+) -> Float[Array, "patch read d_model"]:
     acts, last = base.decoder, decoder.n_layers - 1
-    assert acts.resid_pre is not None
-    assert acts.resid_post is not None
     assert acts.k is not None
     assert acts.v is not None
     places = _Places(packing, len(base.tokens))
     blocks: DecoderBlock = decoder.blocks
+    base_k, base_v = acts.k, acts.v
 
-    def given(before: Array, rows: Array) -> Array:
+    def packed(before: Array, rows: Array) -> Array:
         """Packed rows: the patch's where it gives them, else the base run's."""
         offset = jnp.clip(packing.pos - packing.start[packing.patch], 0, rows.shape[1] - 1)
         inside = packing.pos < packing.stop[packing.patch]
-        inside = inside.reshape(-1, *(1,) * (rows.ndim - 2))
-        return jnp.where(inside, rows[packing.patch, offset], before[packing.pos])
+        return where_rows(inside, rows[packing.patch, offset], before[packing.pos])
+
+    def mix(block: DecoderBlock, layer: Array, q: Array, k: Array, v: Array, mask: Array) -> Array:
+        """`z` of each patch's queries."""
+        k, v = (places.spread(at_layer(x, layer), new) for x, new in ((base_k, k), (base_v, v)))
+        return jax.vmap(lambda q, k, v: block.attn.mix(untouched(), q, KeysValues(k, v), mask))(
+            q, k, v
+        )
 
     def finish(layer: Array, resid: Array, q: Array, k: Array, v: Array) -> Array:
         block = at_layer(blocks, layer)
-        k, v = (places.spread(at_layer(x, layer), new) for x, new in ((acts.k, k), (acts.v, v)))
-        z = jax.vmap(
-            lambda q, k, v: block.attn.mix(untouched(), q, KeysValues(k, v), places.causal)
-        )(q[places.row], k, v)
+        z = mix(block, layer, q[places.row], k, v, places.causal)
         attn_out = block.attn.output(untouched(), z[packing.patch, packing.pos])
         return block.finish(untouched(), resid, attn_out, at_layer(base.cross, layer))
 
@@ -137,30 +128,34 @@ def _propagate(
         q, kv = at_layer(blocks, layer).project(untouched(), resid)
         return finish(layer, resid, q, kv.k.swapaxes(0, 1), kv.v.swapaxes(0, 1))
 
-    stream = jnp.concatenate([acts.resid_pre, acts.resid_post[-1:]])
-    resid = given(jax.lax.dynamic_index_in_dim(stream, entry, keepdims=False), entered.resid)
+    def last_layer(read: Array) -> Array:
+        """The last layer of the rows that are read alone; all others give it keys and values."""
+        layer = jnp.asarray(last, jnp.int32)
+        block: DecoderBlock = at_layer(blocks, layer)
+        new_k, new_v = jax.lax.cond(
+            early, lambda: block.attn.keys_values(block.attn_norm(resid)), lambda: (k, v)
+        )
+        rows = read.reshape(-1, read.shape[-1])
+        q = block.attn.queries(block.attn_norm(rows))
+        q = q.reshape(*read.shape[:2], *q.shape[1:])
+        z = mix(block, layer, q, new_k, new_v, places.causal[reads])
+        attn_out = block.attn.output(untouched(), z.reshape(-1, *z.shape[2:]))
+        finished = block.finish(untouched(), rows, attn_out, at_layer(base.cross, layer))
+        return finished.reshape(read.shape)
+
+    resid = packed(stream_at(acts, entry), entered.resid)
     q, k, v = (
-        given(at_layer(before, entry), rows)
+        packed(at_layer(before, entry), rows)
         for before, rows in ((acts.q, entered.q), (acts.k, entered.k), (acts.v, entered.v))
     )
-    early = entry < last
+    early, past = entry < last, entry > last
     resid = jax.lax.cond(early, lambda: finish(entry, resid, q, k, v), lambda: resid)
     resid = jax.lax.fori_loop(entry + 1, last, whole_layer, resid)
 
-    block = at_layer(blocks, jnp.asarray(last, jnp.int32))
-    k, v = jax.lax.cond(
-        early, lambda: block.attn.keys_values(block.attn_norm(resid)), lambda: (k, v)
-    )
-    k, v = places.spread(acts.k[last], k), places.spread(acts.v[last], v)
-    before = jax.lax.select(entry > last, stream[-1], stream[-2])[reads]
+    before = stream_at(acts, jnp.where(past, last + 1, last))[reads]
     changed = reads[None, :] >= packing.start[:, None]
     read = jnp.where(changed[..., None], resid[places.row[:, reads]], before[None])
-    q = block.attn.queries(block.attn_norm(read.reshape(-1, read.shape[-1])))
-    q = q.reshape(*read.shape[:2], *q.shape[1:])
-    z = jax.vmap(
-        lambda q, k, v: block.attn.mix(untouched(), q, KeysValues(k, v), places.causal[reads])
-    )(q, k, v)
-    return Reached(read, z)
+    return jax.lax.cond(past, lambda read: read, last_layer, read)
 
 
 class _Places:

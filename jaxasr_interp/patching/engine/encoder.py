@@ -10,17 +10,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxasr_interp.model.blocks import EncoderBlock
 from jaxasr_interp.model.edits import untouched
-from jaxasr_interp.model.whisper import Encoder, EncoderBlock, KeysValues, Whisper
-from jaxasr_interp.patching.chunks import Cells
-from jaxasr_interp.patching.engine.inject import Entry, at_layer
-from jaxasr_interp.patching.runs import Run
+from jaxasr_interp.model.layers import KeysValues
+from jaxasr_interp.model.whisper import Encoder, Whisper
+from jaxasr_interp.patching.cells import Cells
+from jaxasr_interp.patching.engine.inject import Entry, at_layer, stream_at, where_rows
+from jaxasr_interp.patching.runs import BaseRun
 
 
 @jax.jit
-def propagate(
+def propagate_frames(
     model: Whisper,
-    bases: Run,
+    bases: BaseRun,
     entries: Entry,
     entry: Int[Array, ""],
     cells: Cells,
@@ -31,7 +33,7 @@ def propagate(
     Args:
         model: the model.
         bases: the runs that are patched.
-        entries: from `land`, for each run.
+        entries: from `inject`, for each run.
         entry: the layer that the frames enter (the number of layers: past the last).
         cells: the patches.
         reads: positions that the metrics read.
@@ -40,11 +42,10 @@ def propagate(
         The decoder's last `resid_post` at the positions that are read.
     """
 
-    def one(base: Run, entered: Entry) -> Array:
+    def one(base: BaseRun, entered: Entry) -> Array:
         def patch(rows: Entry, start: Array, stop: Array) -> Array:
             states = _encode(model.encoder, base, rows, entry, start, stop)
-            resid, _ = model.decoder(base.tokens, model.decoder.cross_keys_values(states))
-            return resid[reads]
+            return model.decode(base.tokens, states).resid[reads]
 
         return jax.vmap(patch)(entered, cells.start, cells.stop)
 
@@ -53,22 +54,19 @@ def propagate(
 
 def _encode(
     encoder: Encoder,
-    base: Run,
+    base: BaseRun,
     rows: Entry,
     entry: Int[Array, ""],
     start: Int[Array, ""],
     stop: Int[Array, ""],
 ) -> Float[Array, "frame d_model"]:
     acts, blocks = base.encoder, encoder.blocks
-    assert acts.resid_pre is not None
-    assert acts.resid_post is not None
     frames = jnp.arange(len(base.states), dtype=jnp.int32)
     offset = jnp.clip(frames - start, 0, len(rows.resid) - 1)
     inside = (frames >= start) & (frames < stop)
 
     def given(before: Array, changed: Array) -> Array:
-        chosen = inside.reshape(-1, *(1,) * (changed.ndim - 1))
-        return jnp.where(chosen, changed[offset], before)
+        return where_rows(inside, changed[offset], before)
 
     def entry_layer(resid: Array) -> Array:
         block: EncoderBlock = at_layer(blocks, entry)
@@ -83,8 +81,7 @@ def _encode(
         block: EncoderBlock = at_layer(blocks, layer)
         return block(untouched(), resid)
 
-    stream = jnp.concatenate([acts.resid_pre, acts.resid_post[-1:]])
-    resid = given(jax.lax.dynamic_index_in_dim(stream, entry, keepdims=False), rows.resid)
+    resid = given(stream_at(acts, entry), rows.resid)
     inner = entry < encoder.n_layers
     resid = jax.lax.cond(inner, entry_layer, lambda resid: resid, resid)
     resid = jax.lax.fori_loop(entry + 1, encoder.n_layers, whole_layer, resid)

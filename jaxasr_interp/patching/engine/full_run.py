@@ -7,63 +7,58 @@ Everything faster is held against this.
 import functools
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.interventions.where import At
 from jaxasr_interp.model.edits import Edit
 from jaxasr_interp.model.sites import Stack
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.patching.chunks import Cells
-from jaxasr_interp.patching.engine.readout import Reads, evaluate
-from jaxasr_interp.patching.metrics import Metric
-from jaxasr_interp.patching.runs import Run
+from jaxasr_interp.patching.cells import Cells
+from jaxasr_interp.patching.engine.readout import Readout, in_axes
+from jaxasr_interp.patching.runs import BaseRun
 
 
 @functools.partial(jax.jit, static_argnames=("stack", "site"))
 def run_batched(
     model: Whisper,
-    bases: Run,
+    bases: BaseRun,
     edits: Edit,
     cells: Cells,
-    metrics: tuple[Metric, ...],
-    reads: Reads,
-    clean_logits: Float[Array, "batch read d_vocab"],
+    readouts: Readout,
     *,
     stack: Stack,
     site: str,
 ) -> Float[Array, "batch patch metric"]:
     """Every patch of a chunk in a run of its own, all together."""
 
-    def one(base: Run, edit: Edit, metrics: tuple[Metric, ...], clean_logits: Array) -> Array:
-        def patched(cell: Cells) -> Array:
-            return run_patched(
-                model, base, edit, cell, metrics, reads, clean_logits, stack=stack, site=site
-            )
+    def one(base: BaseRun, edit: Edit, readout: Readout) -> Array:
+        return jax.vmap(
+            lambda cell: run_patched(model, base, edit, cell, readout, stack=stack, site=site)
+        )(cells)
 
-        return jax.vmap(patched)(cells)
-
-    return jax.vmap(one)(bases, edits, metrics, clean_logits)
+    return jax.vmap(one, (0, 0, in_axes(readouts)))(bases, edits, readouts)
 
 
 @functools.partial(jax.jit, static_argnames=("stack", "site"))
 def run_patched(
     model: Whisper,
-    base: Run,
+    base: BaseRun,
     edit: Edit,
     cell: Cells,
-    metrics: tuple[Metric, ...],
-    reads: Reads,
-    clean_logits: Float[Array, "read d_vocab"],
+    readout: Readout,
     *,
     stack: Stack,
     site: str,
 ) -> Float[Array, " metric"]:
     """One patch in one run."""
     at = At(edit, cell.layer, cell.start, cell.stop, cell.head, cell.alpha, site)
+    return readout(patched_logits(model, base, at, stack, readout.positions.pos))
+
+
+def patched_logits(
+    model: Whisper, base: BaseRun, edit: Edit, stack: Stack, at: Int[Array, " read"]
+) -> Float[Array, "read d_vocab"]:
+    """Logits of a run under an edit of one stack; what comes before it is the base run's."""
     if stack == "encoder":
-        states, _ = model.encoder(base.mel, at)
-        resid, _ = model.decoder(base.tokens, model.decoder.cross_keys_values(states))
-    else:
-        resid, _ = model.decoder(base.tokens, base.cross, at)
-    logits, _ = model.decoder.unembed(resid[reads.pos])
-    return evaluate(metrics, reads, logits, clean_logits)
+        return model(base.mel, base.tokens, encoder_edit=edit, logits_at=at).logits
+    return model.decode(base.tokens, base.states, edit, cross=base.cross, logits_at=at).logits

@@ -1,4 +1,4 @@
-"""Where a patch lands: the rows of the residual stream, keys and values that it changes at first.
+"""What a patch injects: the rows of the residual stream, keys and values that it changes at first.
 
 A patch at one site of one layer finds every activation before it as the base run had it. So its
 value is known beforehand, and with it one row per patched position of everything up to the layer's
@@ -11,20 +11,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.interventions.where import At, blend
-from jaxasr_interp.model.edits import Edit, LayerIndex, Tap, apply_edit, untouched
-from jaxasr_interp.model.sites import (
-    SITES,
-    DecoderActivations,
-    EncoderActivations,
-    head_axis,
-    position_axis,
+from jaxasr_interp.interventions.where import At, Several, blend
+from jaxasr_interp.model.blocks import DecoderBlock, EncoderBlock
+from jaxasr_interp.model.edits import (
+    WHOLE_RUN,
+    Activations,
+    Edit,
+    EditContext,
+    LayerIndex,
+    Tap,
+    apply_edit,
+    untouched,
 )
-from jaxasr_interp.model.whisper import DecoderBlock, EncoderBlock, KeysValues
-from jaxasr_interp.patching.chunks import Cells
-from jaxasr_interp.patching.runs import Run
+from jaxasr_interp.model.layers import KeysValues
+from jaxasr_interp.model.sites import SITES, EncoderActivations, head_axis, position_axis
+from jaxasr_interp.patching.cells import Cells
+from jaxasr_interp.patching.runs import BaseRun
 from jaxasr_interp.pytree import pytree_dataclass
 
 _ENTERING = ("resid_pre", "k", "v")
@@ -55,12 +59,14 @@ class Entry:
 
 
 @pytree_dataclass
-class Substitute:
+class Substitute(Edit):
     """The edit that replaces whole sites: what leads up to them is dropped by the compiler."""
 
     values: dict[str, Array]
 
-    def __call__(self, site: str, layer: LayerIndex, value: Array) -> Array:
+    def __call__(
+        self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
+    ) -> Array:
         """Return the site's substitute, if it has one."""
         return self.values.get(site, value)
 
@@ -70,6 +76,21 @@ def at_layer(tree: Any, layer: Int[Array, ""]) -> Any:
     return jax.tree.map(
         lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), tree
     )
+
+
+def stream_at(acts: Activations, entry: Int[Array, ""]) -> Float[Array, "pos d_model"]:
+    """The residual stream that enters a layer; past the last one, what leaves it."""
+    assert acts.resid_pre is not None
+    assert acts.resid_post is not None
+    stream = jnp.concatenate([acts.resid_pre, acts.resid_post[-1:]])
+    return jax.lax.dynamic_index_in_dim(stream, entry, keepdims=False)
+
+
+def where_rows(
+    chosen: Bool[Array, " row"], rows: Float[Array, "row *rest"], others: Float[Array, "row *rest"]
+) -> Float[Array, "row *rest"]:
+    """Some rows of one array, and the rest of another."""
+    return jnp.where(chosen.reshape(-1, *(1,) * (rows.ndim - 1)), rows, others)
 
 
 def window_rows(cells: Cells, width: int, size: int) -> Int[Array, "patch row"]:
@@ -112,9 +133,9 @@ def patched_rows(
 
 
 @functools.partial(jax.jit, static_argnames=("site", "width"))
-def land(
+def inject(
     blocks: EncoderBlock | DecoderBlock,
-    bases: Run,
+    bases: BaseRun,
     edits: Edit,
     cells: Cells,
     layer: Int[Array, ""],
@@ -137,14 +158,14 @@ def land(
         For each run and patch `width` rows from its `start` on; those past its `stop` are the base
         run's. Patches at `cross_k` and `cross_v` change every position: their rows are all of them.
     """
-    return jax.vmap(lambda base, edit: _land(blocks, base, edit, cells, layer, site, width))(
+    return jax.vmap(lambda base, edit: _inject(blocks, base, edit, cells, layer, site, width))(
         bases, edits
     )
 
 
-def _land(
+def _inject(
     blocks: EncoderBlock | DecoderBlock,
-    base: Run,
+    base: BaseRun,
     edit: Edit,
     cells: Cells,
     layer: Int[Array, ""],
@@ -177,15 +198,15 @@ def _land(
     return _project(at_layer(blocks, layer + 1), resid)
 
 
-def _stem(acts: EncoderActivations | DecoderActivations) -> set[str]:
+def _stem(acts: Activations) -> set[str]:
     """The two sites whose sum enters the first layer."""
     return {"conv2_out" if isinstance(acts, EncoderActivations) else "embed", "pos_embed"}
 
 
 def _through_layer(
     blocks: EncoderBlock | DecoderBlock,
-    base: Run,
-    acts: EncoderActivations | DecoderActivations,
+    base: BaseRun,
+    acts: Activations,
     written: Float[Array, "patch row *rest"],
     layer: Int[Array, ""],
     rows: Int[Array, "patch row"],
@@ -212,7 +233,7 @@ def _through_layer(
 
 
 def _through_cross(
-    blocks: DecoderBlock, base: Run, edit: Edit, cells: Cells, layer: Int[Array, ""], site: str
+    blocks: DecoderBlock, base: BaseRun, edit: Edit, cells: Cells, layer: Int[Array, ""], site: str
 ) -> Float[Array, "patch pos d_model"]:
     """`resid_post` of all positions under patches of the cross-attention's keys or values."""
     block, cross = at_layer(blocks, layer), at_layer(base.cross, layer)
@@ -223,9 +244,7 @@ def _through_cross(
 
     def one(cell: Cells) -> Float[Array, "pos d_model"]:
         at = At(edit, layer, cell.start, cell.stop, cell.head, cell.alpha, site)
-        tap = Tap(
-            lambda name, at_layer, value: known(name, at_layer, at(name, at_layer, value)), layer
-        )
+        tap = Tap(Several((at, known)), layer)
         everywhere = jnp.ones((len(resid_pre), len(resid_pre)), bool)
         return block(tap, resid_pre, cross, everywhere)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxasr_interp.lens import DirectLogitAttribution
+from jaxasr_interp.lens.direct import DirectLogitAttribution
 from jaxasr_interp.report.plots.canvas import (
     INK,
     bare,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxasr_interp.evaluation.loops import is_loop
-from jaxasr_interp.lens import EncoderLens
+from jaxasr_interp.lens.encoder import EncoderLens
 from jaxasr_interp.report.plots.canvas import INK, bare, new_figure, plain, save, write_title
 
 _LETTERS, _LINES = 118, 3

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxasr_interp.lens import LogitLens
+from jaxasr_interp.lens.logit import LogitLens
 from jaxasr_interp.report.plots.canvas import (
     INK,
     axis_labels,

@@ -6,7 +6,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from jaxasr_interp.patching import SweepPlan, SweepResult
+from jaxasr_interp.patching.plan import SweepPlan
+from jaxasr_interp.patching.result import SweepResult
 
 _BEYOND = 0.05
 _SMALLEST = 1e-6

@@ -6,21 +6,44 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.interventions.kinds import Interchange
-from jaxasr_interp.model.edits import Edit, as_pytree, check_edit
+from jaxasr_interp.model.edits import Edit, EditLike, as_edit
 from jaxasr_interp.model.run import check_tokens
 from jaxasr_interp.model.sites import DecoderActivations
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.patching.engine.readout import Reads, evaluate_runs
-from jaxasr_interp.patching.metrics import Metric, check_metric
+from jaxasr_interp.patching.engine.readout import Readout, evaluate_runs
+from jaxasr_interp.patching.metrics import Metric, MetricPositions, check_metric
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.result import SweepResult
-from jaxasr_interp.patching.runs import Run, Sites, Utterance, align, kept_sites, run_utterances
+from jaxasr_interp.patching.runs import BaseRun, Sites, align, kept_sites, run_utterances
+from jaxasr_interp.speech.utterance import Utterance
 
 DIRECTIONS = ("clean_to_corrupted", "corrupted_to_clean")
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepInputs:
+    """What a sweep of one or several pairs of runs is asked; see `activation_patching`.
+
+    Attributes:
+        clean: the clean run of each pair.
+        corrupted: the corrupted run of each pair.
+        metric: the metrics of each pair.
+        edit: what a patch does instead of an interchange.
+        direction: which run of each pair is patched with which.
+        alignment: for runs of different length, the other run's position for each of the patched
+            run's.
+    """
+
+    clean: Sequence[Utterance]
+    corrupted: Sequence[Utterance]
+    metric: Sequence[Metric | Sequence[Metric]]
+    edit: EditLike | None = None
+    direction: str = "clean_to_corrupted"
+    alignment: Sequence[int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,67 +53,55 @@ class Prepared:
     Attributes:
         model: the model.
         plan: what to do.
+        inputs: what was asked.
         base: the runs that are patched.
         edits: what a patch does to each at full strength.
-        metrics: what is read of each.
-        reads: the positions that takes.
-        clean_logits: of the clean runs, there.
+        readout: what is read of each.
         clean: the metrics of the clean runs.
         corrupted: the metrics of the corrupted runs.
-        direction: which run is patched with which.
-        given: the clean and corrupted utterances, the edit and the alignment, as they were given.
     """
 
     model: Whisper
     plan: SweepPlan
-    base: Run
+    inputs: SweepInputs
+    base: BaseRun
     edits: Edit
-    metrics: tuple[Metric, ...]
-    reads: Reads
-    clean_logits: Float[Array, "batch read d_vocab"]
+    readout: Readout
     clean: Float[np.ndarray, "batch metric"]
     corrupted: Float[np.ndarray, "batch metric"]
-    direction: str
-    given: tuple[Sequence[Utterance], Sequence[Utterance], Edit | None, Sequence[int] | None]
 
     @property
     def utterances(self) -> int:
         """Number of pairs."""
         return len(self.base.tokens)
 
+    def pair(self, number: int) -> tuple[BaseRun, Edit, Readout]:
+        """The patched run, the edit and what is read of one pair, without the axis for pairs."""
+        base, edit = jax.tree.map(lambda leaf: leaf[number], (self.base, self.edits))
+        metrics = jax.tree.map(lambda leaf: leaf[number], self.readout.metrics)
+        clean_logits = self.readout.clean_logits[number]
+        return base, edit, Readout(metrics, self.readout.positions, clean_logits)
+
     def results(self, values: Float[np.ndarray, "batch cell metric"]) -> list[SweepResult]:
         """Give the values of every cell, in the plan's order, their axes; one result a pair."""
-        names = tuple(one.name for one in self.metrics)
+        names = tuple(one.name for one in self.readout.metrics)
+        direction = self.inputs.direction
         shape = (len(names), *self.plan.axes.values())
         return [
-            SweepResult(self.plan, names, rows.T.reshape(shape), clean, corrupted, self.direction)
+            SweepResult(self.plan, names, rows.T.reshape(shape), clean, corrupted, direction)
             for rows, clean, corrupted in zip(values, self.clean, self.corrupted, strict=True)
         ]
 
 
 def prepare(
-    model: Whisper,
-    plan: SweepPlan,
-    *,
-    clean: Sequence[Utterance],
-    corrupted: Sequence[Utterance],
-    metric: Sequence[Metric | Sequence[Metric]],
-    edit: Edit | None = None,
-    direction: str = "clean_to_corrupted",
-    alignment: Sequence[int] | None = None,
-    minimal: bool = True,
+    model: Whisper, plan: SweepPlan, inputs: SweepInputs, *, minimal: bool = True
 ) -> Prepared:
     """Check a sweep's inputs and run every utterance once.
 
     Args:
         model: the model.
         plan: what to do.
-        clean: the clean run of each pair.
-        corrupted: the corrupted run of each pair.
-        metric: the metrics of each pair.
-        edit: see `activation_patching`.
-        direction: see `activation_patching`.
-        alignment: see `activation_patching`.
+        inputs: what is asked.
         minimal: keep the activations that the minimal method starts from.
 
     Returns:
@@ -99,9 +110,44 @@ def prepare(
     Raises:
         InputError: see `activation_patching_batch`.
     """
+    direction = inputs.direction
     if direction not in DIRECTIONS:
         raise InputError(f"Unknown direction {direction!r}: choose one of {', '.join(DIRECTIONS)}.")
+    edit = None if inputs.edit is None else as_edit(inputs.edit)
     _check_plan(model, plan, edit)
+    lists = _metrics_of_pairs(inputs)
+    metrics = _stack_metrics(lists, plan, model.config.d_vocab)
+    into_corrupted = direction == "clean_to_corrupted"
+    patched, other = inputs.corrupted, inputs.clean
+    if not into_corrupted:
+        patched, other = other, patched
+    aligned = _check_lengths(model, plan, patched, other, inputs.alignment)
+    positions = MetricPositions.of(lists[0], plan.n_tokens)
+    plan = dataclasses.replace(plan, reads=len(positions.pos))
+
+    kept = kept_sites(plan.stack, frozenset(plan.sites))
+    given = kept if edit is None else Sites()
+    source = run_utterances(model, other, given, jnp.asarray(aligned, jnp.int32)[positions.pos])
+    same_audio = all(a.mel is b.mel for a, b in zip(patched, other, strict=True))
+    states = source.states if same_audio and plan.stack == "decoder" else None
+    base = run_utterances(model, patched, kept if minimal else Sites(), positions.pos, states)
+    readout = Readout(metrics, positions, source.logits if into_corrupted else base.logits)
+    of_base, of_source = (np.asarray(evaluate_runs(readout, run.logits)) for run in (base, source))
+    return Prepared(
+        model=model,
+        plan=plan,
+        inputs=inputs,
+        base=base,
+        edits=_edits(plan, source, aligned) if edit is None else _repeat(edit, len(patched)),
+        readout=readout,
+        clean=of_source if into_corrupted else of_base,
+        corrupted=of_base if into_corrupted else of_source,
+    )
+
+
+def _metrics_of_pairs(inputs: SweepInputs) -> list[list[Metric]]:
+    """The metrics of each pair; raise unless there is one of everything for every pair."""
+    clean, corrupted, metric = inputs.clean, inputs.corrupted, inputs.metric
     if not isinstance(metric, Sequence):
         raise InputError("The metrics of several pairs come as a sequence, an entry for each pair.")
     lists = [[one] if not isinstance(one, Sequence) else list(one) for one in metric]
@@ -110,37 +156,7 @@ def prepare(
             f"There are {len(clean)} clean runs, {len(corrupted)} corrupted ones and {len(lists)} "
             "sets of metrics: give one of each for every pair."
         )
-    metrics = _stack_metrics(lists, plan, model.config.d_vocab)
-    into_corrupted = direction == "clean_to_corrupted"
-    patched, other = (corrupted, clean) if into_corrupted else (clean, corrupted)
-    aligned = _check_lengths(model, plan, patched, other, alignment)
-    reads = Reads.of(lists[0], plan.n_tokens)
-    plan = dataclasses.replace(plan, reads=len(reads.pos))
-
-    kept = kept_sites(plan.stack, frozenset(plan.sites))
-    given = kept if edit is None else Sites()
-    source = run_utterances(model, other, given, jnp.asarray(aligned, jnp.int32)[reads.pos])
-    same_audio = all(a.mel is b.mel for a, b in zip(patched, other, strict=True))
-    states = source.states if same_audio and plan.stack == "decoder" else None
-    base = run_utterances(model, patched, kept if minimal else Sites(), reads.pos, states)
-    clean_logits = source.logits if into_corrupted else base.logits
-    of_base, of_source = (
-        np.asarray(evaluate_runs(metrics, reads, run.logits, clean_logits))
-        for run in (base, source)
-    )
-    return Prepared(
-        model=model,
-        plan=plan,
-        base=base,
-        edits=_edits(plan, source, aligned) if edit is None else _repeat(edit, len(patched)),
-        metrics=metrics,
-        reads=reads,
-        clean_logits=clean_logits,
-        clean=of_source if into_corrupted else of_base,
-        corrupted=of_base if into_corrupted else of_source,
-        direction=direction,
-        given=(clean, corrupted, None if edit is None else as_pytree(edit), alignment),
-    )
+    return lists
 
 
 def _check_plan(model: Whisper, plan: SweepPlan, edit: Edit | None) -> None:
@@ -154,17 +170,17 @@ def _check_plan(model: Whisper, plan: SweepPlan, edit: Edit | None) -> None:
     outside = [layer for layer in plan.layers if layer is not None and not 0 <= layer < layers]
     if outside:
         raise InputError(f"There is no layer {outside[0]}: the {plan.stack} has {layers}.")
-    site = getattr(edit, "site", None)
-    if isinstance(site, str) and site not in plan.sites:
+    touched = None if edit is None else edit.touches
+    if touched and touched.isdisjoint(plan.sites):
         raise InputError(
-            f"The edit acts at {site!r} and the plan patches {', '.join(plan.sites)}: it would do "
-            "nothing."
+            f"The edit acts at {', '.join(map(repr, sorted(touched)))} and the plan patches "
+            f"{', '.join(plan.sites)}: it would do nothing."
         )
     if edit is not None:
-        check_edit(edit, plan.stack, plan.config)
+        edit.check(plan.stack, plan.config)
 
 
-def _edits(plan: SweepPlan, source: Run, aligned: Int[np.ndarray, " pos"]) -> Edit:
+def _edits(plan: SweepPlan, source: BaseRun, aligned: Int[np.ndarray, " pos"]) -> Edit:
     """The interchange with each pair's other run, seen at the patched run's positions."""
     acts = source.acts(plan.stack)
     straight = np.array_equal(aligned, np.arange(source.tokens.shape[1]))
@@ -174,7 +190,7 @@ def _edits(plan: SweepPlan, source: Run, aligned: Int[np.ndarray, " pos"]) -> Ed
 
 
 def _repeat(edit: Edit, times: int) -> Edit:
-    return jax.tree.map(lambda leaf: jnp.stack([leaf] * times), as_pytree(edit))
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * times), edit)
 
 
 def _stack_metrics(

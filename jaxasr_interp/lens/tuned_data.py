@@ -5,21 +5,21 @@ final layer needs of that layer, `KL(p_f ‖ p) = -H_f - h · e_f + log Σ_v exp
 `H_f` and the mean embedding `e_f = softmax(z_f) E`, `d_model + 1` numbers in place of `d_vocab`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.ablation.result import Clip
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.generation.transcribe import transcribe_batch
+from jaxasr_interp.generation.utterances import make_utterance
 from jaxasr_interp.kernels.lens import mean_embedding  # pyright: ignore[reportMissingImports]
-from jaxasr_interp.model.run import check_tokens
-from jaxasr_interp.model.whisper import Whisper, require_tokenizer
+from jaxasr_interp.model.run import check_tokens, encode_utterance
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.pytree import pytree_dataclass
-from jaxasr_interp.speech.audio import log_mel_spectrogram
+from jaxasr_interp.runtime.progress import Progress
+from jaxasr_interp.speech.utterance import Clip
 
 _LENGTHS = 32
 
@@ -50,7 +50,7 @@ def lens_rows(
     model: Whisper,
     clips: Sequence[Clip],
     *,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> LensRows:
     """Run the model over clips and keep what a tuned lens learns from.
 
@@ -60,7 +60,7 @@ def lens_rows(
     Args:
         model: a model with a tokenizer.
         clips: of up to 30 s.
-        on_progress: called with the clips done.
+        on_progress: called after each clip.
 
     Returns:
         The rows of all clips, in order.
@@ -72,40 +72,29 @@ def lens_rows(
         raise InputError("There are no clips for the tuned lens to learn from: give some.")
     rows = []
     for done, clip in enumerate(clips, 1):
-        tokens = check_tokens(model.config, _tokens(model, clip))
+        utterance = make_utterance(
+            model, clip.audio, text=clip.text, language=clip.language, name=clip.name
+        )
+        tokens = check_tokens(model.config, utterance.tokens)
         # Few lengths, few programs: no position sees what comes after it.
         longest = min(-(-len(tokens) // _LENGTHS) * _LENGTHS, model.config.max_tokens)
         padded = jnp.pad(tokens, (0, longest - len(tokens)))
-        mel = log_mel_spectrogram(clip.audio, model.config.n_mels)
-        run: LensRows = jax.device_get(_run(model, mel, padded))
+        run: LensRows = jax.device_get(
+            _run(model, encode_utterance(model, utterance).states, padded)
+        )
         rows.append(run.take(np.arange(len(tokens))))
         if on_progress is not None:
-            on_progress(done)
+            on_progress(done, len(clips), "clips")
     return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
-
-
-def _tokens(model: Whisper, clip: Clip) -> list[int]:
-    tokenizer = require_tokenizer(model)
-    if clip.text is None or clip.language is None:
-        heard = transcribe_batch(model, [clip.audio], language=clip.language)[0]
-        prompt = tokenizer.prompt(heard.language)
-        if clip.text is None:
-            # What never ends is one token longer than what the decoder takes.
-            return [*prompt, *heard.tokens][: model.config.max_tokens]
-    else:
-        prompt = tokenizer.prompt(clip.language)
-    text = clip.text.strip()
-    return [*prompt, *(tokenizer.encode(f" {text}") if text else [])]
 
 
 @jax.jit
 def _run(
-    model: Whisper, mel: Float[Array, "n_mels mel_frame"], tokens: Int[Array, " pos"]
+    model: Whisper, states: Float[Array, "frame d_model"], tokens: Int[Array, " pos"]
 ) -> LensRows:
-    states, _ = model.encoder(mel)
-    resid, acts = model.decoder(tokens, model.decoder.cross_keys_values(states))
-    assert acts.resid_post is not None
-    final = model.decoder.final_norm(resid)
+    run = model.decode(tokens, states)
+    assert run.decoder.resid_post is not None
+    final = model.decoder.final_norm(run.resid)
     lse, mean = mean_embedding(final, model.decoder.embed[...])
     entropy = lse - (final.astype(mean.dtype) * mean).sum(-1)
-    return LensRows(acts.resid_post[:-1].swapaxes(0, 1), mean, entropy)
+    return LensRows(run.decoder.resid_post[:-1].swapaxes(0, 1), mean, entropy)

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.generation.kv_cache import Heard
-from jaxasr_interp.generation.logit_filters import Rules
-from jaxasr_interp.model.edits import Edit, as_pytree
+from jaxasr_interp.generation.kv_cache import CrossKV
+from jaxasr_interp.generation.logit_filters import LogitFilter
+from jaxasr_interp.model.edits import Edit
 from jaxasr_interp.model.whisper import Decoder
 from jaxasr_interp.pytree import pytree_dataclass, static
 
@@ -62,31 +62,31 @@ class EditRows:
 
 
 @pytree_dataclass
-class Job:
+class GenerationJob:
     """All that the rows of a batch are written from.
 
     Attributes:
         decoder: the decoder.
-        heard: of each clip, `[layer, clip, ...]`.
+        cross: cross-attention keys and values, `[layer, clip, ...]`.
         prompt: what the rows begin with.
         edits: one a row.
-        rules: which tokens may follow.
+        logit_filter: which tokens may follow.
     """
 
     decoder: Decoder
-    heard: Heard
+    cross: CrossKV
     prompt: Prompt
     edits: EditRows
-    rules: Rules
+    logit_filter: LogitFilter
 
-    def limit(self, max_new: int) -> int:
-        """How many new tokens the decoder's context leaves room for, at most `max_new`."""
-        return min(max_new, len(self.decoder.pos_embed[...]) - int(self.prompt.length) + 1)
+    def limit(self, max_new_tokens: int) -> int:
+        """How many new tokens the decoder's context leaves room for, at most `max_new_tokens`."""
+        return min(max_new_tokens, len(self.decoder.pos_embed[...]) - int(self.prompt.length) + 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
-    """What the rows wrote; `lengths` does not count end-of-text."""
+class GeneratedRows:
+    """What was generated in each row; `lengths` does not count end-of-text."""
 
     tokens: Int[np.ndarray, "clip row step"]
     log_probs: Float[np.ndarray, "clip row step"]
@@ -107,7 +107,7 @@ def stack_edits(edits: Sequence[Sequence[Edit]]) -> EditRows:
     Raises:
         InputError: the structures, or the shapes of arrays, differ.
     """
-    flat = [[jax.tree.flatten(as_pytree(edit)) for edit in of_clip] for of_clip in edits]
+    flat = [[jax.tree.flatten(edit) for edit in of_clip] for of_clip in edits]
     leaves, structure = flat[0][0]
     if any(other != structure for of_clip in flat for _, other in of_clip):
         raise InputError("The edits of one batch differ in structure: give them one after another.")

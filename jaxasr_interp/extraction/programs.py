@@ -1,6 +1,5 @@
 """The programs of extraction: a batch of clips through one stack, reduced before it leaves."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from jaxasr_interp.extraction.reductions import reduced
 from jaxasr_interp.extraction.request import Request
 from jaxasr_interp.model.sites import PATTERN_SITES
-from jaxasr_interp.model.whisper import Decoder, Encoder
+from jaxasr_interp.model.whisper import Encoder, Whisper
 
 type Where = tuple[Int[Array, "clip _"], ...]
 type Places = tuple[Int[Array, " _"], ...]
@@ -44,7 +43,7 @@ def encode_reduced(
 
 @functools.partial(jax.jit, static_argnames="requests")
 def decode_reduced(
-    decoder: Decoder,
+    model: Whisper,
     states: Float[Array, "clip frame d_model"],
     tokens: Int[Array, "clip pos"],
     where: Where,
@@ -54,7 +53,7 @@ def decode_reduced(
     """The decoder's activations as requested, of every clip's run.
 
     Args:
-        decoder: the weights.
+        model: the weights.
         states: encoder states.
         tokens: of each run, and anything behind them.
         where: for each request the positions in each clip; see `reductions.reduce`.
@@ -63,10 +62,8 @@ def decode_reduced(
 
     def one(clip: tuple[Array, Array, Places]) -> dict[str, Array]:
         states, tokens, places = clip
-        cross = decoder.cross_keys_values(states)
-        resid, acts = decoder(tokens, cross, patterns=_patterns(requests))
-        _, last = decoder.unembed(resid)
-        return reduced(requests, dataclasses.replace(acts, **last), places)
+        run = model.decode(tokens, states, patterns=_patterns(requests))
+        return reduced(requests, run.decoder, places)
 
     return _each(one, (states, tokens, where))
 

@@ -9,15 +9,15 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.extraction.clips import Clips
 from jaxasr_interp.model.config import WhisperConfig
 from jaxasr_interp.speech.audio import HOP, SAMPLE_RATE, log_mel_spectrogram
+from jaxasr_interp.speech.clips import Clips
 
 _AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Heard:
+class Batch:
     """A batch of clips before the model runs; slots without a clip hold zeros.
 
     Attributes:
@@ -37,7 +37,7 @@ class Heard:
     seconds: float
 
 
-def hear(clips: Clips, start: int, batch: int, config: WhisperConfig) -> Heard:
+def hear(clips: Clips, start: int, batch: int, config: WhisperConfig) -> Batch:
     """Read the clips from number `start` on, at most `batch` of them."""
     mels = np.zeros((batch, config.n_mels, config.mel_frames), np.float32)
     features = np.full((batch, 2 * config.n_mels), np.nan, np.float32)
@@ -53,15 +53,15 @@ def hear(clips: Clips, start: int, batch: int, config: WhisperConfig) -> Heard:
         features[i] = np.concatenate([sound.mean(1), sound.std(1)])
         lengths[i] = len(audio)
     frames = tuple((-(-lengths // (2 * HOP))).tolist())
-    return Heard(start, mels, features, frames, tuple(problems), lengths.sum() / SAMPLE_RATE)
+    return Batch(start, mels, features, frames, tuple(problems), lengths.sum() / SAMPLE_RATE)
 
 
 def hear_ahead(
     clips: Clips, starts: Sequence[int], batch: int, config: WhisperConfig
-) -> Iterator[Heard]:
+) -> Iterator[Batch]:
     """Batches in order, the next ones read in a thread while the model is busy."""
     with ThreadPoolExecutor(1) as pool:
-        waiting: collections.deque[Future[Heard]] = collections.deque()
+        waiting: collections.deque[Future[Batch]] = collections.deque()
         for start in starts:
             waiting.append(pool.submit(hear, clips, start, batch, config))
             if len(waiting) > _AHEAD:

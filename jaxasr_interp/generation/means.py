@@ -1,0 +1,167 @@
+"""Mean activations: what a site holds on average, to ablate it without leaving what is usual."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.generation.utterances import make_utterance
+from jaxasr_interp.interventions.intervention import Intervention
+from jaxasr_interp.interventions.kinds import Interchange, Mean
+from jaxasr_interp.model.edits import Activations, Edit
+from jaxasr_interp.model.run import decode, encode_utterance
+from jaxasr_interp.model.sites import (
+    SITES,
+    DecoderActivations,
+    EncoderActivations,
+    Stack,
+    counts_frames,
+    position_axis,
+)
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.speech.audio import load_audio
+from jaxasr_interp.speech.utterance import Utterance
+
+
+def mean_activations(
+    model: Whisper,
+    utterances: Sequence[Utterance],
+    *,
+    stack: Stack,
+    sites: Sequence[str],
+    n_tokens: int,
+) -> Activations:
+    """The mean of some sites over the positions of several runs, to give to `Interchange`.
+
+    Decoder tokens: position by position in the prompt, which the runs share, and beyond it over all
+    positions. Frames: over those that hold sound.
+
+    Args:
+        model: the model.
+        utterances: the runs, each with its own tokens, prompts of one length, and the number of
+            frames that hold sound (all of them count where it is not known).
+        stack: whose sites.
+        sites: which.
+        n_tokens: tokens of the run that the mean is for.
+
+    Returns:
+        Activations as long as those of the run.
+
+    Raises:
+        InputError: there are no utterances, their prompts differ in length, one is nothing but its
+            prompt, or the site is the decoder's self-attention, whose keys differ between
+            positions.
+    """
+    if not utterances:
+        raise InputError("There are no runs to take the mean of: give at least one.")
+    for site in {"attn_scores", "pattern"}.intersection(sites if stack == "decoder" else ()):
+        raise InputError(f"The mean of the decoder's {site!r} is none: each position has own keys.")
+    prompts = {one.prompt for one in utterances}
+    if len(prompts) > 1:
+        raise InputError(f"The prompts have {sorted(prompts)} tokens: give runs of one length.")
+    (prompt,) = prompts
+    if any(len(one.tokens) <= prompt for one in utterances):
+        raise InputError("A run to take the mean of has no text: choose clips with speech.")
+    kind = EncoderActivations if stack == "encoder" else DecoderActivations
+    runs = [_run(model, one, stack, sites) for one in utterances]
+    means = {}
+    for site in sites:
+        axis = position_axis(site) + (SITES[stack][site][0] == "layer")
+        values = [jnp.moveaxis(getattr(acts, site), axis, 0) for acts in runs]
+        mean = (
+            _spread(
+                [x[: one.frames] for x, one in zip(values, utterances, strict=True)],
+                0,
+                len(values[0]),
+            )
+            if counts_frames(stack, site)
+            else _spread(values, prompt, n_tokens)
+        )
+        means[site] = jnp.moveaxis(mean, 0, axis)
+    return kind(**means)
+
+
+def resolve_means(model: Whisper, interventions: Sequence[Intervention]) -> list[Intervention]:
+    """Put mean activations in the place of the means that interventions name.
+
+    Each clip is run once, however many interventions take their values from it.
+
+    Args:
+        model: a model with a tokenizer.
+        interventions: some of whose edits may be `Mean`s.
+
+    Returns:
+        The interventions without any; equal means are one object, which they share.
+
+    Raises:
+        InputError: a clip cannot be read, is longer than 30 s or has no text.
+    """
+    edits = [(one.encoder, one.decoder, one.steps) for one in interventions]
+    named = [one for one in jax.tree.leaves(edits, is_leaf=_is_mean) if _is_mean(one)]
+    if not named:
+        return list(interventions)
+    known: dict[Mean, Edit] = {}
+    for references in dict.fromkeys(mean.references for mean in named):
+        utterances = [make_utterance(model, load_audio(file)) for file in references]
+        for mean in dict.fromkeys(named):
+            if mean.references == references:
+                known[mean] = Interchange(_mean_for_generation(model, utterances, mean))
+    return [_replaced(one, known) for one in interventions]
+
+
+def _is_mean(tree: object) -> bool:
+    return isinstance(tree, Mean)
+
+
+def _replaced(intervention: Intervention, known: Mapping[Mean, Edit]) -> Intervention:
+    def resolved(edit: object) -> Edit:
+        return jax.tree.map(
+            lambda one: known[one] if isinstance(one, Mean) else one, edit, is_leaf=_is_mean
+        )
+
+    return Intervention(
+        text=intervention.text,
+        encoder=resolved(intervention.encoder),
+        decoder=resolved(intervention.decoder),
+        steps=resolved(intervention.steps),
+        reference=intervention.reference,
+        seed=intervention.seed,
+    )
+
+
+def _mean_for_generation(
+    model: Whisper, utterances: Sequence[Utterance], mean: Mean
+) -> Activations:
+    """The mean at every position that the decoder's context has, or from the first step on."""
+    acts = mean_activations(
+        model,
+        utterances,
+        stack=mean.stack,
+        sites=[mean.site],
+        n_tokens=model.config.max_tokens,
+    )
+    if not mean.from_first_step:
+        return acts
+    # Step 0 is at the prompt's last token.
+    axis = SITES["decoder"][mean.site].index("pos")
+    first = utterances[0].prompt - 1
+    steps = jax.lax.slice_in_dim(getattr(acts, mean.site), first, None, axis=axis)
+    return DecoderActivations(**{mean.site: steps})
+
+
+def _run(model: Whisper, utterance: Utterance, stack: Stack, sites: Sequence[str]) -> Activations:
+    encoded = encode_utterance(model, utterance, sites if stack == "encoder" else ())
+    if stack == "encoder":
+        return encoded.acts
+    return decode(model, utterance.tokens, encoded.states, sites=sites).acts
+
+
+def _spread(
+    values: Sequence[Float[Array, "_ ..."]], apart: int, length: int
+) -> Float[Array, "length ..."]:
+    """The first `apart` positions each their own mean; one mean for all that follow."""
+    first = jnp.stack([value[:apart] for value in values]).mean(0)
+    rest = jnp.concatenate([value[apart:] for value in values]).mean(0)
+    return jnp.concatenate([first, jnp.broadcast_to(rest, (length - apart, *rest.shape))])

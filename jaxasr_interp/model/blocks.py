@@ -1,0 +1,152 @@
+"""The layers of Whisper's two stacks: attention and MLP, each added to the residual stream.
+
+Written for one example. All but the self-attention dots is row-wise, so that rows of many runs can
+share one call of each part: the sweep engine and cached decoding reuse the parts.
+"""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from jaxasr_interp.model.config import WhisperConfig
+from jaxasr_interp.model.edits import Tap
+from jaxasr_interp.model.layers import MLP, Attention, KeysValues, LayerNorm
+
+
+def _as_computed(kv: KeysValues) -> KeysValues:
+    return kv
+
+
+class EncoderBlock(nnx.Module):
+    """Self-attention and MLP, each added to the residual stream after a LayerNorm.
+
+    All but the self-attention dots is row-wise, `[rows, d_model]` in and out, so rows of many runs
+    can share one call of each part.
+    """
+
+    def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
+        self.attn_norm = LayerNorm(config.d_model)
+        self.attn = Attention(config.d_model, config.encoder_heads, rngs=rngs)
+        self.mlp_norm = LayerNorm(config.d_model)
+        self.mlp = MLP(config.d_model, config.encoder_d_mlp, rngs=rngs)
+
+    def __call__(
+        self,
+        tap: Tap,
+        resid: Float[Array, "frame d_model"],
+        extend: Callable[[KeysValues], KeysValues] = _as_computed,
+    ) -> Float[Array, "frame d_model"]:
+        """One layer: `resid_pre` to `resid_post`.
+
+        Args:
+            tap: edits and keeps the activations.
+            resid: `resid_pre`.
+            extend: gives the keys and values attended to from those of these frames.
+        """
+        resid = tap("resid_pre", resid)
+        q, kv = self.project(tap, resid)
+        return self.finish(tap, resid, self.attn.attend(tap, q, extend(kv)))
+
+    def project(
+        self, tap: Tap, resid_pre: Float[Array, "rows d_model"]
+    ) -> tuple[Float[Array, "rows head d_head"], KeysValues]:
+        """Queries, keys and values of self-attention."""
+        normed = self.attn_norm(resid_pre)
+        q = tap("q", self.attn.queries(normed))
+        return q, KeysValues.at_sites(tap, "", *self.attn.keys_values(normed))
+
+    def finish(
+        self,
+        tap: Tap,
+        resid_pre: Float[Array, "rows d_model"],
+        attn_out: Float[Array, "rows d_model"],
+    ) -> Float[Array, "rows d_model"]:
+        """What follows self-attention: to `resid_post`."""
+        resid = tap("resid_mid", resid_pre + attn_out)
+        return tap("resid_post", resid + self.mlp(tap, self.mlp_norm(resid)))
+
+
+class DecoderBlock(nnx.Module):
+    """Causal self-attention, cross-attention to the encoder and MLP.
+
+    All but the self-attention dots is row-wise, `[rows, d_model]` in and out, so rows of many runs
+    can share one call of each part.
+    """
+
+    def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
+        self.attn_norm = LayerNorm(config.d_model)
+        self.attn = Attention(config.d_model, config.decoder_heads, rngs=rngs)
+        self.cross_norm = LayerNorm(config.d_model)
+        self.cross_attn = Attention(
+            config.d_model, config.decoder_heads, prefix="cross_", rngs=rngs
+        )
+        self.mlp_norm = LayerNorm(config.d_model)
+        self.mlp = MLP(config.d_model, config.decoder_d_mlp, rngs=rngs)
+
+    def __call__(
+        self,
+        tap: Tap,
+        resid: Float[Array, "pos d_model"],
+        cross: KeysValues,
+        mask: Bool[Array, "pos key"],
+        extend: Callable[[KeysValues], KeysValues] = _as_computed,
+    ) -> Float[Array, "pos d_model"]:
+        """One layer: `resid_pre` to `resid_post`.
+
+        Args:
+            tap: edits and keeps the activations.
+            resid: `resid_pre`.
+            cross: keys and values of the encoder states.
+            mask: which keys each position may attend to.
+            extend: gives the keys and values attended to from those of these positions: joined to
+                those of earlier ones, for example.
+        """
+        resid = tap("resid_pre", resid)
+        q, kv = self.project(tap, resid)
+        return self.finish(tap, resid, self.attn.attend(tap, q, extend(kv), mask), cross)
+
+    def project(
+        self, tap: Tap, resid_pre: Float[Array, "rows d_model"]
+    ) -> tuple[Float[Array, "rows head d_head"], KeysValues]:
+        """Queries, keys and values of self-attention."""
+        normed = self.attn_norm(resid_pre)
+        q = tap("q", self.attn.queries(normed))
+        return q, KeysValues.at_sites(tap, "", *self.attn.keys_values(normed))
+
+    def finish(
+        self,
+        tap: Tap,
+        resid_pre: Float[Array, "rows d_model"],
+        attn_out: Float[Array, "rows d_model"],
+        cross: KeysValues,
+    ) -> Float[Array, "rows d_model"]:
+        """What follows self-attention: to `resid_post`."""
+        resid = tap("resid_mid", resid_pre + attn_out)
+        return self.finish_cross(tap, resid, self.cross_attention(tap, resid, cross))
+
+    def finish_cross(
+        self,
+        tap: Tap,
+        resid_mid: Float[Array, "rows d_model"],
+        cross_attn_out: Float[Array, "rows d_model"],
+    ) -> Float[Array, "rows d_model"]:
+        """What follows cross-attention: to `resid_post`."""
+        resid = tap("resid_mid_cross", resid_mid + cross_attn_out)
+        return tap("resid_post", resid + self.mlp(tap, self.mlp_norm(resid)))
+
+    def cross_attention(
+        self, tap: Tap, resid_mid: Float[Array, "rows d_model"], cross: KeysValues
+    ) -> Float[Array, "rows d_model"]:
+        """What cross-attention adds to the residual stream."""
+        q = tap("cross_q", self.cross_attn.queries(self.cross_norm(resid_mid)))
+        cross = KeysValues.at_sites(tap, "cross_", cross.k.swapaxes(0, 1), cross.v.swapaxes(0, 1))
+        return self.cross_attn.attend(tap, q, cross)
+
+
+def stack_layers[Block: nnx.Module](
+    make: Callable[[nnx.Rngs], Block], n: int, rngs: nnx.Rngs
+) -> Block:
+    """Make `n` blocks as one module with a leading `layer` axis on every parameter."""
+    return jax.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), n))
