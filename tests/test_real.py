@@ -5,10 +5,11 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDEN, TINY_FIRST, real_model, worst
 from transformers import WhisperFeatureExtractor
 
 import jaxasr_interp as ji
+from helpers.golden import GOLDEN, worst
+from helpers.real import TINY_FIRST, real_model
 from jaxasr_interp.generation.language import detect_language_batch
 from jaxasr_interp.generation.long_form import transcribe_windows
 from jaxasr_interp.generation.transcribe import encode_batch

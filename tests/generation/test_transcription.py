@@ -1,0 +1,54 @@
+"""Many files of every kind, in order, each with its transcript or its error."""
+
+import numpy as np
+import pytest
+import soundfile
+
+import jaxasr_interp as ji
+from helpers.files import GLASS, GRASS
+from helpers.real import real_model
+from jaxasr_interp.generation.transcribe import transcribe_files
+
+pytestmark = pytest.mark.real
+
+SENTENCE = "My brother went outside to cut the {}."
+
+
+def test_files_come_back_in_order_whatever_they_are(tmp_path):
+    model = real_model("tiny.en")
+    long, bad = str(tmp_path / "long.wav"), str(tmp_path / "bad.wav")
+    grass = ji.load_audio(GRASS)
+    silence = np.zeros(29 * 16_000, np.float32)
+    soundfile.write(long, np.concatenate([grass, silence, ji.load_audio(GLASS)]), 16_000)
+    (tmp_path / "bad.wav").write_text("not audio")
+    paths = [GRASS, bad, long, GLASS, GLASS]
+    results = list(transcribe_files(model, paths, batch_size=2))
+    assert [path for path, _ in results] == paths
+    by_path = dict(results)
+    assert by_path[GRASS].text == SENTENCE.format("grass")
+    assert by_path[GLASS].text == SENTENCE.format("glass")
+    assert isinstance(by_path[bad], ji.InputError)
+    assert by_path[long].text.startswith(SENTENCE.format("grass"))
+    assert by_path[long].segments[-1].end > 30
+    alone = ji.transcribe(model, grass)
+    assert alone.tokens == by_path[GRASS].tokens
+    assert alone.mean_log_prob == pytest.approx(by_path[GRASS].mean_log_prob, abs=1e-5)
+
+
+def test_an_empty_batch_and_a_long_clip_are_refused():
+    model = real_model("tiny.en")
+    with pytest.raises(ji.InputError, match="no clips"):
+        ji.transcribe_batch(model, [])
+    with pytest.raises(ji.InputError, match="longer than 30 s"):
+        ji.transcribe_batch(model, [np.zeros(31 * 16_000, np.float32)])
+
+
+def test_a_language_is_detected_and_a_translation_is_english(data):
+    model = real_model("base")
+    clip = ji.load_audio(data / "read_multi" / "fleurs_fleurs-de-005.flac")
+    detected = ji.transcribe(model, clip)
+    assert detected.language == "de"
+    assert detected == ji.transcribe(model, clip, language="german")
+    translated = ji.transcribe(model, clip, language="de", task="translate")
+    assert translated.text != detected.text
+    assert {"the", "of", "and", "in", "to"} & set(translated.text.lower().split())
