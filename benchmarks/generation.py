@@ -38,7 +38,8 @@ from harness import Pair, Peer, in_turn, seconds
 from jaxtyping import Array, Float
 
 import jaxasr_interp as ji
-from jaxasr_interp.generation.generate import MAX_NEW_TOKENS, Choice, generate_rows
+from jaxasr_interp.generation.batching import generate_rows
+from jaxasr_interp.generation.options import MAX_NEW_TOKENS, Choice
 from jaxasr_interp.generation.transcribe import encode_batch
 from jaxasr_interp.interventions.kinds import Zero
 from jaxasr_interp.interventions.where import END, At, Several

@@ -104,7 +104,7 @@ def child(options: argparse.Namespace) -> dict:
             site=SITES[stack][: 1 if options.child == "start" else None],
             heads="each" if options.child == "memory" and stack == "decoder" else None,
             layers=None if stack == "decoder" else [0, -1],
-            memory=options.memory,
+            options=ji.PlanOptions(memory=options.memory),
         )
         result = ji.activation_patching(
             shape.model, plan, clean=shape.clean, corrupted=shape.corrupted, metric=shape.metric

@@ -25,9 +25,9 @@ import jax
 import numpy as np
 import shapes
 from harness import Peer, alternate, seconds
-from jaxasr_interp.patching.prepare import Prepared, prepare
 
 import jaxasr_interp as ji
+from jaxasr_interp.patching.inputs import Prepared, prepare
 from jaxasr_interp.patching.sweep import run_prepared
 
 RESIDUAL = "resid_pre"
@@ -53,7 +53,7 @@ class Ours:
             clean=shape.clean,
             corrupted=shape.corrupted,
             metric=shape.metric,
-            method=method,
+            options=ji.SweepOptions(method=method),
         )
 
     def prepared(self, pairs: int = 1) -> Prepared:

@@ -30,7 +30,9 @@ def transcribe(model: ji.Whisper, paths: list[str], prompt: list[int]) -> list[s
         audio = [ji.load_audio(FOLDER / path) for path in batch]
         mels = jnp.stack([ji.log_mel_spectrogram(a, model.config.n_mels) for a in audio])
         states = encode_batch(model.encoder, mels)
-        results = ji.generate_batch(model, states, prompts=[prompt] * BATCH, suppress=False)
+        results = ji.generate_batch(
+            model, states, prompts=[prompt] * BATCH, choice=ji.Choice(suppress=False)
+        )
         texts += [result.text for result in results[: len(paths) - start]]
     return texts
 

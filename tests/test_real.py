@@ -149,7 +149,7 @@ def test_patching_real_speech_equals_the_loop(name):
             clean=contrast.clean,
             corrupted=contrast.corrupted,
             metric=wanted,
-            method=method,
+            options=ji.SweepOptions(method=method),
         )
         for method in ("minimal", "reference")
     ]

@@ -112,7 +112,7 @@ def test_without_transcripts_there_is_no_rate(swept):
         swept.interventions,
         tuple(ji.Clip(clip.name, clip.audio) for clip in swept.clips),
         swept.languages,
-        swept.written,
+        swept.generated,
     )
     assert np.isnan(unknown.rate(0))
     assert unknown.rate(1, "unedited") == swept.rate(1, "unedited")

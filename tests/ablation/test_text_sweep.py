@@ -77,7 +77,12 @@ def write_alone(model, hears, clip, text):
         reference = beside.states if needs_source(decoder) else None
     states = ji.encode(model, mel, edit=encoder).states
     return ji.generate(
-        model, states, prompt=prompt, edit=decoder, reference=reference, max_new_tokens=6
+        model,
+        states,
+        prompt=prompt,
+        edit=decoder,
+        reference=reference,
+        choice=ji.Choice(max_new_tokens=6),
     )
 
 
@@ -99,13 +104,13 @@ def test_every_cell_is_that_clip_alone_under_that_edit(model, hears, clips, edit
     assert [one.text for one in swept.interventions] == ["unedited", *edits]
     assert swept.clips == tuple(clips)
     assert swept.languages == ("de", "en", "de")
-    for text, row in zip(["", *edits], swept.written, strict=True):
+    for text, row in zip(["", *edits], swept.generated, strict=True):
         for clip, one in zip(clips, row, strict=True):
             expect_same(one, write_alone(model, hears, clip, text), (text, clip.name))
         if text:
             moved = [
                 np.abs(np.subtract(a.log_probs, b.log_probs)).max() if a.tokens == b.tokens else 1
-                for a, b in zip(row, swept.written[0], strict=True)
+                for a, b in zip(row, swept.generated[0], strict=True)
             ]
             assert min(moved) > 1e-4, text
 
@@ -115,7 +120,7 @@ def test_on_an_accelerator_clips_share_a_batch(model, hears, clips, monkeypatch)
     done, edits = [], [LIGHT[2], HEAVY[0], *HEAVY[3:5], *HEAVY[7:9]]
     swept = ji.ablation_sweep(model, clips, edits, choice=CHOICE, on_progress=done.append)
     assert done == [3 * (1 + len(edits))]
-    for text, row in zip(["", *edits], swept.written, strict=True):
+    for text, row in zip(["", *edits], swept.generated, strict=True):
         for clip, one in zip(clips, row, strict=True):
             expect_same(one, write_alone(model, hears, clip, text), (text, clip.name))
 
@@ -176,14 +181,14 @@ def test_a_sweep_goes_on_behind_the_last_whole_clip(model, hears, clips, tmp_pat
     resumed = ji.ablation_sweep(model, clips, edits, on_progress=done.append, **options)
     assert generated == [1, 1]
     assert done == [6, 9]
-    assert resumed.written == whole.written
+    assert resumed.generated == whole.generated
     assert resumed.languages == whole.languages
     np.testing.assert_array_equal(resumed.errors, whole.errors)
     assert len(partial.read_text().splitlines()) == 4
     # All is known: nothing is computed. A clip is known by its samples, not by its name alone.
     generated.clear()
     again = ji.ablation_sweep(model, clips[::-1], edits, **options)
-    assert again.written == tuple(row[::-1] for row in whole.written)
+    assert again.generated == tuple(row[::-1] for row in whole.generated)
     assert generated == []
     other = [ji.Clip("tone", clips[1].audio), ji.Clip("noise", clips[1].audio, "", "de")]
     ji.ablation_sweep(model, other, edits, **options)
@@ -226,7 +231,7 @@ def test_what_is_kept_under_another_vector_is_refused(model, hears, clips, tmp_p
     with pytest.raises(ji.InputError, match="is of another sweep"):
         ji.ablation_sweep(model, clips[:1], edits, **options)
     np.save(tmp_path / "v.npy", np.ones(16))
-    assert ji.ablation_sweep(model, clips[:1], edits, **options).written == whole.written
+    assert ji.ablation_sweep(model, clips[:1], edits, **options).generated == whole.generated
     moved = dataclasses.replace(
         ji.parse_edit(edits[0], model), decoder=ji.At(ji.Add(jnp.ones(16)), 1, site="resid_post")
     )

@@ -73,7 +73,7 @@ def test_words_that_a_fine_tune_added_are_written(x64, folder, golden):
     tensors[EMBEDDING][49] = towards * 100 / (towards @ second)
     save_file(tensors, folder / "model.safetensors")
     model = ji.load_model(folder, dtype="float64")
-    out = ji.generate(model, states, prompt=prompt, max_new_tokens=2)
+    out = ji.generate(model, states, prompt=prompt, choice=ji.Choice(max_new_tokens=2))
     assert out.tokens == (48, 49)
     assert out.text == " kiwibird quokka"
     from transformers import WhisperTokenizer
@@ -83,7 +83,7 @@ def test_words_that_a_fine_tune_added_are_written(x64, folder, golden):
     assert theirs.decode(tokens, skip_special_tokens=True) == out.text
     # With timestamps too, they are words and not times.
     timed = model.tokenizer.prompt("en", timestamps=True)
-    out = ji.generate(model, states, prompt=timed, max_new_tokens=1)
+    out = ji.generate(model, states, prompt=timed, choice=ji.Choice(max_new_tokens=1))
     assert 40 <= out.tokens[0] < 48
 
 

@@ -37,7 +37,9 @@ UNTOUCHED = mlp(0, 0.0)
 def texts_under(model, path, *edits):
     """What is written about a clip under each edit."""
     states = ji.encode(model, ji.log_mel_spectrogram(ji.load_audio(path)), sites=()).states
-    written = [ji.generate(model, states, edit=one, max_new_tokens=15) for one in edits]
+    written = [
+        ji.generate(model, states, edit=one, choice=ji.Choice(max_new_tokens=15)) for one in edits
+    ]
     return [one.text.strip() for one in written]
 
 
@@ -167,7 +169,7 @@ def test_the_encoder_lens_is_printed_and_drawn(model, invoke, tmp_path):
     assert stored.attrs["clip"] == GRASS
     mel = ji.log_mel_spectrogram(ji.load_audio(GRASS))
     run = ji.encode(model, mel, sites=("resid_pre", "resid_post"))
-    plain = ji.generate(model, run.states, edit=UNTOUCHED, max_new_tokens=15)
+    plain = ji.generate(model, run.states, edit=UNTOUCHED, choice=ji.Choice(max_new_tokens=15))
     assert stored.reference.values.tolist() == list(plain.tokens)
     options = ["--no-norm", "--json", "--text", "My brother went outside to cut the glass."]
     code, printed, errors = invoke("encoder-lens", GRASS, "--out", "raw", *options, *SHORT)

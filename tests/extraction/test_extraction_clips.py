@@ -10,7 +10,7 @@ import soundfile
 
 import jaxasr_interp as ji
 from helpers.files import sound, write_table
-from jaxasr_interp.extraction.clips import choose, find_clips, with_noise
+from jaxasr_interp.speech.clips import choose, find_clips, with_noise
 
 SITES = ["encoder.resid_post:mean"]
 

@@ -18,7 +18,8 @@ from helpers.generating import (
     stacked,
     whole_runs,
 )
-from jaxasr_interp.generation.generate import Choice, generate_rows
+from jaxasr_interp.generation.batching import generate_rows
+from jaxasr_interp.generation.options import Choice
 
 
 @pytest.fixture
@@ -152,6 +153,10 @@ def test_beams_follow_the_rules_of_timestamps(model, states):
 
 def test_one_beam_is_greedy(model, states):
     expect_same(
-        [ji.generate(model, states[0], prompt=PROMPT, max_new_tokens=8, beam_size=1)],
-        [ji.generate(model, states[0], prompt=PROMPT, max_new_tokens=8)],
+        [
+            ji.generate(
+                model, states[0], prompt=PROMPT, choice=ji.Choice(max_new_tokens=8, beam_size=1)
+            )
+        ],
+        [ji.generate(model, states[0], prompt=PROMPT, choice=ji.Choice(max_new_tokens=8))],
     )

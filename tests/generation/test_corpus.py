@@ -29,7 +29,9 @@ def test_greedy_tokens_equal_torch(real, data, every):
         mels = [ji.log_mel_spectrogram(ji.load_audio(data / clip)) for clip in batch]
         states = encode_batch(model.encoder, jnp.stack(mels))
         prompts = [golden["prompt"]] * size
-        results = ji.generate_batch(model, states, prompts=prompts, suppress=False)
+        results = ji.generate_batch(
+            model, states, prompts=prompts, choice=ji.Choice(suppress=False)
+        )
         for clip, result in zip(names[start : start + size], results, strict=False):
             end = [model.tokenizer.end_of_text] if result.finished else []
             ours, theirs = [*result.tokens, *end], clips[clip]["tokens"]

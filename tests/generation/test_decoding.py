@@ -39,7 +39,9 @@ def without_end(tokens):
 def test_cached_decoding_equals_full_recompute(tiny, states):
     for one in states:
         tokens, log_probs = recompute(tiny, one, PROMPT, 12)
-        result = ji.generate(tiny, one, prompt=PROMPT, suppress=False, max_new_tokens=12)
+        result = ji.generate(
+            tiny, one, prompt=PROMPT, choice=ji.Choice(suppress=False, max_new_tokens=12)
+        )
         assert list(result.tokens) == without_end(tokens)
         assert result.finished == (tokens[-1] == END)
         np.testing.assert_allclose(result.log_probs, log_probs, rtol=1e-9)
@@ -49,7 +51,9 @@ def test_cached_decoding_equals_full_recompute(tiny, states):
 
 def test_decoding_stops_where_the_context_ends(tiny, states):
     tokens, _ = recompute(tiny, states[0], PROMPT, 100)
-    result = ji.generate(tiny, states[0], prompt=PROMPT, suppress=False, max_new_tokens=100)
+    result = ji.generate(
+        tiny, states[0], prompt=PROMPT, choice=ji.Choice(suppress=False, max_new_tokens=100)
+    )
     assert list(result.tokens) == without_end(tokens)
     assert len(PROMPT) + len(tokens) <= tiny.config.max_tokens + 1
 
@@ -73,9 +77,15 @@ class Scale:
 def test_an_edit_applies_at_every_step(tiny, states, site):
     edit = Scale({name: jnp.asarray(0.3 if name == site else 1.0) for name in EDITED})
     tokens, log_probs = recompute(tiny, states[0], PROMPT, 8, edit=edit)
-    plain = ji.generate(tiny, states[0], prompt=PROMPT, suppress=False, max_new_tokens=8)
+    plain = ji.generate(
+        tiny, states[0], prompt=PROMPT, choice=ji.Choice(suppress=False, max_new_tokens=8)
+    )
     result = ji.generate(
-        tiny, states[0], prompt=PROMPT, suppress=False, max_new_tokens=8, edit=edit
+        tiny,
+        states[0],
+        prompt=PROMPT,
+        edit=edit,
+        choice=ji.Choice(suppress=False, max_new_tokens=8),
     )
     assert list(result.tokens) == without_end(tokens)
     np.testing.assert_allclose(result.log_probs, log_probs, rtol=1e-9)
@@ -84,9 +94,13 @@ def test_an_edit_applies_at_every_step(tiny, states, site):
 
 def test_a_batch_equals_its_clips_one_by_one(tiny, states):
     prompts = [PROMPT, [31, 33, 35, NO_TIMESTAMPS]]
-    batch = ji.generate_batch(tiny, states, prompts=prompts, suppress=False, max_new_tokens=10)
+    batch = ji.generate_batch(
+        tiny, states, prompts=prompts, choice=ji.Choice(suppress=False, max_new_tokens=10)
+    )
     for one, prompt, together in zip(states, prompts, batch, strict=True):
-        alone = ji.generate(tiny, one, prompt=prompt, suppress=False, max_new_tokens=10)
+        alone = ji.generate(
+            tiny, one, prompt=prompt, choice=ji.Choice(suppress=False, max_new_tokens=10)
+        )
         assert alone.tokens == together.tokens
         np.testing.assert_allclose(alone.log_probs, together.log_probs, rtol=1e-9)
         assert alone.no_speech_prob == pytest.approx(together.no_speech_prob)
@@ -103,7 +117,7 @@ def test_suppressed_tokens_are_never_written(tiny, states):
 
     for one in states:
         tokens, log_probs = recompute(tiny, one, PROMPT, 12, allowed)
-        result = ji.generate(tiny, one, prompt=PROMPT, max_new_tokens=12)
+        result = ji.generate(tiny, one, prompt=PROMPT, choice=ji.Choice(max_new_tokens=12))
         assert list(result.tokens) == without_end(tokens)
         assert not set(result.tokens) & set(forbidden)
         np.testing.assert_allclose(result.log_probs, log_probs, rtol=1e-9)
@@ -112,7 +126,7 @@ def test_suppressed_tokens_are_never_written(tiny, states):
 def test_the_no_speech_probability_is_read_at_the_start_token(tiny, states):
     previous = [37, 1, 2, 3]
     prompt = [*previous, *PROMPT]
-    result = ji.generate(tiny, states[0], prompt=prompt, max_new_tokens=1)
+    result = ji.generate(tiny, states[0], prompt=prompt, choice=ji.Choice(max_new_tokens=1))
     logits = np.asarray(ji.decode(tiny, prompt, states[0]).logits[len(previous)], np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum()
     assert result.no_speech_prob == pytest.approx(probabilities[38])

@@ -23,7 +23,8 @@ from helpers.generating import (
     of_each_clip,
 )
 from jaxasr_interp.generation import rollout
-from jaxasr_interp.generation.generate import Choice, generate_rows
+from jaxasr_interp.generation.batching import generate_rows
+from jaxasr_interp.generation.options import Choice
 
 
 @pytest.fixture
@@ -70,7 +71,11 @@ def test_rows_and_clips_are_the_same_in_batches_of_any_size(model, states):
         for one, other in zip(of_each_clip(results), of_each_clip(others), strict=True):
             assert one.no_speech_prob == pytest.approx(other.no_speech_prob, rel=1e-9)
     alone = ji.generate(
-        model, states[1], prompt=GERMAN, edit=edits[1][2], suppress=False, max_new_tokens=12
+        model,
+        states[1],
+        prompt=GERMAN,
+        edit=edits[1][2],
+        choice=ji.Choice(suppress=False, max_new_tokens=12),
     )
     expect_same([results[1][2]], [alone])
     assert results[1][2].prompt == tuple(GERMAN)
@@ -182,9 +187,14 @@ def test_activations_are_those_of_the_teacher_forced_run(model, states, sites):
 
 def test_activations_of_a_text_that_fills_the_context(model, states):
     never_end(model)
-    result = ji.generate(model, states[0], prompt=PROMPT, max_new_tokens=100, sites="resid_post")
+    result = ji.generate(
+        model, states[0], prompt=PROMPT, sites="resid_post", choice=ji.Choice(max_new_tokens=100)
+    )
     tokens = [*PROMPT, *result.tokens]
     assert len(tokens) == CONTEXT + 1
     expected = ji.decode(model, tokens[:CONTEXT], states[0]).acts.resid_post
     np.testing.assert_allclose(result.acts.resid_post, expected, rtol=1e-9, atol=1e-12)
-    assert ji.generate(model, states[0], prompt=PROMPT, max_new_tokens=100).acts is None
+    assert (
+        ji.generate(model, states[0], prompt=PROMPT, choice=ji.Choice(max_new_tokens=100)).acts
+        is None
+    )

@@ -26,7 +26,8 @@ from helpers.generating import (
     whole_acts,
     whole_runs,
 )
-from jaxasr_interp.generation.generate import Choice, generate_rows
+from jaxasr_interp.generation.batching import generate_rows
+from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.pytree import pytree_dataclass
 
 
@@ -72,7 +73,7 @@ def test_edits_at_every_site_equal_the_full_recompute(model, states, parts):
     (results,) = generate_rows(model, states[:1], [rows], prompts=[PROMPT], choice=choice)
     expect(results, expected, [*labels, "nothing"])
     # Each edit does something somewhere, and nothing at strength 0.
-    plain = ji.generate(model, states[0], prompt=PROMPT, max_new_tokens=8)
+    plain = ji.generate(model, states[0], prompt=PROMPT, choice=ji.Choice(max_new_tokens=8))
     expect_same(results[-1:], [plain])
     for i in range(0, len(labels), 2):
         changes = [

@@ -11,7 +11,8 @@ from helpers.decoding import log_softmax
 from helpers.generating import ALWAYS, one_by_one
 from helpers.golden import GOLDEN
 from helpers.real import TINY_FIRST, real_model
-from jaxasr_interp.generation.generate import Choice, generate_rows
+from jaxasr_interp.generation.batching import generate_rows
+from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.model.edits import shifted, with_source
 
 CLOSE = 1e-3
@@ -104,7 +105,7 @@ def test_encoder_heads_zeroed_write_what_torch_writes(data, every):
         model,
         jnp.stack(states),
         prompts=[golden["prompt"]] * len(states),
-        max_new_tokens=golden["max_new_tokens"],
+        choice=ji.Choice(max_new_tokens=golden["max_new_tokens"]),
     )
     by_name = dict(zip(names, results, strict=True))
     expect_torch(by_name, golden["clips"], golden["end_of_text"])
@@ -120,8 +121,7 @@ def test_beams_equal_openai_whisper(data, count):
         model,
         heard(model, data, clips),
         prompts=[golden["prompt"]] * len(clips),
-        max_new_tokens=golden["max_new_tokens"],
-        beam_size=golden["beam_size"],
+        choice=ji.Choice(max_new_tokens=golden["max_new_tokens"], beam_size=golden["beam_size"]),
     )
     for (clip, expected), result in zip(clips.items(), results, strict=True):
         assert list(result.tokens) == expected["tokens"], clip

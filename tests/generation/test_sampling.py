@@ -9,7 +9,8 @@ from helpers.decoding import END, PROMPT, log_softmax
 from helpers.generating import encoded, ending, expect_same, louder, of_each_clip, written
 from jaxasr_interp.generation import batching as batches
 from jaxasr_interp.generation import rollout
-from jaxasr_interp.generation.generate import Choice, generate_rows
+from jaxasr_interp.generation.batching import generate_rows
+from jaxasr_interp.generation.options import Choice
 
 
 @pytest.fixture
@@ -104,7 +105,9 @@ def test_drawn_texts_do_not_depend_on_the_batch(model, states, monkeypatch):
 def test_a_low_temperature_is_greedy(model, states):
     options = {"prompt": PROMPT, "max_new_tokens": 8}
     greedy = ji.generate(model, states[0], **options)
-    expect_same([ji.generate(model, states[0], temperature=1e-3, **options)], [greedy])
+    expect_same(
+        [ji.generate(model, states[0], **options, choice=ji.Choice(temperature=1e-3))], [greedy]
+    )
 
 
 BAD_CHOICES = {

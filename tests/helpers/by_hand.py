@@ -97,8 +97,7 @@ def expect_written(model, states, prompt, edit, expected, reference=None):
         prompt=prompt,
         edit=edit,
         reference=reference,
-        suppress=False,
-        max_new_tokens=len(expected[0]),
+        choice=ji.Choice(suppress=False, max_new_tokens=len(expected[0])),
     )
     tokens, log_probs = expected
     n = len(result.log_probs)

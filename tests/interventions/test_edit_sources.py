@@ -22,7 +22,7 @@ from helpers.by_hand import (
 from helpers.decoding import PROMPT
 from helpers.generating import CONTEXT, louder
 from helpers.real import real_model
-from jaxasr_interp.generation.generate import Choice
+from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.interventions.grammar import parse_edit
 from jaxasr_interp.interventions.intervention import encode_under
 from jaxasr_interp.patching import contrast
@@ -136,7 +136,9 @@ def heard_in_files(model, hears, clips, tmp_path, monkeypatch):
         encoded = ji.encode(model, hears(clip, 8), sites="all")
         language = next(iter(ji.detect_language(model, encoded.states)))
         prompt = model.tokenizer.prompt(language)
-        written = ji.generate(model, encoded.states, prompt=prompt, max_new_tokens=6).tokens
+        written = ji.generate(
+            model, encoded.states, prompt=prompt, choice=ji.Choice(max_new_tokens=6)
+        ).tokens
         decoded = ji.decode(model, [*prompt, *written], encoded.states, sites="all")
         runs.append((encoded.acts, decoded.acts))
     return f"{tmp_path}/a.wav,{tmp_path}/b.wav", runs
@@ -217,7 +219,11 @@ def test_long_audio_is_edited_in_every_window():
         prompt = model.tokenizer.prompt(timestamps=True, previous=written)
         states = ji.encode(model, heard).states
         result = ji.generate(
-            model, states, prompt=prompt, edit=backwards(prompt), max_new_tokens=40
+            model,
+            states,
+            prompt=prompt,
+            edit=backwards(prompt),
+            choice=ji.Choice(max_new_tokens=40),
         )
         mine = [one for one in found.segments if (one.start < 30) == (start == 0)]
         assert result.tokens == sum((one.tokens for one in mine), ())

@@ -53,15 +53,15 @@ def test_every_depth_is_written_and_asked_on_its_own(model, mel, norm):
     options = {"prompt": [*PROMPT, 3], "choice": ji.Choice(max_new_tokens=5)}
     lens = ji.encoder_lens(model, mel, norm=norm, top_k=4, **options)
     depths = depths_by_hand(model, mel, norm)
-    assert len(lens.written) == len(depths) == 3
+    assert len(lens.generated) == len(depths) == 3
     assert lens.normed == norm
-    assert lens.reference == lens.written[-1].tokens
-    assert len({one.tokens for one in lens.written}) > 1
+    assert lens.reference == lens.generated[-1].tokens
+    assert len({one.tokens for one in lens.generated}) > 1
     for i, states in enumerate(jnp.asarray(depths)):
-        alone = ji.generate(model, states, prompt=[*PROMPT, 3], max_new_tokens=5)
-        assert lens.written[i].tokens == alone.tokens
+        alone = ji.generate(model, states, prompt=[*PROMPT, 3], choice=ji.Choice(max_new_tokens=5))
+        assert lens.generated[i].tokens == alone.tokens
         assert lens.texts[i] == alone.text.strip()
-        np.testing.assert_allclose(lens.written[i].log_probs, alone.log_probs, rtol=1e-9)
+        np.testing.assert_allclose(lens.generated[i].log_probs, alone.log_probs, rtol=1e-9)
         logits = ji.decode(model, [*PROMPT, 3, *lens.reference], states).logits[4:-1]
         log_p = log_softmax(np.asarray(logits))
         own = np.take_along_axis(log_p, np.array(lens.reference)[:, None], 1)[:, 0]
@@ -76,8 +76,8 @@ def test_full_depth_is_the_model_and_a_reference_is_asked_for(model, mel):
     reference, choice = [3, 7, 4, 12, 9], ji.Choice(max_new_tokens=5)
     lens = ji.encoder_lens(model, mel, prompt=[*PROMPT, 3], reference=reference, choice=choice)
     states = ji.encode(model, mel).states
-    plain = ji.generate(model, states, prompt=[*PROMPT, 3], max_new_tokens=5)
-    assert lens.written[-1].tokens == plain.tokens
+    plain = ji.generate(model, states, prompt=[*PROMPT, 3], choice=ji.Choice(max_new_tokens=5))
+    assert lens.generated[-1].tokens == plain.tokens
     assert lens.reference == tuple(reference)
     log_p = log_softmax(np.asarray(ji.decode(model, [*PROMPT, 3, *reference], states).logits))
     own = log_p[np.arange(4, 9), reference]
@@ -143,7 +143,7 @@ def expect_torch(name, data, clip, raw=False):
     mel = ji.log_mel_spectrogram(ji.load_audio(data / clip), model.config.n_mels)
     choice = ji.Choice(max_new_tokens=golden["max_new_tokens"])
     lens = ji.encoder_lens(model, mel, norm=not raw, prompt=golden["prompt"], choice=choice)
-    depths = zip(lens.written, expected["tokens"], expected["close"], strict=True)
+    depths = zip(lens.generated, expected["tokens"], expected["close"], strict=True)
     for depth, (one, tokens, close) in enumerate(depths):
         ours = [*one.tokens, *([golden["end_of_text"]] if one.finished else [])]
         step = first_difference(ours, tokens)

@@ -87,7 +87,7 @@ def sweep_both(model, utterances, metric, options, method="minimal", **given):
     runs = {"clean": clean, "corrupted": corrupted, "metric": metric} | given
     return (
         ji.attribution_patching(model, plan, **runs),
-        ji.activation_patching(model, plan, **runs, method=method),
+        ji.activation_patching(model, plan, **runs, options=ji.SweepOptions(method=method)),
     )
 
 
@@ -102,7 +102,7 @@ def test_every_effect_is_a_derivative_of_the_patched_run(tiny, utterances, metri
         site=sites,
         heads="each" if any(head_axis(site) is not None for site in sites) else None,
         positions=[(0, 2), (3, 6), (6, 7)],
-        alpha=[1.0, -0.5],
+        options=ji.PlanOptions(alpha=[1.0, -0.5]),
     )
     result = ji.attribution_patching(tiny, plan, clean=clean, corrupted=corrupted, metric=metrics)
     enc = ji.encode(tiny, clean.mel, sites="all")
@@ -207,9 +207,11 @@ def test_integrated_effects_of_all_positions_and_heads_add_up(
     clean, corrupted = utterances
     runs = {"clean": clean, "corrupted": corrupted, "metric": metrics}
     where = {"tokens": corrupted.tokens, "stack": stack, "site": site}
-    plan = ji.plan_sweep(tiny, heads="each", window=1, **where)
+    plan = ji.plan_sweep(tiny, heads="each", **where, options=ji.PlanOptions(window=1))
     before, done = attribution._slopes._cache_size(), []
-    ours = ji.attribution_patching(tiny, plan, **runs, steps=50, on_progress=done.append)
+    ours = ji.attribution_patching(
+        tiny, plan, **runs, on_progress=done.append, options=ji.AttributionOptions(steps=50)
+    )
     assert attribution._slopes._cache_size() == before + 1
     assert (len(done), done[-1]) == (len(plan.layers), plan.runs)
     assert ours.method == "integrated gradients, 50 steps"
@@ -226,7 +228,9 @@ def test_only_the_chosen_cells_are_filled(tiny, utterances, metrics):
     chosen = np.array([3, 25, 8, 40])
     for steps in (1, 2):
         whole, some = (
-            ji.attribution_patching(tiny, one, **runs, steps=steps).patched.reshape(3, -1)
+            ji.attribution_patching(
+                tiny, one, **runs, options=ji.AttributionOptions(steps=steps)
+            ).patched.reshape(3, -1)
             for one in (plan, plan.select(chosen))
         )
         np.testing.assert_array_equal(np.flatnonzero(~np.isnan(some[0])), np.sort(chosen))
@@ -241,7 +245,8 @@ def test_the_memory_budget_decides_how_many_steps_run_at_once(tiny, utterances, 
         ji.attribution_patching(tiny, dataclasses.replace(plan, memory=1), **runs)
     least = dataclasses.replace(plan, memory=int(re.search(r"take (\d+)", str(error.value))[1]))
     ample, tight = (
-        ji.attribution_patching(tiny, one, **runs, steps=2).patched for one in (plan, least)
+        ji.attribution_patching(tiny, one, **runs, options=ji.AttributionOptions(steps=2)).patched
+        for one in (plan, least)
     )
     np.testing.assert_allclose(ample, tight, rtol=1e-12)
 

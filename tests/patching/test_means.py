@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxasr_interp.patching.means import mean_activations
 
 import jaxasr_interp as ji
+from jaxasr_interp.generation.means import mean_activations
 
 
 def test_means_are_over_positions_and_runs(tiny, utterances):

@@ -30,7 +30,12 @@ def sweep(model, utterances, metric, method="minimal", **plan):
     clean, corrupted = utterances
     plan = ji.plan_sweep(model, tokens=corrupted.tokens, **plan)
     return ji.activation_patching(
-        model, plan, clean=clean, corrupted=corrupted, metric=metric, method=method
+        model,
+        plan,
+        clean=clean,
+        corrupted=corrupted,
+        metric=metric,
+        options=ji.SweepOptions(method=method),
     )
 
 
@@ -114,17 +119,23 @@ def test_a_sweep_that_is_cut_off_goes_on_from_its_file(tiny, utterances, metrics
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ji.activation_patching(tiny, plan, **runs, on_progress=stop_at_20, resume=path)
+        ji.activation_patching(
+            tiny, plan, **runs, on_progress=stop_at_20, options=ji.SweepOptions(resume=path)
+        )
     first = len(seen)
-    resumed = ji.activation_patching(tiny, plan, **runs, on_progress=seen.append, resume=path)
+    resumed = ji.activation_patching(
+        tiny, plan, **runs, on_progress=seen.append, options=ji.SweepOptions(resume=path)
+    )
     assert seen[first] > seen[first - 1] >= 20
     np.testing.assert_array_equal(resumed.patched, whole.patched)
     assert [file.name for file in tmp_path.iterdir()] == ["sweep.npz"]
     with pytest.raises(ji.InputError, match=r"is of another sweep \(corrupted differs\)"):
-        ji.activation_patching(tiny, plan, **(runs | {"corrupted": clean}), resume=path)
+        ji.activation_patching(
+            tiny, plan, **runs | {"corrupted": clean}, options=ji.SweepOptions(resume=path)
+        )
     path.write_bytes(b"nonsense")
     with pytest.raises(ji.InputError, match="is no unfinished sweep"):
-        ji.activation_patching(tiny, plan, **runs, resume=path)
+        ji.activation_patching(tiny, plan, **runs, options=ji.SweepOptions(resume=path))
 
 
 def test_running_out_of_memory_makes_the_chunks_smaller(tiny, utterances, metrics, monkeypatch):
@@ -172,7 +183,11 @@ def test_the_plan_says_what_it_costs(tiny, golden):
 @pytest.mark.parametrize("method", ["minimal", "vmap"])
 def test_chunks_cover_every_cell_once(tiny, golden, method):
     plan = ji.plan_sweep(
-        tiny, tokens=golden["tokens_a"], site=["z", "mlp_out"], heads="each", alpha=[1, 0.5]
+        tiny,
+        tokens=golden["tokens_a"],
+        site=["z", "mlp_out"],
+        heads="each",
+        options=ji.PlanOptions(alpha=[1, 0.5]),
     )
     tight = dataclasses.replace(plan, memory=one_patch_memory(tiny, plan) + 5000)
     for one in (plan, tight):
@@ -312,7 +327,9 @@ def test_an_edit_of_another_shape_is_refused(tiny, utterances, edit, method):
     plan = ji.plan_sweep(tiny, tokens=clean.tokens)
     runs = {"clean": clean, "corrupted": corrupted, "metric": ji.metrics.kl()}
     with pytest.raises(ji.InputError, match="an edit keeps shape and dtype"):
-        ji.activation_patching(tiny, plan, **runs, edit=edit, method=method)
+        ji.activation_patching(
+            tiny, plan, **runs, edit=edit, options=ji.SweepOptions(method=method)
+        )
 
 
 def test_what_would_do_nothing_is_refused(tiny, tiny32, utterances):
@@ -335,12 +352,18 @@ def test_another_models_values_are_not_resumed(tiny, utterances, tmp_path):
     clean, corrupted = utterances
     plan = ji.plan_sweep(tiny, tokens=clean.tokens, layers=[0])
     runs = {"clean": clean, "corrupted": corrupted, "metric": ji.metrics.kl()}
-    ji.activation_patching(tiny, plan, **runs, resume=str(tmp_path / "sweep.npz"))
+    ji.activation_patching(
+        tiny, plan, **runs, options=ji.SweepOptions(resume=str(tmp_path / "sweep.npz"))
+    )
     other = jax.tree.map(lambda x: x * 1.01, tiny)
     with pytest.raises(ji.InputError, match=r"another sweep \(model differs\)"):
-        ji.activation_patching(other, plan, **runs, resume=tmp_path / "sweep.npz")
+        ji.activation_patching(
+            other, plan, **runs, options=ji.SweepOptions(resume=tmp_path / "sweep.npz")
+        )
     with pytest.raises(ji.InputError, match="in a folder that exists"):
-        ji.activation_patching(tiny, plan, **runs, resume=tmp_path / "absent" / "sweep.npz")
+        ji.activation_patching(
+            tiny, plan, **runs, options=ji.SweepOptions(resume=tmp_path / "absent" / "sweep.npz")
+        )
 
 
 def test_runs_of_unequal_length_need_an_alignment(tiny, utterances):

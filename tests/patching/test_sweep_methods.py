@@ -50,7 +50,7 @@ def random_plan(rng, model, tokens, stack, site):
         layers=layers if SITES[stack][site][0] == "layer" else None,
         heads=[int(rng.integers(n_heads))] if by_head else None,
         positions=[(0, 3), (4, 9), (11, 12)] if frames else [(1, 2), (3, 7), (5, 6)],
-        alpha=[1.0, float(rng.uniform(-0.5, 1.5))],
+        options=ji.PlanOptions(alpha=[1.0, float(rng.uniform(-0.5, 1.5))]),
     )
 
 
@@ -72,8 +72,7 @@ def test_minimal_equals_one_run_per_patch(tiny, utterances, metrics, stack, site
                 corrupted=corrupted,
                 metric=metrics,
                 edit=edit,
-                direction=direction,
-                method=method,
+                options=ji.SweepOptions(direction=direction, method=method),
             )
             for method in ("minimal", "reference")
         )
@@ -92,7 +91,12 @@ def test_vmap_equals_one_run_per_patch(tiny, utterances, metrics, stack, site):
     plan = random_plan(np.random.default_rng(5), tiny, corrupted.tokens, stack, site)
     batched, looped = (
         ji.activation_patching(
-            tiny, plan, clean=clean, corrupted=corrupted, metric=metrics, method=method
+            tiny,
+            plan,
+            clean=clean,
+            corrupted=corrupted,
+            metric=metrics,
+            options=ji.SweepOptions(method=method),
         )
         for method in ("vmap", "reference")
     )
@@ -111,12 +115,17 @@ def test_random_plans_of_several_sites(tiny, utterances, metrics, seed):
         site=sites.tolist(),
         heads=[1] if set(sites) - {"resid_pre", "mlp_out"} else None,
         positions=[(0, 7), (2, 5), (3, 4), -1],
-        alpha=[0.0, 1.0, -0.7],
+        options=ji.PlanOptions(alpha=[0.0, 1.0, -0.7]),
     )
     plan = plan.select(rng.choice(plan.size, 40, replace=False))
     minimal, reference = (
         ji.activation_patching(
-            tiny, plan, clean=clean, corrupted=corrupted, metric=metrics, method=method
+            tiny,
+            plan,
+            clean=clean,
+            corrupted=corrupted,
+            metric=metrics,
+            options=ji.SweepOptions(method=method),
         )
         for method in ("minimal", "reference")
     )
@@ -154,7 +163,7 @@ def test_one_layer_and_hardly_any_token(x64, n_tokens):
                 clean=runs[0],
                 corrupted=runs[1],
                 metric=[ji.metrics.kl(None), ji.metrics.log_prob(3)],
-                method=method,
+                options=ji.SweepOptions(method=method),
             )
             for method in ("minimal", "reference")
         )
@@ -207,7 +216,9 @@ def test_an_alignment_says_which_position_is_which(tiny, utterances):
     runs = {"clean": longer, "corrupted": corrupted, "alignment": alignment}
     wanted = [ji.metrics.kl(None), ji.metrics.log_prob(3)]
     minimal, looped = (
-        ji.activation_patching(tiny, plan, metric=wanted, method=method, **runs)
+        ji.activation_patching(
+            tiny, plan, metric=wanted, **runs, options=ji.SweepOptions(method=method)
+        )
         for method in ("minimal", "reference")
     )
     np.testing.assert_allclose(minimal.patched, looped.patched, rtol=MOST, atol=MOST)

@@ -268,7 +268,9 @@ def test_what_cannot_be_known_again_is_refused(tiny, utterances, tmp_path):
     plan = ji.plan_sweep(tiny, tokens=corrupted.tokens)
     runs = {"clean": clean, "corrupted": corrupted, "metric": ji.metrics.entropy()}
     with pytest.raises(ji.InputError, match=r"The edit holds a .*Callable, which cannot be known"):
-        ji.activation_patching(tiny, plan, **runs, edit=Callable(), resume=tmp_path / "a.npz")
+        ji.activation_patching(
+            tiny, plan, **runs, edit=Callable(), options=ji.SweepOptions(resume=tmp_path / "a.npz")
+        )
     with (tmp_path / "file").open("w") as file, pytest.raises(ji.InputError, match="TextIOWrapper"):
         digest(lambda: file)
 
@@ -295,7 +297,7 @@ def sweep(model, utterances, path, **change):
         **change,
     }
     plan = ji.plan_sweep(model, tokens=options["corrupted"].tokens, **{"layers": [1], **plan})
-    return ji.activation_patching(model, plan, **options, resume=path)
+    return ji.activation_patching(model, plan, **options, options=ji.SweepOptions(resume=path))
 
 
 def test_a_changed_sweep_is_refused(tiny, utterances, tmp_path, monkeypatch):
@@ -374,7 +376,9 @@ def test_a_changed_sweep_on_text_is_refused(tiny, monkeypatch, tmp_path):
     with pytest.raises(ji.InputError, match=r"\(edits differs\)"):
         swept()
     soundfile.write(tmp_path / "reference.wav", noise[:2000], 16000)
-    assert swept(on_progress=lambda done: pytest.fail("computed again")).written == whole.written
+    assert (
+        swept(on_progress=lambda done: pytest.fail("computed again")).generated == whole.generated
+    )
     # A clip of the same name with other samples is another clip.
     done = []
     swept(clip=dataclasses.replace(clip, audio=noise), on_progress=done.append)
