@@ -2,13 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Self
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.config import WhisperConfig
 from jaxasr_interp.model.sites import Stack, counts_frames
 from jaxasr_interp.pytree import pytree_dataclass
@@ -129,18 +126,3 @@ class PatchGrid:
             "start": windows[:, 0],
             "stop": windows[:, 1],
         }
-
-    def select(self, cells: Sequence[int] | Int[np.ndarray, " cell"]) -> Self:
-        """The plan of some cells only, by their numbers in the order of `cells`.
-
-        Raises:
-            InputError: there are none, one is named twice, or one is outside the grid.
-        """
-        chosen = tuple(int(cell) for cell in cells)
-        outside = [cell for cell in chosen if not 0 <= cell < self.size]
-        if not chosen or outside or len(set(chosen)) < len(chosen):
-            raise InputError(
-                f"The chosen cells are {list(chosen)}: expected numbers below {self.size}, each "
-                "once."
-            )
-        return dataclasses.replace(self, only=chosen)

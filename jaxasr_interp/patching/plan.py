@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
+from jaxasr_interp.errors import InputError
 from jaxasr_interp.patching import cost
 from jaxasr_interp.patching.cells import PatchGrid
 from jaxasr_interp.patching.chunks import Chunk, base_bytes, make_chunks
@@ -45,6 +47,21 @@ class Estimate:
 @dataclasses.dataclass(frozen=True)
 class SweepPlan(PatchGrid):
     """The grid of a sweep with what it costs. Print it to see that; see `plan_sweep`."""
+
+    def select(self, cells: Sequence[int] | Int[np.ndarray, " cell"]) -> "SweepPlan":
+        """The plan of some cells only, by their numbers in the order of `cells`.
+
+        Raises:
+            InputError: there are none, one is named twice, or one is outside the grid.
+        """
+        chosen = tuple(int(cell) for cell in cells)
+        outside = [cell for cell in chosen if not 0 <= cell < self.size]
+        if not chosen or outside or len(set(chosen)) < len(chosen):
+            raise InputError(
+                f"The chosen cells are {list(chosen)}: expected numbers below {self.size}, each "
+                "once."
+            )
+        return dataclasses.replace(self, only=chosen)
 
     def chunks(self, method: str = "minimal", utterances: int = 1) -> list[Chunk]:
         """The patches in groups that run together and fit the memory.
