@@ -1,7 +1,7 @@
 """Rows of many clips and edits, in batches of one shape that fit the memory."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,6 @@ def generate_rows(
     choice: Choice = GREEDY,
     draws: Sequence[int] | None = None,
     memory: int | None = None,
-    on_progress: Callable[[int], None] | None = None,
 ) -> list[list[Generated]]:
     """Write the transcripts of several clips, each under several edits.
 
@@ -50,7 +49,6 @@ def generate_rows(
         draws: a number for each clip; clips of the same number and seed draw alike, by default
             each on its own.
         memory: bytes that may be taken beside the model; by default a quarter of the device's.
-        on_progress: called with the transcripts done after each batch.
 
     Returns:
         Of each clip, one result for each edit.
@@ -110,8 +108,6 @@ def generate_rows(
                     _unpack(tokenizer, given[clip], generated, i, j)
                     for j in range(min(len(rows), n_rows - begin))
                 ]
-            if on_progress is not None:
-                on_progress(sum(map(len, results)))
     return results
 
 

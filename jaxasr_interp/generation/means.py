@@ -10,7 +10,7 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.utterances import make_utterance
 from jaxasr_interp.interventions.intervention import Intervention
 from jaxasr_interp.interventions.kinds import Interchange, Mean
-from jaxasr_interp.model.edits import Activations, Edit
+from jaxasr_interp.model.edits import Activations, Edit, EditLike
 from jaxasr_interp.model.run import decode, encode_utterance
 from jaxasr_interp.model.sites import (
     SITES,
@@ -116,7 +116,9 @@ def _is_mean(tree: object) -> bool:
 
 
 def _replaced(intervention: Intervention, known: Mapping[Mean, Edit]) -> Intervention:
-    def resolved(edit: object) -> Edit:
+    def resolved(edit: EditLike) -> EditLike:
+        if not any(map(_is_mean, jax.tree.leaves(edit, is_leaf=_is_mean))):
+            return edit
         return jax.tree.map(
             lambda one: known[one] if isinstance(one, Mean) else one, edit, is_leaf=_is_mean
         )

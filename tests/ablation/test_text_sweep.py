@@ -10,8 +10,8 @@ import pytest
 import jaxasr_interp as ji
 from helpers.by_hand import brief_clips, hear_briefly
 from helpers.generating import louder
+from helpers.sweeps import counted
 from jaxasr_interp.ablation import sweep as text_sweep
-from jaxasr_interp.model.edits import needs_source, with_source
 from jaxasr_interp.speech.noise import noise_like
 
 CHOICE = ji.Choice(max_new_tokens=6)
@@ -65,7 +65,7 @@ def clips():
 def write_alone(model, hears, clip, text):
     """One clip under one edit: encode, then generate."""
     edit = ji.parse_edit(text, model) if text else ji.Intervention("")
-    mel, encoder, reference = hears(clip.audio, 8), edit.encoder, None
+    mel, acts, reference = hears(clip.audio, 8), None, None
     language = clip.language or next(iter(ji.detect_language(model, ji.encode(model, mel).states)))
     prompt = model.tokenizer.prompt(language)
     decoder = edit.decoder_edit(len(prompt))
@@ -73,9 +73,9 @@ def write_alone(model, hears, clip, text):
         silent = np.zeros_like(clip.audio)
         heard = silent if edit.reference == "silence" else noise_like(clip.audio, edit.seed)
         beside = ji.encode(model, hears(heard, 8), sites="all")
-        encoder = with_source(encoder, beside.acts)
-        reference = beside.states if needs_source(decoder) else None
-    states = ji.encode(model, mel, edit=encoder).states
+        acts = beside.acts
+        reference = beside.states if decoder.needs_reference else None
+    states = ji.encode(model, mel, edit=edit.encoder, reference=acts).states
     return ji.generate(
         model,
         states,
@@ -99,7 +99,7 @@ def expect_same(found, expected, label):
 )
 def test_every_cell_is_that_clip_alone_under_that_edit(model, hears, clips, edits):
     done = []
-    swept = ji.ablation_sweep(model, clips, edits, choice=CHOICE, on_progress=done.append)
+    swept = ji.ablation_sweep(model, clips, edits, choice=CHOICE, on_progress=counted(done))
     assert done == [(i + 1) * (1 + len(edits)) for i in range(3)]
     assert [one.text for one in swept.interventions] == ["unedited", *edits]
     assert swept.clips == tuple(clips)
@@ -118,7 +118,7 @@ def test_every_cell_is_that_clip_alone_under_that_edit(model, hears, clips, edit
 def test_on_an_accelerator_clips_share_a_batch(model, hears, clips, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     done, edits = [], [LIGHT[2], HEAVY[0], *HEAVY[3:5], *HEAVY[7:9]]
-    swept = ji.ablation_sweep(model, clips, edits, choice=CHOICE, on_progress=done.append)
+    swept = ji.ablation_sweep(model, clips, edits, choice=CHOICE, on_progress=counted(done))
     assert done == [3 * (1 + len(edits))]
     for text, row in zip(["", *edits], swept.generated, strict=True):
         for clip, one in zip(clips, row, strict=True):
@@ -146,7 +146,7 @@ class CutOffError(Exception):
 def cut_off(after):
     """Called with what is done; ends the work there."""
 
-    def on_progress(done):
+    def on_progress(done, total, phase):
         if done == after:
             raise CutOffError
 
@@ -178,7 +178,7 @@ def test_a_sweep_goes_on_behind_the_last_whole_clip(model, hears, clips, tmp_pat
     partial.write_text("".join(lines)[:-40])
     generated.clear()
     done = []
-    resumed = ji.ablation_sweep(model, clips, edits, on_progress=done.append, **options)
+    resumed = ji.ablation_sweep(model, clips, edits, on_progress=counted(done), **options)
     assert generated == [1, 1]
     assert done == [6, 9]
     assert resumed.generated == whole.generated

@@ -2,13 +2,14 @@
 
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxasr_interp as ji
 from helpers.real import real_model
+from jaxasr_interp.generation.utterances import count_frames
 from jaxasr_interp.generation.word_times import _median, align_words, warp
-from jaxasr_interp.patching.contrast import count_frames
 
 
 def all_paths(rows, columns):
@@ -43,7 +44,8 @@ def words_of_clip(model, audio, text):
     prompt = model.tokenizer.prompt()
     tokens = [*prompt, *model.tokenizer.encode(text)]
     mel = ji.log_mel_spectrogram(audio, model.config.n_mels)
-    return align_words(model, mel, tokens, len(prompt), count_frames(model, audio))
+    utterance = ji.Utterance(mel, jnp.asarray(tokens), len(prompt), count_frames(model, audio))
+    return align_words(model, utterance)
 
 
 @pytest.mark.real
@@ -76,8 +78,8 @@ def test_words_move_with_the_speech(monkeypatch, own_heads):
 def test_there_are_no_words_without_text_and_no_frames_without_sound(tiny, utterances):
     mel = utterances[0].mel
     prompt = [31, 32, 35, 39]
-    assert align_words(tiny, mel, prompt, 4, 12) == ()
+    assert align_words(tiny, ji.Utterance(mel, jnp.asarray(prompt), 4, 12)) == ()
     with pytest.raises(ji.InputError, match="fills 13 frames"):
-        align_words(tiny, mel, [*prompt, 0, 3], 4, 13)
+        align_words(tiny, ji.Utterance(mel, jnp.asarray([*prompt, 0, 3]), 4, 13))
     with pytest.raises(ji.InputError, match="prompt is 0"):
-        align_words(tiny, mel, prompt, 0, 12)
+        align_words(tiny, ji.Utterance(mel, jnp.asarray(prompt), 0, 12))

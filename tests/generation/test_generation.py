@@ -22,7 +22,7 @@ from helpers.generating import (
     never_end,
     of_each_clip,
 )
-from jaxasr_interp.generation import rollout
+from jaxasr_interp.generation import batching, rollout
 from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.generation.options import Choice
 
@@ -37,36 +37,31 @@ def states(model, golden):
     return encoded(model, golden)
 
 
-def test_rows_and_clips_are_the_same_in_batches_of_any_size(model, states):
+def test_rows_and_clips_are_the_same_in_batches_of_any_size(model, states, monkeypatch):
     prompts = [PROMPT, GERMAN]
     shifts = [[0.0, 1.0, -3.0, 2.0, 1.5], [4.0, 1.0, 0.2, -1.0, 6.0]]
     edits = [[ending(9 + i, shift) for i, shift in enumerate(of_clip)] for of_clip in shifts]
     choice = Choice(suppress=False, max_new_tokens=12)
 
-    def run(**options):
-        done = []
-        results = generate_rows(
-            model,
-            states,
-            edits,
-            prompts=prompts,
-            choice=choice,
-            on_progress=done.append,
-            **options,
-        )
-        assert done == sorted(set(done))
-        assert done[-1] == 10
-        return results, done
+    run_batch = batching._run
 
-    results, done = run()
-    assert done == [10]
+    def run(**options):
+        batches = []
+        monkeypatch.setattr(
+            batching, "_run", lambda job, *rest: batches.append(job) or run_batch(job, *rest)
+        )
+        results = generate_rows(model, states, edits, prompts=prompts, choice=choice, **options)
+        return results, len(batches)
+
+    results, n_batches = run()
+    assert n_batches == 1
     expect_recomputed(model, states, edits, prompts, results, 12)
     with pytest.raises(ji.InputError, match="budget of 1 bytes is too small") as refusal:
         run(memory=1)
     least = int(re.findall(r"takes (\d+)", str(refusal.value))[0])
-    for memory, n_batches in [(least, 10), (int(2.4 * least), 4)]:
-        others, done = run(memory=memory)
-        assert len(done) == n_batches
+    for memory, expected in [(least, 10), (int(2.4 * least), 4)]:
+        others, n_batches = run(memory=memory)
+        assert n_batches == expected
         expect_same(of_each_clip(others), of_each_clip(results))
         for one, other in zip(of_each_clip(results), of_each_clip(others), strict=True):
             assert one.no_speech_prob == pytest.approx(other.no_speech_prob, rel=1e-9)
@@ -168,7 +163,7 @@ def test_activations_are_those_of_the_teacher_forced_run(model, states, sites):
             )
         )
 
-    options = {"prompt": PROMPT, "max_new_tokens": 6, "suppress": False}
+    options = {"prompt": PROMPT, "choice": Choice(suppress=False, max_new_tokens=6)}
     result = ji.generate(
         model, states[0], edit=edit(None), reference=states[1], sites=sites, **options
     )

@@ -174,7 +174,7 @@ def test_positions_behind_the_source_keep_their_value(model, states):
     ("edit", "beam_size"), [(ji.Interchange(), 1), (ji.At(ji.Interchange(), site="logits"), 3)]
 )
 def test_a_run_that_takes_all_from_its_reference_is_the_reference(model, states, edit, beam_size):
-    options = {"prompt": PROMPT, "max_new_tokens": 8, "beam_size": beam_size}
+    options = {"prompt": PROMPT, "choice": Choice(max_new_tokens=8, beam_size=beam_size)}
     swapped = ji.generate(model, states[0], edit=edit, reference=states[1], **options)
     other = ji.generate(model, states[1], **options)
     expect_same([swapped], [other])

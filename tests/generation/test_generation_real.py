@@ -13,7 +13,7 @@ from helpers.golden import GOLDEN
 from helpers.real import TINY_FIRST, real_model
 from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.generation.options import Choice
-from jaxasr_interp.model.edits import shifted, with_source
+from jaxasr_interp.interventions.where import CountedFrom
 
 CLOSE = 1e-3
 
@@ -159,9 +159,10 @@ def test_edits_of_a_real_model_equal_the_full_recompute(data, name):
         tokens = [*prompt, *result.tokens] + [model.tokenizer.end_of_text] * result.finished
         padded = np.asarray(tokens + [0] * (24 - len(tokens)), np.int32)
         acts = ji.decode(model, padded, other, sites="cross_attn_out").acts
-        # Shifted, though by nothing: its source may then be shorter than the run.
-        edit = with_source(shifted(row, 0), acts)
-        logits = np.array(ji.decode(model, padded, clip, edit=edit, sites=()).logits, np.float64)
+        # Counted from 0, so that its source may be shorter than the run.
+        edit = CountedFrom(row, 0)
+        run = ji.decode(model, padded, clip, edit=edit, sites=(), reference=acts)
+        logits = np.array(run.logits, np.float64)
         for step, token in enumerate(tokens[len(prompt) :]):
             values = logits[len(prompt) + step - 1]
             values[suppressed + list(model.generation.suppress_first) * (step == 0)] = -np.inf

@@ -1,5 +1,7 @@
 """How a token is chosen: of equal ones the first, and by chance with the right probabilities."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,9 +44,9 @@ def expect_drawn(tokens, probabilities):
 
 def test_tokens_are_drawn_with_their_probabilities(model, states):
     n, temperature = 2000, 1.7
-    options = {"suppress": False, "max_new_tokens": 2, "temperature": temperature, "seed": 5}
+    choice = Choice(suppress=False, max_new_tokens=2, temperature=temperature, seed=5)
     heard = jnp.broadcast_to(states[0], (n, *states[0].shape))
-    results = ji.generate_batch(model, heard, prompts=[PROMPT] * n, **options)
+    results = ji.generate_batch(model, heard, prompts=[PROMPT] * n, choice=choice)
     texts = np.asarray([[*written(one), END][:2] for one in results])
     first = np.asarray(ji.decode(model, PROMPT, states[0]).logits[-1])
     expect_drawn(texts[:, 0], np.exp(log_softmax(first / temperature)))
@@ -60,10 +62,14 @@ def test_tokens_are_drawn_with_their_probabilities(model, states):
             expected = log_softmax(first)[common], log_softmax(second)[token]
             np.testing.assert_allclose(one.log_probs, expected, rtol=1e-9)
     # The first clip draws as it does alone.
-    alone = ji.generate(model, states[0], prompt=PROMPT, **options)
-    expect_same([alone, ji.generate(model, states[0], prompt=PROMPT, **options)], results[:1] * 2)
+    alone = ji.generate(model, states[0], prompt=PROMPT, choice=choice)
+    expect_same(
+        [alone, ji.generate(model, states[0], prompt=PROMPT, choice=choice)], results[:1] * 2
+    )
     seeds = [
-        ji.generate(model, states[0], prompt=PROMPT, **(options | {"seed": seed})).tokens
+        ji.generate(
+            model, states[0], prompt=PROMPT, choice=dataclasses.replace(choice, seed=seed)
+        ).tokens
         for seed in range(8)
     ]
     assert len(set(seeds)) > 4
@@ -103,11 +109,11 @@ def test_drawn_texts_do_not_depend_on_the_batch(model, states, monkeypatch):
 
 
 def test_a_low_temperature_is_greedy(model, states):
-    options = {"prompt": PROMPT, "max_new_tokens": 8}
-    greedy = ji.generate(model, states[0], **options)
-    expect_same(
-        [ji.generate(model, states[0], **options, choice=ji.Choice(temperature=1e-3))], [greedy]
-    )
+    results = [
+        ji.generate(model, states[0], prompt=PROMPT, choice=choice)
+        for choice in (Choice(max_new_tokens=8, temperature=1e-3), Choice(max_new_tokens=8))
+    ]
+    expect_same(results[:1], results[1:])
 
 
 BAD_CHOICES = {
@@ -125,4 +131,4 @@ BAD_CHOICES = {
 @pytest.mark.parametrize(("options", "message"), BAD_CHOICES.values(), ids=BAD_CHOICES)
 def test_bad_choices_are_named_in_one_sentence(model, states, options, message):
     with pytest.raises(ji.InputError, match=message):
-        ji.generate(model, states[0], prompt=PROMPT, **options)
+        ji.generate(model, states[0], prompt=PROMPT, choice=Choice(**options))

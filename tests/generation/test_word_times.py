@@ -2,13 +2,14 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxasr_interp as ji
 from helpers.golden import GOLDEN
 from helpers.real import REAL_MODELS, real_model
-from jaxasr_interp.patching.contrast import count_frames
+from jaxasr_interp.generation.utterances import count_frames
 
 pytestmark = pytest.mark.real
 
@@ -25,7 +26,8 @@ def differences(name, data, clip):
     audio = ji.load_audio(data / clip)
     mel = ji.log_mel_spectrogram(audio, model.config.n_mels)
     tokens = [*prompt, *expected["tokens"]]
-    words = ji.align_words(model, mel, tokens, len(prompt), count_frames(model, audio))
+    frames = count_frames(model, audio)
+    words = ji.align_words(model, ji.Utterance(mel, jnp.asarray(tokens), len(prompt), frames))
     # Theirs by the position of their first token, and of the one behind their last.
     edges = np.cumsum([len(prompt), *(len(own) for *_, own in expected["words"])]).tolist()
     assert edges[-1] == len(tokens)

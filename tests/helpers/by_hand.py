@@ -8,10 +8,9 @@ import jaxasr_interp as ji
 from helpers.decoding import PROMPT
 from helpers.generating import CONTEXT
 from jaxasr_interp.ablation import sweep as text_sweep
-from jaxasr_interp.generation import transcribe as transcription
+from jaxasr_interp.generation import means, transcribe, utterances
 from jaxasr_interp.interventions import intervention as interventions
 from jaxasr_interp.interventions.grammar import parse_edit
-from jaxasr_interp.patching import contrast
 from jaxasr_interp.pytree import pytree_dataclass
 
 LONGER = [37, 5, 9, 3, *PROMPT]
@@ -50,7 +49,7 @@ def hear_briefly(monkeypatch):
     def log_mel(audio, n_mels):
         return ji.log_mel_spectrogram(audio, n_mels, 24)
 
-    for module in (contrast, interventions, text_sweep, transcription):
+    for module in (utterances, interventions, text_sweep, transcribe):
         monkeypatch.setattr(module, "log_mel_spectrogram", log_mel)
     return log_mel
 
@@ -70,7 +69,7 @@ def expect_decoder(model, states, text, changes, prompt=4):
     """The run under the text is the run under the changes, and not the plain one."""
     plain = ji.decode(model, TOKENS, states, sites="all")
     expected = ji.decode(model, TOKENS, states, edit=by_hand(plain.acts, changes)).logits
-    parsed = parse_edit(text, model)
+    (parsed,) = means.resolve_means(model, [parse_edit(text, model)])
     found = ji.decode(model, TOKENS, states, edit=parsed.decoder_edit(prompt)).logits
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-10)
     assert np.abs(np.asarray(found - plain.logits)).max() > 1e-4

@@ -1,6 +1,5 @@
 """Edits that take from other runs, by hand; and edited transcripts of real speech."""
 
-import functools
 from importlib import resources
 
 import jax.numpy as jnp
@@ -22,10 +21,10 @@ from helpers.by_hand import (
 from helpers.decoding import PROMPT
 from helpers.generating import CONTEXT, louder
 from helpers.real import real_model
+from jaxasr_interp.generation import utterances
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.interventions.grammar import parse_edit
 from jaxasr_interp.interventions.intervention import encode_under
-from jaxasr_interp.patching import contrast
 
 
 @pytest.fixture
@@ -128,8 +127,13 @@ def test_a_reference_must_be_named(model, clips):
 @pytest.fixture
 def heard_in_files(model, hears, clips, tmp_path, monkeypatch):
     """Two files, and the unedited runs over what is heard in them."""
-    short = functools.partial(ji.transcribe_batch, choice=Choice(max_new_tokens=6))
-    monkeypatch.setattr(contrast, "transcribe_batch", short)
+    monkeypatch.setattr(
+        utterances,
+        "generate_batch",
+        lambda model, states, prompts, choice: ji.generate_batch(
+            model, states, prompts=prompts, choice=Choice(max_new_tokens=6)
+        ),
+    )
     runs = []
     for name, clip in zip("ab", clips, strict=True):
         soundfile.write(tmp_path / f"{name}.wav", clip, 16_000, subtype="FLOAT")
@@ -166,7 +170,9 @@ def test_the_mean_of_frames_is_over_all_frames(model, golden, heard_in_files):
     mean = np.concatenate([np.asarray(encoder.z[1]) for encoder, _ in runs]).mean(0)
     changes = [("z", np.s_[1, :, 2], 0.5, 0.5 * mean[2])]
     expected = ji.encode(model, mel, edit=by_hand(runs[0][0], changes)).states
-    parsed = parse_edit(f"mean:encoder.z@1.2:alpha=0.5:ref={files}", model)
+    (parsed,) = ji.resolve_means(
+        model, [parse_edit(f"mean:encoder.z@1.2:alpha=0.5:ref={files}", model)]
+    )
     found = ji.encode(model, mel, edit=parsed.encoder).states
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-10)
     mean = np.concatenate([np.asarray(decoder.cross_v[1]) for _, decoder in runs]).mean(0)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import jaxasr_interp as ji
-from jaxasr_interp.interventions.where import EVERY, blend
-from jaxasr_interp.model.edits import edited_sites, needs_source, shifted, with_source
+from jaxasr_interp.interventions.where import EVERY, CountedFrom, blend
+from jaxasr_interp.model.edits import EditContext
 
 POSITIONS, HEADS, WIDTH = 9, 3, 5
 SHAPES = {
@@ -27,8 +27,13 @@ def layer_of(site, layer=1):
     return None if site == "logits" else layer
 
 
-def apply(edit, site, value, layer=1):
-    return np.asarray(edit(site, layer_of(site, layer), jnp.asarray(value)))
+def apply(edit, site, value, layer=1, start=None):
+    """The edit of a value that holds the positions from `start` on, or those of a whole run."""
+    context = EditContext()
+    if start is not None:
+        size = value.shape[POSITION_AXIS.get(site, 0)]
+        context = EditContext(jnp.asarray(start, jnp.int32) + jnp.arange(size, dtype=jnp.int32))
+    return np.asarray(edit(site, layer_of(site, layer), jnp.asarray(value), context))
 
 
 def positions(site, value, start, stop=None):
@@ -147,15 +152,15 @@ def test_interchange_keeps_positions_behind_its_source(site):
         taken = getattr(source, site) if site == "logits" else getattr(source, site)[1]
         positions(site, expected, 0, length)[...] = taken
         for start, stop in [(0, POSITIONS), (0, 1), (3, 4), (4, 5), (2, 6), (5, 9)]:
-            moved = shifted(ji.Interchange(source), jnp.asarray(start, jnp.int32))
-            ours = apply(moved, site, positions(site, value, start, stop))
+            part = positions(site, value, start, stop)
+            ours = apply(ji.Interchange(source), site, part, start=start)
             np.testing.assert_array_equal(ours, positions(site, expected, start, stop))
         with pytest.raises(ji.InputError, match="align runs of different length"):
             apply(ji.Interchange(source), site, value)
 
 
 def test_interchange_of_other_sizes_is_refused():
-    edit = shifted(ji.Interchange(source_of("resid_pre")), 1)
+    edit = CountedFrom(ji.Interchange(source_of("resid_pre")), -1)
     with pytest.raises(ji.InputError, match="align runs"):
         edit("resid_pre", 0, jnp.zeros((3, WIDTH + 1)))
     with pytest.raises(ji.InputError, match="lacks 'z'"):
@@ -176,7 +181,7 @@ KINDS = {
 @pytest.mark.parametrize("site", SHAPES)
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("confined", [False, True])
-def test_a_shifted_edit_is_the_edit_of_what_follows(site, kind, confined):
+def test_the_edit_of_later_positions_is_that_of_the_whole_run(site, kind, confined):
     edit = kind
     if confined:
         head = 1 if activation(site).ndim == 3 else EVERY
@@ -187,18 +192,19 @@ def test_a_shifted_edit_is_the_edit_of_what_follows(site, kind, confined):
     for start in (0, 3, 5):
         # Encoder frames are all there at every step.
         few = (0, None) if site == "cross_k" else (start, start + 4)
-        for shift in ([start], [2, start - 2]):
-            moved = edit
-            for offset in shift:
-                moved = shifted(moved, jnp.asarray(offset, jnp.int32))
-            ours = apply(moved, site, positions(site, value, *few))
+        part = positions(site, value, *few)
+        for origin in (0, -2):
+            moved = CountedFrom(edit, jnp.asarray(origin, jnp.int32))
+            ours = apply(moved, site, part, start=start + origin)
             np.testing.assert_allclose(ours, positions(site, whole, *few), atol=1e-6)
+        ours = apply(edit, site, part, start=start)
+        np.testing.assert_allclose(ours, positions(site, whole, *few), atol=1e-6)
 
 
 def test_knocked_out_keys_do_not_move_with_the_queries():
     edit = ji.At(ji.Knockout(1, 3), start=2, stop=6, site="pattern")
     value = activation("pattern")
-    ours = apply(shifted(edit, 4), "pattern", positions("pattern", value, 4))
+    ours = apply(edit, "pattern", positions("pattern", value, 4), start=4)
     np.testing.assert_array_equal(ours, positions("pattern", apply(edit, "pattern", value), 4))
 
 
@@ -215,17 +221,18 @@ def test_only_what_lacks_a_source_takes_one():
     edit = ji.Several(
         (ji.At(ji.Interchange(), site="z"), ji.At(ji.Interchange(own)), ji.At(ji.Zero()))
     )
-    assert needs_source(edit)
-    filled = with_source(edit, other)
-    assert not needs_source(filled)
-    assert filled.parts[0].edit.source is other
-    assert filled.parts[1].edit.source is own
-    assert not needs_source(ji.Several((ji.At(ji.Scale(1.0)),)))
+    assert edit.needs_reference
+    z = jnp.zeros(SHAPES["z"])
+    np.testing.assert_array_equal(edit("z", 1, z, EditContext(reference=other)), other.z[1])
+    resid = jnp.zeros(SHAPES["resid_pre"])
+    own_part = edit.parts[1]("resid_pre", 1, resid, EditContext(reference=other))
+    np.testing.assert_array_equal(own_part, own.resid_pre[1])
+    assert not ji.Several((ji.At(ji.Scale(1.0)),)).needs_reference
 
 
 def test_edits_say_which_sites_they_change():
     at = ji.At(ji.Zero(), site="z")
-    assert edited_sites(at) == {"z"}
-    assert edited_sites(ji.Several((at, ji.At(ji.Zero(), site="pattern")))) == {"z", "pattern"}
-    assert edited_sites(ji.Several((at, ji.Zero()))) is None
-    assert edited_sites(ji.identity) == frozenset()
+    assert at.touches == {"z"}
+    assert ji.Several((at, ji.At(ji.Zero(), site="pattern"))).touches == {"z", "pattern"}
+    assert ji.Several((at, ji.Zero())).touches is None
+    assert ji.identity.touches == frozenset()

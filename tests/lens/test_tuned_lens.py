@@ -17,6 +17,7 @@ import jaxasr_interp as ji
 from helpers.files import GLASS, GRASS, PNG
 from helpers.generating import louder
 from helpers.real import real_model
+from helpers.sweeps import counted
 from helpers.tuned import TRAINING, clips, hear
 from jaxasr_interp.lens.tuned_training import divergence, fit_translators, mean_divergence
 
@@ -121,7 +122,7 @@ def test_rows_are_those_of_each_clip_alone(tiny, hears):
     own = ji.Clip("own", second.audio, None, "en")
     silent = ji.Clip("silent", first.audio, "", "en")
     seen = []
-    rows = lens_rows(model, [first, own, silent], on_progress=seen.append)
+    rows = lens_rows(model, [first, own, silent], on_progress=counted(seen))
     assert seen == [1, 2, 3]
     prompt = model.tokenizer.prompt("en")
     parts = []

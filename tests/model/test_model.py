@@ -172,10 +172,9 @@ def test_activations_nobody_asked_for_leave_no_buffer():
     states = jnp.zeros((17, 30))
 
     def program(sites):
-        enc = _encode.lower(model, mel, ji.identity, sites.intersection(SITES["encoder"]))
-        dec = _decode.lower(
-            model, tokens, states, ji.identity, sites.intersection(SITES["decoder"])
-        )
+        given = ji.identity, ji.EditContext()
+        enc = _encode.lower(model, mel, *given, sites.intersection(SITES["encoder"]))
+        dec = _decode.lower(model, tokens, states, *given, sites.intersection(SITES["decoder"]))
         return buffers(enc.compile().as_text() + dec.compile().as_text())
 
     stacked = {

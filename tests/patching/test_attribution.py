@@ -13,6 +13,7 @@ import pytest
 import jaxasr_interp as ji
 from helpers.patches import OneOf, random_edits
 from helpers.real import real_model
+from helpers.sweeps import counted, plan_of
 from jaxasr_interp.model.sites import SITES, head_axis, sweepable_sites
 from jaxasr_interp.patching import attribution
 from jaxasr_interp.patching.contrast import find_contrast
@@ -80,14 +81,15 @@ def metrics(golden):
     ]
 
 
-def sweep_both(model, utterances, metric, options, method="minimal", **given):
+def sweep_both(model, utterances, metric, options, method="minimal", edit=None, **given):
     """The approximate sweep, and the exact one."""
     clean, corrupted = utterances
-    plan = ji.plan_sweep(model, tokens=corrupted.tokens, **options)
-    runs = {"clean": clean, "corrupted": corrupted, "metric": metric} | given
+    plan = plan_of(model, tokens=corrupted.tokens, **options)
+    runs = {"clean": clean, "corrupted": corrupted, "metric": metric, "edit": edit}
+    approximate, exact = ji.AttributionOptions(**given), ji.SweepOptions(method=method, **given)
     return (
-        ji.attribution_patching(model, plan, **runs),
-        ji.activation_patching(model, plan, **runs, options=ji.SweepOptions(method=method)),
+        ji.attribution_patching(model, plan, **runs, options=approximate),
+        ji.activation_patching(model, plan, **runs, options=exact),
     )
 
 
@@ -210,7 +212,7 @@ def test_integrated_effects_of_all_positions_and_heads_add_up(
     plan = ji.plan_sweep(tiny, heads="each", **where, options=ji.PlanOptions(window=1))
     before, done = attribution._slopes._cache_size(), []
     ours = ji.attribution_patching(
-        tiny, plan, **runs, on_progress=done.append, options=ji.AttributionOptions(steps=50)
+        tiny, plan, **runs, on_progress=counted(done), options=ji.AttributionOptions(steps=50)
     )
     assert attribution._slopes._cache_size() == before + 1
     assert (len(done), done[-1]) == (len(plan.layers), plan.runs)
@@ -255,7 +257,7 @@ def test_the_largest_effects_are_verified_exactly(tiny, utterances, metrics):
     clean, corrupted = utterances
     ours, exact = sweep_both(tiny, utterances, metrics, HEADS)
     runs = {"clean": clean, "corrupted": corrupted, "metric": metrics}
-    checked = ji.verify_top(tiny, ours.plan, ours, 9, **runs)
+    checked = ji.verify_top(tiny, ours, 9, **runs)
     effects = np.abs(ours.patched[0] - ours.corrupted[0]).reshape(-1)
     largest = np.sort(np.argsort(-effects)[:9])
     rows = [result.patched.reshape(3, -1) for result in (checked, exact)]
@@ -265,10 +267,7 @@ def test_the_largest_effects_are_verified_exactly(tiny, utterances, metrics):
     few = ji.agreement(checked, ours, top=3)
     assert (few.cells, few.top) == (9, 3)
     with pytest.raises(ji.InputError, match="cells to verify is 0"):
-        ji.verify_top(tiny, ours.plan, ours, 0, **runs)
-    other = ji.plan_sweep(tiny, tokens=corrupted.tokens)
-    with pytest.raises(ji.InputError, match="other cells than the plan"):
-        ji.verify_top(tiny, other, ours, 1, **runs)
+        ji.verify_top(tiny, ours, 0, **runs)
 
 
 def by_hand(plan, effects, metrics=("kl",), **fields):
@@ -306,11 +305,11 @@ def test_agreement_of_a_case_worked_by_hand(tiny, golden):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "number of steps is 0"),
+        ({"options": ji.AttributionOptions(steps=0)}, "number of steps is 0"),
         ({"metric": [ji.metrics.kl(), ji.metrics.rank(3)]}, "rank counts tokens"),
         ({"metric": []}, "no metric"),
-        ({"direction": "sideways"}, "Unknown direction"),
-        ({"alignment": [0]}, "alignment"),
+        ({"options": ji.AttributionOptions(direction="sideways")}, "Unknown direction"),
+        ({"options": ji.AttributionOptions(alignment=[0])}, "alignment"),
     ],
 )
 def test_impossible_requests_are_named_in_one_sentence(tiny, utterances, options, message):

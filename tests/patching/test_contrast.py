@@ -7,7 +7,8 @@ import pytest
 
 import jaxasr_interp as ji
 from helpers.real import real_model
-from jaxasr_interp.patching.contrast import METRICS, ask_transcript, ask_word, count_frames
+from jaxasr_interp.generation.utterances import count_frames
+from jaxasr_interp.patching.contrast import METRICS, ask_transcript, ask_word
 
 TEXT = "The cat sat on the mat."
 
@@ -35,8 +36,8 @@ def test_a_word_is_asked_for_after_the_text_before_it(clip, word, before):
     assert list(asked.tokens) == [*tokenizer.prompt(), *tokenizer.encode(before)]
     rest = TEXT.removeprefix(before.strip()).split()[0]
     assert rest.startswith(tokenizer.decode([asked.target]).strip())
-    assert tokenizer.decode(asked.heard) == f" {TEXT}"
-    states = ji.encode(model, asked.corrupted_mel).states
+    assert tokenizer.decode(np.asarray(asked.transcript.tokens).tolist()) == f" {TEXT}"
+    states = ji.encode(model, asked.corrupted.mel).states
     logits = np.array(ji.decode(model, asked.tokens, states).logits[-1])
     logits[asked.target] = -np.inf
     assert asked.other == logits.argmax()
@@ -48,8 +49,8 @@ def test_the_metrics_are_those_of_the_whole_text(clip):
     model = real_model("tiny.en")
     asked = ask_transcript(model, clip, np.zeros_like(clip), text=TEXT)
     assert asked.target == model.tokenizer.end_of_text
-    assert asked.tokens == asked.heard
-    states = ji.encode(model, asked.clean_mel).states
+    assert list(asked.tokens) == np.asarray(asked.transcript.tokens).tolist()
+    states = ji.encode(model, asked.clean.mel).states
     logits = ji.decode(model, asked.tokens, states).logits
     log_probs = np.asarray(logits, np.float64)
     log_probs -= np.log(np.exp(log_probs).sum(1, keepdims=True))

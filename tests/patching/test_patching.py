@@ -10,6 +10,7 @@ import pytest
 import xarray
 
 import jaxasr_interp as ji
+from helpers.sweeps import counted, plan_of
 from jaxasr_interp.patching.cost import decoder_flops
 from jaxasr_interp.patching.engine import decoder as engine
 from jaxasr_interp.patching.engine import readout as reading
@@ -28,7 +29,7 @@ def metrics(golden):
 
 def sweep(model, utterances, metric, method="minimal", **plan):
     clean, corrupted = utterances
-    plan = ji.plan_sweep(model, tokens=corrupted.tokens, **plan)
+    plan = plan_of(model, tokens=corrupted.tokens, **plan)
     return ji.activation_patching(
         model,
         plan,
@@ -86,7 +87,7 @@ def test_chunks_equal_the_whole_in_one_program(tiny, utterances, metrics):
     assert len(least.chunks()) > len(plan.chunks())
     results, traces = [], []
     for one in (plan, least):
-        before = engine.propagate._cache_size()
+        before = engine.propagate_rows._cache_size()
         done = []
         results.append(
             ji.activation_patching(
@@ -95,10 +96,10 @@ def test_chunks_equal_the_whole_in_one_program(tiny, utterances, metrics):
                 clean=clean,
                 corrupted=corrupted,
                 metric=metrics,
-                on_progress=done.append,
+                on_progress=counted(done),
             )
         )
-        traces.append(engine.propagate._cache_size() - before)
+        traces.append(engine.propagate_rows._cache_size() - before)
         assert done[-1] == plan.runs
         assert done == sorted(done)
     np.testing.assert_allclose(results[0].patched, results[1].patched, rtol=1e-12)
@@ -113,7 +114,7 @@ def test_a_sweep_that_is_cut_off_goes_on_from_its_file(tiny, utterances, metrics
     whole = ji.activation_patching(tiny, plan, **runs)
     path, seen = tmp_path / "sweep.npz", []
 
-    def stop_at_20(done):
+    def stop_at_20(done, total, phase):
         seen.append(done)
         if done >= 20:
             raise KeyboardInterrupt
@@ -124,7 +125,7 @@ def test_a_sweep_that_is_cut_off_goes_on_from_its_file(tiny, utterances, metrics
         )
     first = len(seen)
     resumed = ji.activation_patching(
-        tiny, plan, **runs, on_progress=seen.append, options=ji.SweepOptions(resume=path)
+        tiny, plan, **runs, on_progress=counted(seen), options=ji.SweepOptions(resume=path)
     )
     assert seen[first] > seen[first - 1] >= 20
     np.testing.assert_array_equal(resumed.patched, whole.patched)
@@ -167,9 +168,9 @@ def one_patch_memory(model, plan) -> int:
 
 def test_changing_the_tokens_does_not_trace_again(tiny, utterances):
     sweep(tiny, utterances, ji.metrics.log_prob(3))
-    before = reading.read._cache_size(), engine.propagate._cache_size()
+    before = reading.read._cache_size(), engine.propagate_rows._cache_size()
     sweep(tiny, utterances, ji.metrics.log_prob(4))
-    assert (reading.read._cache_size(), engine.propagate._cache_size()) == before
+    assert (reading.read._cache_size(), engine.propagate_rows._cache_size()) == before
 
 
 def test_the_plan_says_what_it_costs(tiny, golden):
@@ -294,7 +295,7 @@ def test_results_carry_named_axes_and_provenance(tiny, utterances, metrics, tmp_
 )
 def test_impossible_plans_are_named_in_one_sentence(tiny, golden, options, message):
     with pytest.raises(ji.InputError, match=message):
-        ji.plan_sweep(tiny, **({"tokens": golden["tokens_a"]} | options))
+        plan_of(tiny, **({"tokens": golden["tokens_a"]} | options))
 
 
 @pytest.mark.parametrize(

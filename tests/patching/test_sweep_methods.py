@@ -213,11 +213,15 @@ def test_an_alignment_says_which_position_is_which(tiny, utterances):
     longer = ji.Utterance(clean.mel, jnp.concatenate([clean.tokens[:3], clean.tokens]))
     alignment = [0, 1, 2, 6, 7, 8, 9]
     plan = ji.plan_sweep(tiny, tokens=corrupted.tokens, site=["resid_mid", "cross_pattern"])
-    runs = {"clean": longer, "corrupted": corrupted, "alignment": alignment}
+    runs = {"clean": longer, "corrupted": corrupted}
     wanted = [ji.metrics.kl(None), ji.metrics.log_prob(3)]
     minimal, looped = (
         ji.activation_patching(
-            tiny, plan, metric=wanted, **runs, options=ji.SweepOptions(method=method)
+            tiny,
+            plan,
+            metric=wanted,
+            **runs,
+            options=ji.SweepOptions(method=method, alignment=alignment),
         )
         for method in ("minimal", "reference")
     )
@@ -232,10 +236,12 @@ def test_an_alignment_says_which_position_is_which(tiny, utterances):
     np.testing.assert_allclose(minimal.patched[1, 0, 1, 5], expected, rtol=1e-10)
     for wrong in ([0, 1], [0, 1, 2, 6, 7, 8, 10]):
         with pytest.raises(ji.InputError, match="alignment"):
-            ji.activation_patching(tiny, plan, metric=wanted, **(runs | {"alignment": wrong}))
+            options = ji.SweepOptions(alignment=wrong)
+            ji.activation_patching(tiny, plan, metric=wanted, **runs, options=options)
     plan = ji.plan_sweep(tiny, tokens=corrupted.tokens, site="pattern")
     with pytest.raises(ji.InputError, match="different length cannot be interchanged"):
-        ji.activation_patching(tiny, plan, metric=wanted, **runs)
+        options = ji.SweepOptions(alignment=alignment)
+        ji.activation_patching(tiny, plan, metric=wanted, **runs, options=options)
 
 
 def test_a_knocked_out_query_without_other_keys_attends_to_nothing(tiny, utterances):

@@ -18,6 +18,7 @@ import soundfile
 import jaxasr_interp as ji
 from helpers.by_hand import brief_clips, hear_briefly
 from helpers.files import sound
+from helpers.sweeps import counted
 from helpers.tuned import hear
 from jaxasr_interp.runtime import identity
 from jaxasr_interp.runtime.identity import digest
@@ -296,8 +297,12 @@ def sweep(model, utterances, path, **change):
         "edit": times(2.0),
         **change,
     }
-    plan = ji.plan_sweep(model, tokens=options["corrupted"].tokens, **{"layers": [1], **plan})
-    return ji.activation_patching(model, plan, **options, options=ji.SweepOptions(resume=path))
+    how = {
+        name: options.pop(name) for name in ("direction", "method", "alignment") if name in options
+    }
+    plan = plan_of(model, tokens=options["corrupted"].tokens, **{"layers": [1], **plan})
+    sweep_options = ji.SweepOptions(resume=path, **how)
+    return ji.activation_patching(model, plan, **options, options=sweep_options)
 
 
 def test_a_changed_sweep_is_refused(tiny, utterances, tmp_path, monkeypatch):
@@ -336,7 +341,7 @@ def test_a_changed_sweep_is_refused(tiny, utterances, tmp_path, monkeypatch):
         patch.setattr(identity, "major_version", lambda version="": "1000")
         with pytest.raises(ji.InputError, match="version differ"):
             sweep(tiny, utterances, path)
-    again = sweep(tiny, utterances, path, on_progress=lambda done: pytest.fail("computed again"))
+    again = sweep(tiny, utterances, path, on_progress=lambda *done: pytest.fail("computed again"))
     np.testing.assert_array_equal(again.patched, whole.patched)
     assert path.stat().st_size == len(written)
 
@@ -377,11 +382,11 @@ def test_a_changed_sweep_on_text_is_refused(tiny, monkeypatch, tmp_path):
         swept()
     soundfile.write(tmp_path / "reference.wav", noise[:2000], 16000)
     assert (
-        swept(on_progress=lambda done: pytest.fail("computed again")).generated == whole.generated
+        swept(on_progress=lambda *done: pytest.fail("computed again")).generated == whole.generated
     )
     # A clip of the same name with other samples is another clip.
     done = []
-    swept(clip=dataclasses.replace(clip, audio=noise), on_progress=done.append)
+    swept(clip=dataclasses.replace(clip, audio=noise), on_progress=counted(done))
     assert done == [3]
     lines = path.read_bytes().splitlines(True)
     path.write_bytes(lines[0] + lines[1].replace(b'"finished": true', b'"finished": tree', 1))

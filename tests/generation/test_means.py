@@ -10,15 +10,14 @@ from jaxasr_interp.generation.means import mean_activations
 
 def test_means_are_over_positions_and_runs(tiny, utterances):
     a, b = utterances
-    b = ji.Utterance(b.mel, b.tokens[:6])
+    a = ji.Utterance(a.mel, a.tokens, prompt=4, frames=8)
+    b = ji.Utterance(b.mel, b.tokens[:6], prompt=4, frames=12)
     means = mean_activations(
         tiny,
         [a, b],
         stack="decoder",
         sites=["mlp_out", "cross_z", "cross_v", "cross_pattern"],
         n_tokens=9,
-        prompt=4,
-        frames=[8, 12],
     )
     runs = []
     for one in (a, b):
@@ -40,19 +39,19 @@ def test_means_are_over_positions_and_runs(tiny, utterances):
 
 def test_the_mean_of_the_encoder_is_over_what_is_heard(tiny, utterances):
     a, _ = utterances
-    options = {"stack": "encoder", "sites": ["attn_out"], "n_tokens": 7, "prompt": 4}
-    means = mean_activations(tiny, [a], frames=[5], **options)
+    heard = ji.Utterance(a.mel, a.tokens, prompt=4, frames=5)
+    means = mean_activations(tiny, [heard], stack="encoder", sites=["attn_out"], n_tokens=7)
     acts = ji.encode(tiny, a.mel, sites=["attn_out"]).acts
     np.testing.assert_allclose(means.attn_out[:, 9], acts.attn_out[:, :5].mean(1))
 
 
 def test_what_has_no_mean_is_refused(tiny, utterances):
     a, _ = utterances
-    options = {"stack": "decoder", "n_tokens": 7, "prompt": 4, "frames": [5]}
+    options = {"stack": "decoder", "n_tokens": 7}
     with pytest.raises(ji.InputError, match="no runs"):
         mean_activations(tiny, [], sites=["z"], **options)
     with pytest.raises(ji.InputError, match="'pattern' is none"):
         mean_activations(tiny, [a], sites=["pattern"], **options)
-    empty = ji.Utterance(a.mel, jnp.asarray(a.tokens[:4]))
+    empty = ji.Utterance(a.mel, jnp.asarray(a.tokens[:4]), prompt=4)
     with pytest.raises(ji.InputError, match="no text"):
         mean_activations(tiny, [empty], sites=["z"], **options)
