@@ -97,10 +97,8 @@ class Ours:
             rows,
             self.out,
             sites=SITES[self.work.case],
-            text="text",
-            random_seed=None,
-            batch=self.batch,
             overwrite=True,
+            options=ji.ExtractOptions(text="text", random_seed=None, batch_size=self.batch),
         )
         return time.perf_counter() - started
 

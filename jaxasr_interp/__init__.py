@@ -21,9 +21,9 @@ from jaxasr_interp.ablation.sweep import ablation_sweep, component_edits
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.checkpoint.saved import save_model
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.extraction.extract import Extraction, extract
+from jaxasr_interp.extraction.extract import Extraction, ExtractOptions, extract
 from jaxasr_interp.extraction.random_model import random_model
-from jaxasr_interp.extraction.store import open_activations
+from jaxasr_interp.extraction.reading import open_activations
 from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.generation.generate import generate, generate_batch
 from jaxasr_interp.generation.language import detect_language
@@ -94,6 +94,7 @@ __all__ = [
     "EncoderActivations",
     "EncoderLens",
     "EncoderRun",
+    "ExtractOptions",
     "Extraction",
     "Generated",
     "GenerationSettings",

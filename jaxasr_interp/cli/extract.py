@@ -18,7 +18,7 @@ from jaxasr_interp.cli.options import (
 )
 from jaxasr_interp.cli.output import errors, print_json, progress_of_sound
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.extraction.extract import DEFAULT_SITES, extract
+from jaxasr_interp.extraction.extract import DEFAULT_SITES, ExtractOptions, extract
 from jaxasr_interp.extraction.texts import OWN
 from jaxasr_interp.runtime.store import open_dataset
 
@@ -66,7 +66,9 @@ def extract_command(
     ] = True,
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
     store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
-    batch: Annotated[int | None, typer.Option(min=1, help="Clips that run together.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="How many clips run together.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The Zarr store.")] = Path("runs/activations.zarr"),
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
@@ -76,7 +78,16 @@ def extract_command(
     The same command goes on where it was cut off. A clip that cannot be read is named at the end
     and left out. `probe` reads the store, and so does xarray.open_zarr(path, consolidated=False).
     """
-    chosen = _read_where(where or [])
+    options = ExtractOptions(
+        where=_read_where(where or []),
+        limit=limit,
+        snr=snr or (),
+        text=text,
+        language=language,
+        random_seed=seed if control else None,
+        dtype=store_dtype,
+        batch_size=batch_size,
+    )
     whisper = load_model(model, dtype)
     with progress_of_sound("clip") as on_progress:
         done = extract(
@@ -84,14 +95,7 @@ def extract_command(
             manifest,
             out,
             sites=site or DEFAULT_SITES,
-            where=chosen,
-            limit=limit,
-            snr=snr or (),
-            text=text,
-            language=language,
-            random_seed=seed if control else None,
-            dtype=store_dtype,
-            batch=batch,
+            options=options,
             overwrite=overwrite,
             on_progress=on_progress,
         )

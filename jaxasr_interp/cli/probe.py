@@ -10,8 +10,8 @@ import typer
 from jaxasr_interp.cli.options import JsonOption, OverwriteOption
 from jaxasr_interp.cli.output import console, print_json, progress_of_stages
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.extraction.reading import open_activations
 from jaxasr_interp.extraction.representations import row_axes
-from jaxasr_interp.extraction.store import open_activations
 from jaxasr_interp.probes import ProbeReport, probe_store, save_probes
 from jaxasr_interp.probes.labels import parse_target, relabel
 from jaxasr_interp.probes.layer import METHODS

@@ -37,12 +37,12 @@ class Batch:
     seconds: float
 
 
-def hear(clips: Clips, start: int, batch: int, config: WhisperConfig) -> Batch:
-    """Read the clips from number `start` on, at most `batch` of them."""
-    mels = np.zeros((batch, config.n_mels, config.mel_frames), np.float32)
-    features = np.full((batch, 2 * config.n_mels), np.nan, np.float32)
-    lengths, problems = np.zeros(batch, int), [""] * batch
-    for i, number in enumerate(range(start, min(start + batch, len(clips.rows)))):
+def read_batch(clips: Clips, start: int, batch_size: int, config: WhisperConfig) -> Batch:
+    """Read the clips from number `start` on, at most `batch_size` of them."""
+    mels = np.zeros((batch_size, config.n_mels, config.mel_frames), np.float32)
+    features = np.full((batch_size, 2 * config.n_mels), np.nan, np.float32)
+    lengths, problems = np.zeros(batch_size, int), [""] * batch_size
+    for i, number in enumerate(range(start, min(start + batch_size, len(clips.rows)))):
         try:
             audio = _read(clips, number, config)
         except InputError as error:
@@ -56,14 +56,14 @@ def hear(clips: Clips, start: int, batch: int, config: WhisperConfig) -> Batch:
     return Batch(start, mels, features, frames, tuple(problems), lengths.sum() / SAMPLE_RATE)
 
 
-def hear_ahead(
-    clips: Clips, starts: Sequence[int], batch: int, config: WhisperConfig
+def read_ahead(
+    clips: Clips, starts: Sequence[int], batch_size: int, config: WhisperConfig
 ) -> Iterator[Batch]:
     """Batches in order, the next ones read in a thread while the model is busy."""
     with ThreadPoolExecutor(1) as pool:
         waiting: collections.deque[Future[Batch]] = collections.deque()
         for start in starts:
-            waiting.append(pool.submit(hear, clips, start, batch, config))
+            waiting.append(pool.submit(read_batch, clips, start, batch_size, config))
             if len(waiting) > _AHEAD:
                 yield waiting.popleft().result()
         while waiting:

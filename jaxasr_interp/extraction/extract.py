@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.extraction.batches import hear_ahead
+from jaxasr_interp.extraction.batches import read_ahead
 from jaxasr_interp.extraction.job import ExtractionJob
 from jaxasr_interp.extraction.random_model import random_model
 from jaxasr_interp.extraction.request import Request, parse_requests
@@ -19,6 +19,7 @@ from jaxasr_interp.extraction.texts import OWN, Texts, longest_run
 from jaxasr_interp.model.sites import SITES
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.runtime.identity import identify
+from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.runtime.store import provenance
 from jaxasr_interp.speech.clips import Clips, choose, find_clips, with_noise
 
@@ -26,6 +27,46 @@ AUDIO_DIGEST = "audio_sha256"
 DEFAULT_SITES = ("encoder.resid_post:mean", "decoder.resid_post:end")
 STORE_DTYPES = ("float32", "float16")
 _ON_CPU, _ON_ACCELERATORS = 8, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractOptions:
+    """Which clips are extracted, what the decoder is given, and how activations are kept.
+
+    Attributes:
+    where: only clips whose columns hold one of these values, by column.
+    limit: at most so many clips.
+    snr: add a copy of every clip with white noise at each of these ratios in dB, and a column
+        `snr`; see `clips.with_noise`.
+    text: what the decoder is given before its activations are read: `"own"`, what the model
+        itself writes; or a column that holds what is said, the model's own text where that is
+        empty. After a text that the model would not write (an upper-case reference, say) the
+        decoder is in states that it never has by itself.
+    language: of clips whose column `lang` is empty; by default detected.
+    random_seed: of the weights of the random model; `None` for no such control.
+    dtype: of the stored activations: `"float32"` or `"float16"`.
+    batch_size: clips that run together; by default what suits the device.
+    """
+
+    where: Mapping[str, Sequence[str]] | None = None
+    limit: int | None = None
+    snr: Sequence[float | int] = ()
+    text: str = "own"
+    language: str | None = None
+    random_seed: int | None = 0
+    dtype: str = "float32"
+    batch_size: int | None = None
+
+    def __post_init__(self):
+        if self.dtype not in STORE_DTYPES:
+            raise InputError(
+                f"Activations are not stored as {self.dtype!r}: choose float32 or float16."
+            )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"The batch_size is {self.batch_size}: expected at least 1 clip.")
+
+
+DEFAULT = ExtractOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +78,14 @@ class Extraction:
         clips: how many there are.
         done: how many are done, those with problems among them.
         problems: path of every clip that was left out, and why.
+        seconds: of sound that were heard in this call.
     """
 
     path: Path
     clips: int
     done: int
     problems: tuple[tuple[str, str], ...]
+    seconds: float
 
 
 def extract(
@@ -51,16 +94,9 @@ def extract(
     out: str | Path,
     *,
     sites: Sequence[str] = DEFAULT_SITES,
-    where: Mapping[str, Sequence[str]] | None = None,
-    limit: int | None = None,
-    snr: Sequence[float | int] = (),
-    text: str = "own",
-    language: str | None = None,
-    random_seed: int | None = 0,
-    dtype: str = "float32",
-    batch: int | None = None,
+    options: ExtractOptions = DEFAULT,
     overwrite: bool = False,
-    on_progress: Callable[[int, int, float], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Extraction:
     """Run clips through the model and store activations, reduced on the device.
 
@@ -83,21 +119,10 @@ def extract(
             `clips.find_clips`.
         out: path of the store.
         sites: what to extract, as `encoder.resid_post:mean`; see `extraction.request`.
-        where: only clips whose columns hold one of these values, by column.
-        limit: at most so many clips.
-        snr: add a copy of every clip with white noise at each of these ratios in dB, and a column
-            `snr`; see `clips.with_noise`.
-        text: what the decoder is given before its activations are read: `"own"`, what the model
-            itself writes; or a column that holds what is said, the model's own text where that is
-            empty. After a text that the model would not write (an upper-case reference, say) the
-            decoder is in states that it never has by itself.
-        language: of clips whose column `lang` is empty; by default detected.
-        random_seed: of the weights of the random model; `None` for no such control.
-        dtype: of the stored activations: `"float32"` or `"float16"`.
-        batch: clips that run together.
+        options: which clips, what the decoder is given, and how activations are kept.
         overwrite: replace what is at `out`.
-        on_progress: called at the start and after each batch with the clips done, of how many, and
-            the seconds of sound that were heard since the call.
+        on_progress: called at the start and after each batch with the clips done, how many there
+            are, and `"clips"`.
 
     Returns:
         Where the store is, and what went wrong with which clips.
@@ -107,30 +132,32 @@ def extract(
             too large for `dtype`; all that is done stays done.
     """
     requests = parse_requests(list(sites))
-    chosen = with_noise(choose(find_clips(clips), where, limit), snr)
-    texts = Texts(text, language)
-    size = batch or (_ON_CPU if jax.default_backend() == "cpu" else _ON_ACCELERATORS)
-    _check(requests, chosen, texts, dtype, size)
-    control = None if random_seed is None else random_model(model, random_seed)
+    chosen = with_noise(choose(find_clips(clips), options.where, options.limit), options.snr)
+    texts = Texts(options.text, options.language)
+    size = options.batch_size or (_ON_CPU if jax.default_backend() == "cpu" else _ON_ACCELERATORS)
+    _check(requests, chosen, texts)
+    control = None
+    if options.random_seed is not None:
+        control = random_model(model, options.random_seed)
     n_tokens = 1
     if any(r.stack == "decoder" for r in requests):
         n_tokens = longest_run(model, chosen.rows, texts)
-    job = ExtractionJob(model, control, requests, chosen, texts, dtype, n_tokens)
+    job = ExtractionJob(model, control, requests, chosen, texts, options.dtype, n_tokens)
     audio = [chosen.digest(i) for i in range(len(chosen.rows))]
     identity = identify(
         model=model,
         sites=[str(request) for request in requests],
-        dtype=dtype,
-        text=text,
-        language=language,
-        random_seed=random_seed,
+        dtype=options.dtype,
+        text=options.text,
+        language=options.language,
+        random_seed=options.random_seed,
         clips=chosen.rows,
         audio=audio,
-        batch=size,
+        batch_size=size,
     )
     store = open_store(
         Path(out),
-        batch=size,
+        batch_size=size,
         variables=job.variables,
         labels={column: [row[column] for row in chosen.rows] for column in chosen.columns}
         | {AUDIO_DIGEST: audio},
@@ -142,22 +169,18 @@ def extract(
     )
     done, seconds = store.done, 0.0
     starts = [start for start in range(0, len(done), size) if not done[start : start + size].all()]
-    say = on_progress or (lambda done, clips, seconds: None)
-    say(int(done.sum()), len(done), seconds)
-    for heard in hear_ahead(chosen, starts, size, model.config):
-        store.write(heard.start, job.run(heard))
-        done[heard.start : heard.start + size] = True
-        seconds += heard.seconds
-        say(int(done.sum()), len(done), seconds)
-    return Extraction(store.path, len(done), int(done.sum()), tuple(store.problems))
+    say = on_progress or (lambda done, total, phase: None)
+    say(int(done.sum()), len(done), "clips")
+    for batch in read_ahead(chosen, starts, size, model.config):
+        store.write(batch.start, job.run(batch))
+        done[batch.start : batch.start + size] = True
+        seconds += batch.seconds
+        say(int(done.sum()), len(done), "clips")
+    return Extraction(store.path, len(done), int(done.sum()), tuple(store.problems), seconds)
 
 
-def _check(requests: Sequence[Request], clips: Clips, texts: Texts, dtype: str, batch: int) -> None:
-    """Raise `InputError` if there is no such column or dtype, or a column has a name of ours."""
-    if dtype not in STORE_DTYPES:
-        raise InputError(f"Activations are not stored as {dtype!r}: choose float32 or float16.")
-    if batch < 1:
-        raise InputError(f"The batch is {batch}: expected at least 1 clip.")
+def _check(requests: Sequence[Request], clips: Clips, texts: Texts) -> None:
+    """Raise `InputError` if there is no such column, or a column has a name of ours."""
     axes = {axis for sites in SITES.values() for of_site in sites.values() for axis in of_site}
     ours = {
         "clip",

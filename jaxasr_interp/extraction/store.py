@@ -16,10 +16,9 @@ import numpy as np
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.runtime.identity import check_identity
-from jaxasr_interp.runtime.store import open_dataset, reserve
+from jaxasr_interp.runtime.store import reserve
 
 if TYPE_CHECKING:
-    import xarray
     import zarr
 
 _IDENTITY = "extraction"
@@ -46,15 +45,15 @@ class ActivationStore:
 
     Args:
         path: of the store.
-        batch: clips that are written together.
+        batch_size: clips that are written together.
     """
 
-    def __init__(self, path: Path, batch: int):
+    def __init__(self, path: Path, batch_size: int):
         import zarr
 
         from jaxasr_interp.runtime.checked import CheckedStore
 
-        self.path, self.batch = path, batch
+        self.path, self.batch_size = path, batch_size
         self._group = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
         self._checked = zarr.open_group(CheckedStore(path, read_only=True), mode="r")
 
@@ -76,9 +75,9 @@ class ActivationStore:
 
         # A chunk that is not there is one that was lost.
         with zarr.config.set({"array.write_empty_chunks": True}):
-            for name, values in {**arrays, "done": np.ones(self.batch, bool)}.items():
+            for name, values in {**arrays, "done": np.ones(self.batch_size, bool)}.items():
                 array = cast("zarr.Array", self._group[name])
-                stop = min(start + self.batch, array.shape[0])
+                stop = min(start + self.batch_size, array.shape[0])
                 array[start:stop] = values[: stop - start]
 
     def _read(self, name: str) -> np.ndarray:
@@ -88,7 +87,7 @@ class ActivationStore:
 def open_store(
     path: Path,
     *,
-    batch: int,
+    batch_size: int,
     variables: Mapping[str, Variable],
     labels: Mapping[str, Sequence[str]],
     coordinates: Mapping[str, Sequence[int] | Sequence[str]],
@@ -100,7 +99,7 @@ def open_store(
 
     Args:
         path: of the store.
-        batch: clips that are written together.
+        batch_size: clips that are written together.
         variables: what will be written.
         labels: text of each clip, by column.
         coordinates: of axes, by name.
@@ -112,10 +111,10 @@ def open_store(
         InputError: what is there is of other work, or no activation store.
     """
     if path.exists() and not overwrite:
-        check_identity(path, _identity(path), identity, "extraction")
+        check_identity(path, read_identity(path), identity, "extraction")
         for torn in path.rglob("*.partial"):
             torn.unlink()
-        return ActivationStore(path, batch)
+        return ActivationStore(path, batch_size)
     if path.exists() and not _is_activation_store(path):
         raise InputError(f"{path} is no activation store: choose another --out.")
     reserve(path, overwrite)
@@ -123,7 +122,7 @@ def open_store(
     shutil.rmtree(fresh, ignore_errors=True)
     _make(
         fresh,
-        batch,
+        batch_size,
         variables,
         labels,
         coordinates,
@@ -132,12 +131,12 @@ def open_store(
     if path.exists():
         shutil.rmtree(path)
     fresh.rename(path)
-    return ActivationStore(path, batch)
+    return ActivationStore(path, batch_size)
 
 
 def _make(
     path: Path,
-    batch: int,
+    batch_size: int,
     variables: Mapping[str, Variable],
     labels: Mapping[str, Sequence[str]],
     coordinates: Mapping[str, Sequence[int] | Sequence[str]],
@@ -159,7 +158,7 @@ def _make(
             array = group.create_array(
                 name,
                 shape=(n_clips, *variable.shape),
-                chunks=_chunks(min(batch, n_clips), variable),
+                chunks=_chunks(min(batch_size, n_clips), variable),
                 dtype=np.dtypes.StringDType() if variable.dtype == "T" else variable.dtype,
                 fill_value=_EMPTY[np.dtype(variable.dtype).kind],
                 dimension_names=("clip", *variable.axes),
@@ -173,15 +172,15 @@ def _make(
 _EMPTY = {"f": np.nan, "i": 0, "b": False, "T": ""}
 
 
-def _chunks(batch: int, variable: Variable) -> tuple[int, ...]:
+def _chunks(n_clips: int, variable: Variable) -> tuple[int, ...]:
     """A batch's clips, layer by layer where all layers are much to read at once."""
     if variable.dtype == "T" or variable.axes[:1] != ("layer",):
-        return (batch, *variable.shape)
-    whole = batch * int(np.prod(variable.shape)) * np.dtype(variable.dtype).itemsize
-    return (batch, variable.shape[0] if whole <= _LARGEST_CHUNK else 1, *variable.shape[1:])
+        return (n_clips, *variable.shape)
+    whole = n_clips * int(np.prod(variable.shape)) * np.dtype(variable.dtype).itemsize
+    return (n_clips, variable.shape[0] if whole <= _LARGEST_CHUNK else 1, *variable.shape[1:])
 
 
-def _identity(path: Path) -> dict[str, Any]:
+def read_identity(path: Path) -> dict[str, Any]:
     """What the numbers of a store depend on.
 
     Raises:
@@ -200,31 +199,3 @@ def _is_activation_store(path: Path) -> bool:
         return f'"{_IDENTITY}"'.encode() in (path / "zarr.json").read_bytes()
     except OSError:
         return False
-
-
-def open_activations(path: str | Path, *, incomplete: bool = False) -> "xarray.Dataset":
-    """The clips of an activation store that could be read.
-
-    Args:
-        path: of the store, from `extract`.
-        incomplete: also open a store that is not finished, and give the clips that are done.
-
-    Returns:
-        Activations by name, and the clips' columns; values are read, and checked, when they are
-        used.
-
-    Raises:
-        InputError: there is no activation store at `path`, it is not finished, or it is damaged
-            (now, or when the values that are concerned are used).
-    """
-    path = Path(path)
-    _identity(path)
-    dataset = open_dataset(path)
-    done = dataset.done.values
-    if not (incomplete or done.all()):
-        raise InputError(
-            f"{path} is incomplete, with {done.sum()} of {len(done)} clips: call extract again as "
-            "before, which goes on, or open it with incomplete=True."
-        )
-    dataset = dataset.isel(clip=np.flatnonzero(done))
-    return dataset.isel(clip=np.flatnonzero(dataset.problem.values == ""))

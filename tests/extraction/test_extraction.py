@@ -110,7 +110,13 @@ def within(stored: np.ndarray, reference: np.ndarray, name: str) -> np.ndarray:
 def test_every_reduction_is_that_of_plain_runs(tiny, corpus, tmp_path):
     folder, rows = corpus
     manifest = write_table(folder / "all.tsv", rows)
-    done = ji.extract(tiny, manifest, tmp_path / "a.zarr", sites=SITES, text="text", batch=2)
+    done = ji.extract(
+        tiny,
+        manifest,
+        tmp_path / "a.zarr",
+        sites=SITES,
+        options=ji.ExtractOptions(text="text", batch_size=2),
+    )
     assert (done.clips, done.done, done.problems) == (5, 5, ())
     stored = ji.open_activations(done.path)
     control = ji.random_model(tiny, 0)
@@ -134,7 +140,13 @@ def test_every_reduction_is_that_of_plain_runs(tiny, corpus, tmp_path):
 def test_the_store_has_named_axes_and_labels(tiny, corpus, tmp_path):
     folder, rows = corpus
     manifest = write_table(folder / "all.tsv", rows)
-    done = ji.extract(tiny, manifest, tmp_path / "a.zarr", sites=SITES, text="text", batch=2)
+    done = ji.extract(
+        tiny,
+        manifest,
+        tmp_path / "a.zarr",
+        sites=SITES,
+        options=ji.ExtractOptions(text="text", batch_size=2),
+    )
     stored = xarray.open_zarr(done.path, consolidated=False)
     dims = {name: stored[name].dims for name in stored.data_vars}
     # The tiny encoder has two layers and the decoder three.
@@ -160,7 +172,7 @@ def test_what_lies_behind_the_sound_is_not_pooled(tiny, corpus, tmp_path):
             [{"path": str(folder / rows[3]["path"])}],
             tmp_path / "a.zarr",
             sites=["encoder.resid_pre:mean"],
-            random_seed=None,
+            options=ji.ExtractOptions(random_seed=None),
         ).path
     )
     mel, n, _ = heard(tiny, folder, rows[3])
@@ -182,9 +194,7 @@ def test_own_texts_and_detected_languages(tiny, corpus, tmp_path):
         clips,
         tmp_path / "a.zarr",
         sites=["decoder.embed:all"],
-        text="text",
-        random_seed=None,
-        batch=1,
+        options=ji.ExtractOptions(text="text", random_seed=None, batch_size=1),
     )
     ((path, problem),) = done.problems
     assert path.endswith("3.wav")
@@ -208,8 +218,7 @@ def test_own_texts_and_detected_languages(tiny, corpus, tmp_path):
         clips[:1],
         tmp_path / "own.zarr",
         sites=["decoder.embed:all"],
-        random_seed=None,
-        batch=1,
+        options=ji.ExtractOptions(random_seed=None, batch_size=1),
     )
     states = ji.encode(tiny, heard(tiny, folder, rows[0])[0]).states
     text = tokenizer.decode(ji.generate(tiny, states).tokens[:15]).strip()
@@ -229,7 +238,11 @@ def test_real_activations_equal_torch(data, tmp_path):
     clip = {"path": str(data / "read_en" / "speeches_jfk.flac"), "text": text}
     sites = ["encoder.resid_post:all", "decoder.resid_post:all"]
     done = ji.extract(
-        model, [clip], tmp_path / "a.zarr", sites=sites, text="text", batch=1, random_seed=None
+        model,
+        [clip],
+        tmp_path / "a.zarr",
+        sites=sites,
+        options=ji.ExtractOptions(text="text", batch_size=1, random_seed=None),
     )
     stored = ji.open_activations(done.path)
     encoder, decoder = (stored[name.replace(":", ".")][0].values for name in sites)

@@ -73,7 +73,11 @@ def test_tables_and_datasets_say_the_same(tiny32, rows, tmp_path):
     stored = {
         name: ji.open_activations(
             ji.extract(
-                tiny32, clips, tmp_path / f"{name}.zarr", sites=SITES, batch=2, random_seed=None
+                tiny32,
+                clips,
+                tmp_path / f"{name}.zarr",
+                sites=SITES,
+                options=ji.ExtractOptions(batch_size=2, random_seed=None),
             ).path
         )
         for name, clips in sources.items()

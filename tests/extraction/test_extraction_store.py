@@ -15,6 +15,7 @@ import soundfile
 import zarr
 
 import jaxasr_interp as ji
+from helpers.extracting import extract_with
 from helpers.files import sound, write_table
 from helpers.golden import GOLDEN, worst
 from jaxasr_interp.cli import main
@@ -66,7 +67,7 @@ def assert_same(one, other):
 def test_killed_and_called_again_gives_the_same_store(folder, tmp_path):
     out = tmp_path / "killed.zarr"
     command = [sys.executable, "-m", "jaxasr_interp", "extract", str(folder / "clips.tsv")]
-    command += ["--model", str(folder / "model"), "--batch", "1", "--out", str(out)]
+    command += ["--model", str(folder / "model"), "--batch-size", "1", "--out", str(out)]
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
     finished = out / "frames" / "c"
@@ -84,22 +85,35 @@ def test_killed_and_called_again_gives_the_same_store(folder, tmp_path):
     assert 2 <= len(kept) < 60
     model, said = ji.load_model(folder / "model"), []
     again = ji.extract(
-        model, folder / "clips.tsv", out, batch=1, on_progress=lambda *now: said.append(now[:2])
+        model,
+        folder / "clips.tsv",
+        out,
+        on_progress=lambda *now: said.append(now[:2]),
+        options=ji.ExtractOptions(batch_size=1),
     )
     assert said == [(n, 60) for n in range(len(kept), 61)]
     assert (again.clips, again.done, again.problems) == (60, 60, ())
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
-    whole = ji.extract(model, folder / "clips.tsv", tmp_path / "whole.zarr", batch=1)
+    whole = ji.extract(
+        model,
+        folder / "clips.tsv",
+        tmp_path / "whole.zarr",
+        options=ji.ExtractOptions(batch_size=1),
+    )
     assert_same(out, whole.path)
     # Nothing is left to do, and nothing is done.
-    ji.extract(model, folder / "clips.tsv", out, batch=1)
+    ji.extract(model, folder / "clips.tsv", out, options=ji.ExtractOptions(batch_size=1))
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
 
 
 def test_a_batch_cut_off_while_it_is_written_is_written_again(tiny32, rows, tmp_path):
     """Its arrays may be there, but as long as it is not done they do not count."""
-    whole = ji.extract(tiny32, rows, tmp_path / "whole.zarr", sites=SITES, batch=2)
-    torn = ji.extract(tiny32, rows, tmp_path / "torn.zarr", sites=SITES, batch=2)
+    whole = ji.extract(
+        tiny32, rows, tmp_path / "whole.zarr", sites=SITES, options=ji.ExtractOptions(batch_size=2)
+    )
+    torn = ji.extract(
+        tiny32, rows, tmp_path / "torn.zarr", sites=SITES, options=ji.ExtractOptions(batch_size=2)
+    )
     with zarr.config.set({"array.write_empty_chunks": True}):
         zarr.open_group(torn.path, mode="r+")["done"][2:] = False
     (torn.path / "problem" / "c" / "1").unlink()
@@ -109,28 +123,42 @@ def test_a_batch_cut_off_while_it_is_written_is_written_again(tiny32, rows, tmp_
     stray = torn.path / "frames" / "c" / "1.0123.partial"
     stray.write_bytes(b"torn")
     assert ji.open_activations(torn.path, incomplete=True).sizes["clip"] == 2
-    ji.extract(tiny32, rows, torn.path, sites=SITES, batch=2)
+    ji.extract(tiny32, rows, torn.path, sites=SITES, options=ji.ExtractOptions(batch_size=2))
     assert_same(whole.path, torn.path)
     assert not stray.exists()
 
 
 def test_other_work_does_not_go_on_in_the_same_store(tiny32, rows, tmp_path):
     out = tmp_path / "a.zarr"
-    ji.extract(tiny32, rows, out, sites=SITES, batch=2)
+    ji.extract(tiny32, rows, out, sites=SITES, options=ji.ExtractOptions(batch_size=2))
     for changed, what in (
         ({"sites": ["encoder.ln_final:mean"]}, "sites"),
         ({"dtype": "float16"}, "dtype"),
-        ({"batch": 4}, "batch"),
+        ({"batch_size": 4}, "batch"),
         ({"random_seed": 1}, "random_seed"),
         ({"limit": 3}, "clips, audio"),
     ):
         with pytest.raises(ji.InputError, match=rf"another extraction \({what} differs?\)"):
-            ji.extract(tiny32, rows, out, **{"sites": SITES, "batch": 2} | changed)
+            extract_with(tiny32, rows, out, **{"sites": SITES, "batch_size": 2} | changed)
     with pytest.raises(ji.InputError, match="clips differs"):
-        ji.extract(tiny32, [{**rows[0], "speaker": "2"}, *rows[1:]], out, sites=SITES, batch=2)
+        ji.extract(
+            tiny32,
+            [{**rows[0], "speaker": "2"}, *rows[1:]],
+            out,
+            sites=SITES,
+            options=ji.ExtractOptions(batch_size=2),
+        )
     with pytest.raises(ji.InputError, match="model differs"):
-        ji.extract(ji.random_model(tiny32, 3), rows, out, sites=SITES, batch=2)
-    ji.extract(tiny32, rows[:2], out, sites=SITES, batch=2, overwrite=True)
+        ji.extract(
+            ji.random_model(tiny32, 3),
+            rows,
+            out,
+            sites=SITES,
+            options=ji.ExtractOptions(batch_size=2),
+        )
+    ji.extract(
+        tiny32, rows[:2], out, sites=SITES, overwrite=True, options=ji.ExtractOptions(batch_size=2)
+    )
     assert ji.open_activations(out).sizes["clip"] == 2
     (tmp_path / "notes").mkdir()
     for overwrite in (False, True):
@@ -149,7 +177,13 @@ def test_clips_that_cannot_be_read_are_left_out(tiny32, rows, tmp_path):
     too_long = {**rows[1], "text": "abcdefghijklmnopqrstuvw"}
     clips = [rows[0], bad[0], rows[1], bad[1], bad[2], missing, too_long, rows[2]]
     sites = [*SITES, "decoder.ln_final:end"]
-    done = ji.extract(tiny32, clips, tmp_path / "a.zarr", sites=sites, text="text", batch=4)
+    done = ji.extract(
+        tiny32,
+        clips,
+        tmp_path / "a.zarr",
+        sites=sites,
+        options=ji.ExtractOptions(text="text", batch_size=4),
+    )
     assert (done.clips, done.done) == (8, 8)
     assert [path for path, _ in done.problems] == [clips[i]["path"] for i in (1, 3, 4, 5, 6)]
     for (_, problem), words in zip(
@@ -160,7 +194,13 @@ def test_clips_that_cannot_be_read_are_left_out(tiny32, rows, tmp_path):
         assert words in problem
     stored = ji.open_activations(done.path)
     good = ji.open_activations(
-        ji.extract(tiny32, rows[:3], tmp_path / "b.zarr", sites=sites, text="text", batch=4).path
+        ji.extract(
+            tiny32,
+            rows[:3],
+            tmp_path / "b.zarr",
+            sites=sites,
+            options=ji.ExtractOptions(text="text", batch_size=4),
+        ).path
     )
     for name in good.data_vars:
         if "coder." in name:
@@ -175,30 +215,47 @@ def test_requests_that_a_clip_cannot_meet_leave_it_out(tiny32, rows, tmp_path):
         rows[:3],
         tmp_path / "a.zarr",
         sites=["decoder.ln_final:word=speaker"],
-        text="text",
-        batch=4,
+        options=ji.ExtractOptions(text="text", batch_size=4),
     )
     assert [problem for _, problem in done.problems] == [
         "The word '0' (column speaker) is not in the text."
     ] * 2
     # 500 samples are two frames.
     done = ji.extract(
-        tiny32, rows[:1], tmp_path / "b.zarr", sites=["encoder.ln_final:at=2"], batch=4
+        tiny32,
+        rows[:1],
+        tmp_path / "b.zarr",
+        sites=["encoder.ln_final:at=2"],
+        options=ji.ExtractOptions(batch_size=4),
     )
     assert len(done.problems) == 1
 
 
 def test_values_beyond_float16_are_refused(tiny32, rows, tmp_path):
-    small = ji.extract(tiny32, rows, tmp_path / "half.zarr", sites=SITES, batch=2, dtype="float16")
+    small = ji.extract(
+        tiny32,
+        rows,
+        tmp_path / "half.zarr",
+        sites=SITES,
+        options=ji.ExtractOptions(batch_size=2, dtype="float16"),
+    )
     stored = ji.open_activations(small.path)["encoder.resid_post.mean"]
     assert stored.dtype == np.float16
-    full = ji.extract(tiny32, rows, tmp_path / "full.zarr", sites=SITES, batch=2)
+    full = ji.extract(
+        tiny32, rows, tmp_path / "full.zarr", sites=SITES, options=ji.ExtractOptions(batch_size=2)
+    )
     assert worst(stored.values, ji.open_activations(full.path)[stored.name].values) < 1e-3
     tiny32.encoder.pos_embed[...] = tiny32.encoder.pos_embed[...] * 1e6
     with pytest.raises(ji.InputError, match="beyond float16: store it as float32"):
-        ji.extract(tiny32, rows, tmp_path / "large.zarr", sites=SITES, batch=2, dtype="float16")
+        ji.extract(
+            tiny32,
+            rows,
+            tmp_path / "large.zarr",
+            sites=SITES,
+            options=ji.ExtractOptions(batch_size=2, dtype="float16"),
+        )
     with pytest.raises(ji.InputError, match="not stored as 'int8'"):
-        ji.extract(tiny32, rows, tmp_path / "small.zarr", dtype="int8")
+        ji.extract(tiny32, rows, tmp_path / "small.zarr", options=ji.ExtractOptions(dtype="int8"))
     # What is infinite already stays what it is.
     assert np.isinf(narrowed(np.array([np.inf, 1.0]), "x", "float16"))[0]
 

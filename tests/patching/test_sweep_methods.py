@@ -235,12 +235,12 @@ def test_an_alignment_says_which_position_is_which(tiny, utterances):
     expected = logits[3] - jax.nn.logsumexp(logits)
     np.testing.assert_allclose(minimal.patched[1, 0, 1, 5], expected, rtol=1e-10)
     for wrong in ([0, 1], [0, 1, 2, 6, 7, 8, 10]):
+        options = ji.SweepOptions(alignment=wrong)
         with pytest.raises(ji.InputError, match="alignment"):
-            options = ji.SweepOptions(alignment=wrong)
             ji.activation_patching(tiny, plan, metric=wanted, **runs, options=options)
     plan = ji.plan_sweep(tiny, tokens=corrupted.tokens, site="pattern")
+    options = ji.SweepOptions(alignment=alignment)
     with pytest.raises(ji.InputError, match="different length cannot be interchanged"):
-        options = ji.SweepOptions(alignment=alignment)
         ji.activation_patching(tiny, plan, metric=wanted, **runs, options=options)
 
 

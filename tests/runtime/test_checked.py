@@ -28,7 +28,9 @@ def store(tiny32, tmp_path):
             soundfile.write(path, sound(i, 1000), 16000)
         rows.append({"path": str(path), "text": "ab", "lang": "en", "speaker": "ab"[i % 2]})
     sites = ["encoder.resid_post:mean", "decoder.z:all", "decoder.resid_post:end"]
-    return ji.extract(tiny32, rows, tmp_path / "x.zarr", sites=sites, batch=4).path
+    return ji.extract(
+        tiny32, rows, tmp_path / "x.zarr", sites=sites, options=ji.ExtractOptions(batch_size=4)
+    ).path
 
 
 def files_of(folder):

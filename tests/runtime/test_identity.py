@@ -17,8 +17,9 @@ import soundfile
 
 import jaxasr_interp as ji
 from helpers.by_hand import brief_clips, hear_briefly
+from helpers.extracting import extract_with
 from helpers.files import sound
-from helpers.sweeps import counted
+from helpers.sweeps import counted, plan_of
 from helpers.tuned import hear
 from jaxasr_interp.runtime import identity
 from jaxasr_interp.runtime.identity import digest
@@ -408,7 +409,7 @@ def rows(tmp_path):
 
 def test_a_changed_extraction_is_refused(tiny32, rows, tmp_path):
     out, options = tmp_path / "a.zarr", {"sites": ["decoder.resid_post:end"], "text": "text"}
-    ji.extract(tiny32, rows, out, **options)
+    extract_with(tiny32, rows, out, **options)
     whole = ji.open_activations(out).load()
     assert len(set(whole.audio_sha256.values.tolist())) == 2
     for change, what in (
@@ -417,21 +418,21 @@ def test_a_changed_extraction_is_refused(tiny32, rows, tmp_path):
         ({"text": "own"}, "text"),
         ({"language": "de"}, "language"),
         ({"random_seed": 1}, "random_seed"),
-        ({"batch": 3}, "batch"),
+        ({"batch_size": 3}, "batch"),
         ({"snr": [0]}, "clips, audio"),
     ):
         with pytest.raises(ji.InputError, match=rf"of another extraction \({what} differs?\)"):
-            ji.extract(tiny32, rows, out, **(options | change))
+            extract_with(tiny32, rows, out, **(options | change))
     with pytest.raises(ji.InputError, match=r"\(clips differs\)"):
-        ji.extract(tiny32, [rows[0] | {"text": "ac"}, rows[1]], out, **options)
+        extract_with(tiny32, [rows[0] | {"text": "ac"}, rows[1]], out, **options)
     with pytest.raises(ji.InputError, match=r"\(model differs\)"):
-        ji.extract(heavier(tiny32), rows, out, **options)
+        extract_with(heavier(tiny32), rows, out, **options)
     shutil.copy(rows[0]["path"], tmp_path / "kept.wav")
     soundfile.write(rows[0]["path"], sound(5, 1000), 16000)
     with pytest.raises(ji.InputError, match=r"\(audio differs\)"):
-        ji.extract(tiny32, rows, out, **options)
+        extract_with(tiny32, rows, out, **options)
     shutil.copy(tmp_path / "kept.wav", rows[0]["path"])
-    again = ji.extract(tiny32, rows, out, **options)
+    again = extract_with(tiny32, rows, out, **options)
     assert again.done == 2
     assert ji.open_activations(out).load().identical(whole)
 
@@ -444,10 +445,10 @@ def test_samples_that_changed_are_refused(tiny32, rows, tmp_path):
         ]
 
     options = {"sites": ["encoder.resid_post:mean"]}
-    ji.extract(tiny32, given(1), tmp_path / "a.zarr", **options)
-    ji.extract(tiny32, given(1), tmp_path / "a.zarr", **options)
+    extract_with(tiny32, given(1), tmp_path / "a.zarr", **options)
+    extract_with(tiny32, given(1), tmp_path / "a.zarr", **options)
     with pytest.raises(ji.InputError, match=r"\(audio differs\)"):
-        ji.extract(tiny32, given(2), tmp_path / "a.zarr", **options)
+        extract_with(tiny32, given(2), tmp_path / "a.zarr", **options)
 
 
 # Tuned lenses.

@@ -1,0 +1,41 @@
+"""Opening activation stores."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.extraction.store import read_identity
+from jaxasr_interp.runtime.store import open_dataset
+
+if TYPE_CHECKING:
+    import xarray
+
+
+def open_activations(path: str | Path, *, incomplete: bool = False) -> "xarray.Dataset":
+    """The clips of an activation store that could be read.
+
+    Args:
+        path: of the store, from `extract`.
+        incomplete: also open a store that is not finished, and give the clips that are done.
+
+    Returns:
+        Activations by name, and the clips' columns; values are read, and checked, when they are
+        used.
+
+    Raises:
+        InputError: there is no activation store at `path`, it is not finished, or it is damaged
+            (now, or when the values that are concerned are used).
+    """
+    path = Path(path)
+    read_identity(path)
+    dataset = open_dataset(path)
+    done = dataset.done.values
+    if not (incomplete or done.all()):
+        raise InputError(
+            f"{path} is incomplete, with {done.sum()} of {len(done)} clips: call extract again as "
+            "before, which goes on, or open it with incomplete=True."
+        )
+    dataset = dataset.isel(clip=np.flatnonzero(done))
+    return dataset.isel(clip=np.flatnonzero(dataset.problem.values == ""))
