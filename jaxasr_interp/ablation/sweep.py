@@ -5,7 +5,6 @@ of `generate_rows`. Interventions on the encoder need an encoding each. The text
 `result`.
 """
 
-import dataclasses
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxasr_interp.ablation.groups import generation_groups
 from jaxasr_interp.ablation.partial import PartialTexts
 from jaxasr_interp.ablation.result import TextSweep
 from jaxasr_interp.errors import InputError
@@ -30,19 +30,15 @@ from jaxasr_interp.interventions.intervention import (
     encode_under,
     hear_reference,
 )
-from jaxasr_interp.interventions.where import At, CountedFrom, Several
-from jaxasr_interp.model.edits import Edit, Identity
 from jaxasr_interp.model.run import EncoderRun
 from jaxasr_interp.model.sites import (
     COMPONENT_SITES,
-    SITES,
     Stack,
     check_site,
     check_stack,
     head_axis,
 )
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
-from jaxasr_interp.pytree import replace
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.speech.audio import CHUNK_SAMPLES, log_mel_spectrogram
 from jaxasr_interp.speech.tokenizer import Tokenizer
@@ -178,7 +174,7 @@ def _under_all(
     draws = [zlib.crc32(clip.name.encode()) >> 1 for clip in clips]
     results: list[dict[int, Generated]] = [{} for _ in clips]
     hear = _remembering(len(clips))
-    for group in _groups(edits, len(prompts[0])):
+    for group in generation_groups(edits, len(prompts[0])):
         if group.encodes:
             for start in range(0, len(group.members), _ENCODED_AT_ONCE):
                 some = slice(start, start + _ENCODED_AT_ONCE)
@@ -257,63 +253,6 @@ def _joined(
 ) -> Float[Array, "clip frame d_model"] | None:
     known = [one for one in references if one is not None]
     return jnp.concatenate(known) if known else None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """Interventions whose decoder edits have one structure, so that they are rows of one batch."""
-
-    members: list[int]
-    edits: list[Edit]
-    encodes: bool
-
-
-def _groups(interventions: Sequence[Intervention], prompt: int) -> list[_Group]:
-    """What can be generated together.
-
-    Edits of single components differ in their site, which is structure. Those whose sites are
-    row by row in the decoder are made alike: each becomes one edit of all their sites that does
-    nothing at the others.
-    """
-    edits = [one.decoder_edit(prompt) for one in interventions]
-    single = [i for i, e in enumerate(edits) if _is_light(interventions[i], e)]
-    slots = {_structure(edits[i]): edits[i] for i in single if not isinstance(edits[i], Identity)}
-    idle = {key: _idle(edit) for key, edit in slots.items()}
-    groups: dict[object, _Group] = {}
-    for i, (one, edit) in enumerate(zip(interventions, edits, strict=True)):
-        key: object = "light"
-        if i in single and slots:
-            own = {} if isinstance(edit, Identity) else {_structure(edit): edit}
-            edit = Several(tuple((idle | own).values()))
-        else:
-            source = (one.reference, one.seed) if edit.needs_reference else None
-            key = (_structure(edit), source, isinstance(one.encoder, Identity))
-        encodes = not isinstance(one.encoder, Identity)
-        group = groups.setdefault(key, _Group([], [], encodes))
-        group.members.append(i)
-        group.edits.append(edit)
-    return list(groups.values())
-
-
-def _is_light(intervention: Intervention, edit: Edit) -> bool:
-    """Whether an edit can be made one slot of an edit of many sites."""
-    if not isinstance(intervention.encoder, Identity) or edit.needs_reference:
-        return False
-    cells = edit.edit if isinstance(edit, CountedFrom) else edit
-    rowwise = isinstance(cells, At) and "pos" in SITES["decoder"][cells.site][:2]
-    return rowwise or isinstance(edit, Identity)
-
-
-def _idle(edit: Edit) -> Edit:
-    """An edit of the same structure that acts at no position."""
-    if isinstance(edit, CountedFrom):
-        return replace(edit, edit=_idle(edit.edit))
-    return replace(edit, start=0, stop=0)
-
-
-def _structure(edit: Edit) -> object:
-    shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(edit))
-    return jax.tree.structure(edit), shapes
 
 
 def _twice(names: Sequence[str]) -> str:

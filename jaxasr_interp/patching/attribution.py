@@ -20,7 +20,7 @@ from jaxasr_interp.model.edits import WHOLE_RUN, Edit, EditContext, EditLike, La
 from jaxasr_interp.model.layers import accumulation_dtype
 from jaxasr_interp.model.sites import SITES, Stack, position_axis
 from jaxasr_interp.model.whisper import Encoder, Whisper
-from jaxasr_interp.patching.engine.readout import Readout
+from jaxasr_interp.patching.engine.readout import MetricReadout
 from jaxasr_interp.patching.inputs import Prepared, SweepInputs, prepare
 from jaxasr_interp.patching.metrics import Metric, Rank
 from jaxasr_interp.patching.plan import SweepPlan
@@ -181,7 +181,7 @@ def _slopes(
     model: Whisper,
     base: BaseRun,
     edit: Edit,
-    readout: Readout,
+    readout: MetricReadout,
     strengths: dict[str, Float[Array, "step layer"]],
     *,
     stack: Stack,

@@ -14,7 +14,7 @@ from jaxasr_interp.model.edits import Edit, EditLike, as_edit
 from jaxasr_interp.model.run import check_tokens
 from jaxasr_interp.model.sites import DecoderActivations
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.patching.engine.readout import Readout, evaluate_runs
+from jaxasr_interp.patching.engine.readout import MetricReadout, evaluate_runs
 from jaxasr_interp.patching.metrics import Metric, MetricPositions, check_metric
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.result import SweepResult
@@ -66,7 +66,7 @@ class Prepared:
     inputs: SweepInputs
     base: BaseRun
     edits: Edit
-    readout: Readout
+    readout: MetricReadout
     clean: Float[np.ndarray, "batch metric"]
     corrupted: Float[np.ndarray, "batch metric"]
 
@@ -75,12 +75,12 @@ class Prepared:
         """Number of pairs."""
         return len(self.base.tokens)
 
-    def pair(self, number: int) -> tuple[BaseRun, Edit, Readout]:
+    def pair(self, number: int) -> tuple[BaseRun, Edit, MetricReadout]:
         """The patched run, the edit and what is read of one pair, without the axis for pairs."""
         base, edit = jax.tree.map(lambda leaf: leaf[number], (self.base, self.edits))
         metrics = jax.tree.map(lambda leaf: leaf[number], self.readout.metrics)
         clean_logits = self.readout.clean_logits[number]
-        return base, edit, Readout(metrics, self.readout.positions, clean_logits)
+        return base, edit, MetricReadout(metrics, self.readout.positions, clean_logits)
 
     def results(self, values: Float[np.ndarray, "batch cell metric"]) -> list[SweepResult]:
         """Give the values of every cell, in the plan's order, their axes; one result a pair."""
@@ -131,7 +131,7 @@ def prepare(
     same_audio = all(a.mel is b.mel for a, b in zip(patched, other, strict=True))
     states = source.states if same_audio and plan.stack == "decoder" else None
     base = run_utterances(model, patched, kept if minimal else Sites(), positions.pos, states)
-    readout = Readout(metrics, positions, source.logits if into_corrupted else base.logits)
+    readout = MetricReadout(metrics, positions, source.logits if into_corrupted else base.logits)
     of_base, of_source = (np.asarray(evaluate_runs(readout, run.logits)) for run in (base, source))
     return Prepared(
         model=model,

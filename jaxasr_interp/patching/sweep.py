@@ -18,7 +18,7 @@ from jaxasr_interp.patching.engine.decoder import pack, propagate_rows
 from jaxasr_interp.patching.engine.encoder import propagate_frames
 from jaxasr_interp.patching.engine.full_run import run_batched, run_patched
 from jaxasr_interp.patching.engine.inject import entry_layer, inject
-from jaxasr_interp.patching.engine.readout import Readout, unembed_and_read
+from jaxasr_interp.patching.engine.readout import MetricReadout, unembed_and_read
 from jaxasr_interp.patching.inputs import Prepared, SweepInputs, prepare
 from jaxasr_interp.patching.metrics import Metric
 from jaxasr_interp.patching.partial import Partial
@@ -255,7 +255,9 @@ def _one_by_one(sweep: Prepared, chunks: Sequence[Chunk], together: int) -> list
     ]
 
 
-def _run_each(sweep: Prepared, chunk: Chunk, base: BaseRun, edit: Edit, readout: Readout) -> Array:
+def _run_each(
+    sweep: Prepared, chunk: Chunk, base: BaseRun, edit: Edit, readout: MetricReadout
+) -> Array:
     where = {"stack": sweep.plan.stack, "site": chunk.site}
     return jnp.stack(
         [run_patched(sweep.model, base, edit, cell, readout, **where) for cell in chunk.each()]

@@ -14,7 +14,7 @@ from jaxasr_interp.model.edits import Edit
 from jaxasr_interp.model.sites import Stack
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.cells import Cells
-from jaxasr_interp.patching.engine.readout import Readout, in_axes
+from jaxasr_interp.patching.engine.readout import MetricReadout, in_axes
 from jaxasr_interp.patching.runs import BaseRun
 
 
@@ -24,14 +24,14 @@ def run_batched(
     bases: BaseRun,
     edits: Edit,
     cells: Cells,
-    readouts: Readout,
+    readouts: MetricReadout,
     *,
     stack: Stack,
     site: str,
 ) -> Float[Array, "batch patch metric"]:
     """Every patch of a chunk in a run of its own, all together."""
 
-    def one(base: BaseRun, edit: Edit, readout: Readout) -> Array:
+    def one(base: BaseRun, edit: Edit, readout: MetricReadout) -> Array:
         return jax.vmap(
             lambda cell: run_patched(model, base, edit, cell, readout, stack=stack, site=site)
         )(cells)
@@ -45,7 +45,7 @@ def run_patched(
     base: BaseRun,
     edit: Edit,
     cell: Cells,
-    readout: Readout,
+    readout: MetricReadout,
     *,
     stack: Stack,
     site: str,

@@ -12,7 +12,7 @@ from jaxasr_interp.pytree import pytree_dataclass, replace
 
 
 @pytree_dataclass
-class Readout:
+class MetricReadout:
     """What is read of every patched run.
 
     Attributes:
@@ -39,7 +39,7 @@ class Readout:
 
 @jax.jit
 def evaluate_runs(
-    readouts: Readout, logits: Float[Array, "batch read d_vocab"]
+    readouts: MetricReadout, logits: Float[Array, "batch read d_vocab"]
 ) -> Float[Array, "batch metric"]:
     """The metrics of unpatched runs, each with metrics of its own."""
     return jax.vmap(lambda readout, logits: readout(logits), (in_axes(readouts), 0))(
@@ -51,7 +51,7 @@ def evaluate_runs(
 def unembed_and_read(
     decoder: Decoder,
     resid: tuple[Float[Array, "batch patch read d_model"], ...],
-    readouts: Readout,
+    readouts: MetricReadout,
     *,
     batch_size: int,
 ) -> list[Float[Array, "batch patch metric"]]:
@@ -69,7 +69,7 @@ def unembed_and_read(
         Every metric of every patch, for each chunk.
     """
 
-    def one(resid: tuple[Array, ...], readout: Readout) -> list[Array]:
+    def one(resid: tuple[Array, ...], readout: MetricReadout) -> list[Array]:
         rows = jnp.concatenate(resid)
 
         def metrics_of(rows: Float[Array, "read d_model"]) -> Array:
@@ -84,7 +84,7 @@ def unembed_and_read(
     return jax.vmap(one, (0, in_axes(readouts)))(resid, readouts)
 
 
-def in_axes(readouts: Readout) -> Readout:
+def in_axes(readouts: MetricReadout) -> MetricReadout:
     """Which parts of readouts have an axis for the runs: all but the positions."""
     shared = jax.tree.map(lambda _: None, readouts.positions)
     of_each = jax.tree.map(lambda _: 0, readouts.metrics)
