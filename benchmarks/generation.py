@@ -118,18 +118,18 @@ class Ours:
         self.heard, self.batch = heard, batch
         self.encoding: list[float] = []
         self.decoding: list[float] = []
-        self.written: list[ji.Generated] = []
+        self.generated: list[ji.Generated] = []
 
     def __call__(self) -> float:
         """Run once; return its seconds."""
         model, batch = self.heard.model, self.batch
-        encoding, decoding, self.written = 0.0, 0.0, []
+        encoding, decoding, self.generated = 0.0, 0.0, []
         for start in range(0, len(self.heard.lengths), batch):
             started = time.perf_counter()
             states = encode_batch(model.encoder, self.heard.mels[start : start + batch])
             states.block_until_ready()
             encoded = time.perf_counter()
-            self.written += ji.generate_batch(model, states)
+            self.generated += ji.generate_batch(model, states)
             decoding += time.perf_counter() - encoded
             encoding += encoded - started
         self.encoding.append(encoding)
@@ -139,7 +139,7 @@ class Ours:
     @property
     def tokens(self) -> Tokens:
         """What the last run wrote."""
-        return [list(one.tokens) for one in self.written]
+        return [list(one.tokens) for one in self.generated]
 
 
 class OurHeads:
@@ -155,7 +155,7 @@ class OurHeads:
             for head in range(config.decoder_heads)
         ]
         self.edits = [zeroed(*head) for head in self.heads]
-        self.written: list[list[ji.Generated]] = []
+        self.generated: list[list[ji.Generated]] = []
 
     def __call__(self) -> float:
         """Run once; return its seconds."""
@@ -165,12 +165,12 @@ class OurHeads:
         model, mels = self.heard.model, self.heard.mels
         choice = Choice(max_new_tokens=MAX_WITHOUT_A_HEAD)
         states = encode_batch(model.encoder, mels)
-        self.written = generate_rows(model, states, [self.edits] * len(mels), choice=choice)
+        self.generated = generate_rows(model, states, [self.edits] * len(mels), choice=choice)
 
     def tokens(self, head: Head) -> Tokens:
         """What was written without a head, for each clip."""
         place = self.heads.index(head)
-        return [list(of_clip[place].tokens) for of_clip in self.written]
+        return [list(of_clip[place].tokens) for of_clip in self.generated]
 
 
 class TheirHeads:
@@ -271,7 +271,7 @@ def plain(heard: Heard, peers: Peers, rounds: int) -> list[Row]:
             "ours_decode_seconds": statistics.median(ours.decoding[1:]),
             "first_call_seconds": first,
             "peak_bytes": harness.peak_bytes(),
-            **floor(heard, ours.written, rates, own),
+            **floor(heard, ours.generated, rates, own),
         }
         for (name, side), theirs in zip(sides.items(), others, strict=True):
             texts, tokens = differing(ours.tokens, side.tokens)
@@ -293,7 +293,7 @@ def heads(heard: Heard, peers: Peers, rounds: int) -> list[Row]:
     }
     peers.torch("generate", clips=[0], max_new_tokens=MAX_WITHOUT_A_HEAD)
     rates, own, *others = in_turn([matmul_rate, ours, *sides.values()], rounds)
-    written = [one for of_clip in ours.written for one in of_clip]
+    written = [one for of_clip in ours.generated for one in of_clip]
     common = {
         "clips": len(heard.lengths),
         "audio_seconds": sum(heard.lengths),

@@ -27,7 +27,7 @@ import shapes
 from harness import Peer, alternate, seconds
 
 import jaxasr_interp as ji
-from jaxasr_interp.patching.inputs import Prepared, prepare
+from jaxasr_interp.patching.inputs import Prepared, SweepInputs, prepare
 from jaxasr_interp.patching.sweep import run_prepared
 
 RESIDUAL = "resid_pre"
@@ -59,13 +59,10 @@ class Ours:
     def prepared(self, pairs: int = 1) -> Prepared:
         """Ready to run the patches alone, of several pairs together."""
         shape = self.shape
-        ready = prepare(
-            shape.model,
-            self.plan,
-            clean=[shape.clean] * pairs,
-            corrupted=[shape.corrupted] * pairs,
-            metric=[shape.metric] * pairs,
+        inputs = SweepInputs(
+            [shape.clean] * pairs, [shape.corrupted] * pairs, [shape.metric] * pairs
         )
+        ready = prepare(shape.model, self.plan, inputs)
         jax.block_until_ready(ready.base)
         return ready
 
