@@ -65,7 +65,9 @@ class Side:
     """A process that sweeps with one checkout's code."""
 
     def __init__(self, folder: Path, model: str, tokens: int):
-        command = [sys.executable, __file__, "--worker", "--model", model, "--tokens", str(tokens)]
+        # Without -P both sides would take the modules beside this file.
+        command = [sys.executable, "-P", __file__, "--worker"]
+        command += ["--model", model, "--tokens", str(tokens)]
         where = [str(folder), str(folder / "benchmarks")]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(where)}
         self.process = subprocess.Popen(
