@@ -36,9 +36,9 @@ from jaxasr_interp.interventions.grammar import parse_edit
 from jaxasr_interp.interventions.intervention import Intervention
 from jaxasr_interp.interventions.kinds import Add, Interchange, Knockout, Noise, Scale, Zero
 from jaxasr_interp.interventions.where import At, Several
-from jaxasr_interp.lens.direct import DirectLogitAttribution, direct_logit_attribution
+from jaxasr_interp.lens.direct import DIRECT_SITES, DirectLogitAttribution, direct_logit_attribution
 from jaxasr_interp.lens.encoder import EncoderLens, encoder_lens
-from jaxasr_interp.lens.logit import LogitLens, logit_lens
+from jaxasr_interp.lens.logit import LENS_SITES, LogitLens, logit_lens
 from jaxasr_interp.lens.tuned import Translators, tuned_lens
 from jaxasr_interp.lens.tuned_checkpoints import load_tuned_lens
 from jaxasr_interp.lens.tuned_training import LensTraining, TunedLens, train_tuned_lens
@@ -77,6 +77,8 @@ from jaxasr_interp.speech.tokenizer import Tokenizer
 from jaxasr_interp.speech.utterance import Clip, Utterance
 
 __all__ = [
+    "DIRECT_SITES",
+    "LENS_SITES",
     "SITES",
     "Add",
     "Agreement",
