@@ -116,8 +116,8 @@ class FunctionEdit(Edit):
 
     def __call__(
         self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
-    ) -> Array:
-        """Return what the function makes of the value."""
+    ) -> Any:
+        """Return what the function makes of the value, whatever that is: see `apply_edit`."""
         return self.function(site, layer, value)
 
 

@@ -11,6 +11,7 @@ import xarray
 
 import jaxasr_interp as ji
 from helpers.sweeps import counted, plan_of
+from jaxasr_interp.patching import sweep as sweeps
 from jaxasr_interp.patching.cost import decoder_flops
 from jaxasr_interp.patching.engine import decoder as engine
 from jaxasr_interp.patching.engine import readout as reading
@@ -145,7 +146,7 @@ def test_running_out_of_memory_makes_the_chunks_smaller(tiny, utterances, metric
     plan = dataclasses.replace(plan, memory=4 * one_patch_memory(tiny, plan))
     runs = {"clean": clean, "corrupted": corrupted, "metric": metrics}
     whole = ji.activation_patching(tiny, plan, **runs)
-    sizes, propagate = [], engine.propagate
+    sizes, propagate = [], sweeps.propagate_rows
 
     def limited(decoder, bases, entries, *rest):
         sizes.append(entries.resid.shape[1])
@@ -153,7 +154,7 @@ def test_running_out_of_memory_makes_the_chunks_smaller(tiny, utterances, metric
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return propagate(decoder, bases, entries, *rest)
 
-    monkeypatch.setattr(engine, "propagate", limited)
+    monkeypatch.setattr(sweeps, "propagate_rows", limited)
     small = ji.activation_patching(tiny, plan, **runs)
     assert sizes[-1] <= sizes[0] // 2
     np.testing.assert_allclose(small.patched, whole.patched, rtol=1e-12)
@@ -168,9 +169,9 @@ def one_patch_memory(model, plan) -> int:
 
 def test_changing_the_tokens_does_not_trace_again(tiny, utterances):
     sweep(tiny, utterances, ji.metrics.log_prob(3))
-    before = reading.read._cache_size(), engine.propagate_rows._cache_size()
+    before = reading.unembed_and_read._cache_size(), engine.propagate_rows._cache_size()
     sweep(tiny, utterances, ji.metrics.log_prob(4))
-    assert (reading.read._cache_size(), engine.propagate_rows._cache_size()) == before
+    assert (reading.unembed_and_read._cache_size(), engine.propagate_rows._cache_size()) == before
 
 
 def test_the_plan_says_what_it_costs(tiny, golden):

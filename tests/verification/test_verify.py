@@ -13,9 +13,9 @@ import jaxasr_interp as ji
 from helpers.real import real_model
 from jaxasr_interp.model import layers
 from jaxasr_interp.model.sites import SITES, sweepable_sites
-from jaxasr_interp.patching import prepare, sweep
+from jaxasr_interp.patching import inputs, sweep
 from jaxasr_interp.patching.contrast import find_contrast
-from jaxasr_interp.patching.engine import inject as landing
+from jaxasr_interp.patching.engine import inject as injecting
 from jaxasr_interp.verification import invariants, verify
 from jaxasr_interp.verification import sites as site_invariants
 from jaxasr_interp.verification.invariants import Check
@@ -119,7 +119,7 @@ def test_a_patch_that_loses_its_keys_is_found(case, broken):
 
         return lossy
 
-    broken(landing, "_project", forgetful)
+    broken(injecting, "_project", forgetful)
     for stack, sites in (("encoder", ("z",)), ("decoder", ("resid_pre",))):
         assert failing(site_invariants.identity(case, stack, sites)) == {f"identity patch, {stack}"}
     assert [check.passed for check in invariants.methods(case)] == [True, False]
@@ -127,7 +127,7 @@ def test_a_patch_that_loses_its_keys_is_found(case, broken):
 
 
 def test_a_patch_that_forgets_its_strength_is_found(case, broken):
-    broken(landing, "blend", lambda blend: lambda alpha, value, edited: edited)
+    broken(injecting, "blend", lambda blend: lambda alpha, value, edited: edited)
     whole, half = site_invariants.minimal(case, "decoder", ("v",))
     assert whole.passed
     assert not half.passed
@@ -158,7 +158,7 @@ def test_a_batch_that_mixes_its_pairs_up_is_found(case, broken):
     def same(stack_metrics):
         return lambda lists, *others: stack_metrics([lists[0]] * len(lists), *others)
 
-    broken(prepare, "_stack_metrics", same)
+    broken(inputs, "_stack_metrics", same)
     assert [check.passed for check in invariants.batch(case)] == [True, False]
 
 
