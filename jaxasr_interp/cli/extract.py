@@ -16,7 +16,7 @@ from jaxasr_interp.cli.options import (
     ModelOption,
     OverwriteOption,
 )
-from jaxasr_interp.cli.output import errors, print_json, progress_of_sound
+from jaxasr_interp.cli.output import print_json, progress, say
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.extract import DEFAULT_SITES, extract
 from jaxasr_interp.extraction.texts import OWN
@@ -78,7 +78,7 @@ def extract_command(
     """
     chosen = _read_where(where or [])
     whisper = load_model(model, dtype)
-    with progress_of_sound("clip") as on_progress:
+    with progress() as on_progress:
         done = extract(
             whisper,
             manifest,
@@ -93,10 +93,10 @@ def extract_command(
             dtype=store_dtype,
             batch=batch,
             overwrite=overwrite,
-            on_progress=on_progress,
+            on_progress=lambda done, total, _: on_progress(done, total, "clips"),
         )
     for path, problem in done.problems:
-        errors.print(f"left out: {path}: {problem}", markup=False, soft_wrap=True)
+        say(f"left out: {path}: {problem}")
     if as_json:
         print_json(dataclasses.asdict(done) | {"path": str(done.path)})
         return

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxasr_interp.model.whisper import Decoder
 from jaxasr_interp.patching.metrics import Metric, MetricPositions
-from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.pytree import pytree_dataclass, replace
 
 
 @pytree_dataclass
@@ -87,4 +87,5 @@ def unembed_and_read(
 def in_axes(readouts: Readout) -> Readout:
     """Which parts of readouts have an axis for the runs: all but the positions."""
     shared = jax.tree.map(lambda _: None, readouts.positions)
-    return Readout(jax.tree.map(lambda _: 0, readouts.metrics), shared, 0)  # pyright: ignore[reportArgumentType]
+    of_each = jax.tree.map(lambda _: 0, readouts.metrics)
+    return replace(readouts, metrics=of_each, positions=shared, clean_logits=0)
