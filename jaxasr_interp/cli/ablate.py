@@ -1,23 +1,17 @@
-"""`ablate`: what each component, layer and head does, by taking it away."""
+"""`ablate`: what each component, layer and head does to a transcript, by taking it away."""
 
-import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jaxasr_interp.checkpoint.load import load_model
-from jaxasr_interp.cli.generating import ablate_texts
-from jaxasr_interp.cli.kinds import KINDS, Kind
+from jaxasr_interp.cli.ablations import DEFAULT_REFERENCES, default_sites, read_kind
 from jaxasr_interp.cli.options import (
     AlphaOption,
     DtypeOption,
-    EditsOption,
-    HeadsOption,
     JsonOption,
     LanguageOption,
-    LayersOption,
     MemoryOption,
     MethodOption,
     MetricOption,
@@ -26,77 +20,54 @@ from jaxasr_interp.cli.options import (
     PlanOption,
     PositionsOption,
     ResumeOption,
-    SeedOption,
-    SitesOption,
-    StackOption,
-    StrideOption,
+    SweptSiteOption,
     WindowOption,
-    parse_memory,
-    refuse_options,
 )
 from jaxasr_interp.cli.output import console, print_json
-from jaxasr_interp.cli.results import draw, partial_file, run_sweep
-from jaxasr_interp.cli.sweeping import (
-    Selection,
-    check_method,
-    find_words,
-)
+from jaxasr_interp.cli.selection import Selection, SweptSites
+from jaxasr_interp.cli.sweeps import Sweep, partial_file
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.interventions.kinds import Interchange, Knockout, Noise, Scale, Zero
+from jaxasr_interp.generation.means import mean_activations
+from jaxasr_interp.generation.utterances import make_utterance
+from jaxasr_interp.interventions.kind_text import KindText
+from jaxasr_interp.interventions.kinds import Interchange
 from jaxasr_interp.model.edits import Edit
-from jaxasr_interp.model.sites import (
-    PATTERN_SITES,
-    DecoderActivations,
-    EncoderActivations,
-    check_site,
-    check_stack,
-    head_axis,
-)
-from jaxasr_interp.model.whisper import Whisper, require_tokenizer
+from jaxasr_interp.model.sites import PATTERN_SITES
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.contrast import Contrast, ask_transcript, ask_word, check_metric_name
-from jaxasr_interp.patching.means import mean_activations
-from jaxasr_interp.report.plots import axis_labels, change, plot_ablation
-from jaxasr_interp.report.tables import sweep_table, window_labels
+from jaxasr_interp.patching.result import SweepResult
+from jaxasr_interp.patching.sweep import SweepOptions, check_method
+from jaxasr_interp.report.plots import change, plot_ablation
+from jaxasr_interp.report.tables import sweep_table
 from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
 from jaxasr_interp.speech.audio import load_audio
 from jaxasr_interp.speech.noise import reference_audio
-from jaxasr_interp.speech.positions import resolve_windows
 
-_ONLY_SWEEPS = (
-    "text",
-    "word",
-    "positions",
-    "window",
-    "stride",
-    "metric",
-    "method",
-    "seed",
-    "plan_only",
-)
-_ONLY_COMPONENTS = ("kind", "reference", "stack", "site", "layers", "heads", "alpha")
+_METRICS = ("cross_entropy", "kl_all")
+_PHRASES = {
+    "zero": "Each component set to zero",
+    "scale": "Each component scaled",
+    "noise": "Noise added to each component",
+    "add": "A vector added to each component",
+    "mix": "Each component from another run",
+    "mean": "Each component set to its mean",
+    "knockout": "Attention knocked out",
+}
 
 
 def ablate(
-    context: typer.Context,
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            help="An audio file of up to 30 s; with --generate several, or a .tsv with columns "
-            "path and text."
-        ),
-    ],
+    file: Annotated[str, typer.Argument(help="An audio file of up to 30 s.")],
     model: ModelOption = "tiny.en",
     dtype: DtypeOption = None,
     language: LanguageOption = None,
-    kind: Annotated[str, typer.Option(help=f"{KINDS}.")] = "zero",
-    reference: Annotated[
-        list[str] | None,
+    kind: Annotated[
+        str,
         typer.Option(
-            help="Of mix: noise (default), silence or an audio file. Of mean: files, by default "
-            "the clip itself; repeatable."
+            help="zero, scale:factor=0.5, noise:std=0.5, add:vector=v.npy, mix:ref=FILE (by "
+            "default noise; or silence), mean:ref=a.flac,b.flac (by default FILE itself) or "
+            "knockout:keys=START..STOP; noise and mix also take :seed=1."
         ),
-    ] = None,
-    seed: SeedOption = 0,
+    ] = "zero",
     text: Annotated[
         str | None, typer.Option(help="Give the run this transcript instead of what is heard.")
     ] = None,
@@ -104,22 +75,12 @@ def ablate(
         str | None,
         typer.Option(help="Ask for this word of the transcript; by default for all of it."),
     ] = None,
-    stack: StackOption = "decoder",
-    site: SitesOption = None,
-    layers: LayersOption = None,
-    heads: HeadsOption = None,
+    site: SweptSiteOption = None,
     positions: PositionsOption = "all",
     window: WindowOption = None,
-    stride: StrideOption = None,
     alpha: AlphaOption = "1",
     metric: MetricOption = None,
     method: MethodOption = "minimal",
-    generate: Annotated[
-        bool,
-        typer.Option("--generate", help="Write transcripts without each component instead."),
-    ] = False,
-    edit: EditsOption = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest text, with --generate.")] = 100,
     memory: MemoryOption = None,
     resume: ResumeOption = False,
     plan_only: PlanOption = False,
@@ -133,171 +94,105 @@ def ablate(
 
     By default every layer's sublayers and every head of self- and cross-attention are set to zero
     at all positions; read are the cross-entropy of the model's own transcript and the KL divergence
-    from the intact run. In place of zero: mean (over positions, and over --reference clips), mix
-    (the value of a run that hears the --reference), noise, scale, or knockout (attention does not
-    see some positions: tokens for pattern, frames or times for cross_pattern and the encoder's).
-
-    With --generate the model writes a transcript without each component, or under each --edit, and
-    the texts are compared: word errors, loops, words where nothing is said.
+    from the intact run. In place of zero: mean (over positions, and over clips), mix (the value of
+    a run that hears something else), noise, scale, add, or knockout (attention does not see some
+    positions: tokens for pattern, frames or times for cross_pattern and the encoder's).
     """
-    what = Kind.read(kind)
-    if generate:
-        refuse_options(context, _ONLY_SWEEPS, "does nothing with --generate")
-        if edit:
-            refuse_options(context, _ONLY_COMPONENTS, "does nothing beside --edit")
-        ablate_texts(
-            files,
-            model=model,
-            dtype=dtype,
-            language=language,
-            edits=edit or (),
-            kind=what,
-            references=what.check_references(reference),
-            stack=stack,
-            sites=site,
-            layers=layers,
-            heads=heads,
-            alpha=alpha,
-            max_new_tokens=max_new_tokens,
-            memory=parse_memory(memory),
-            resume=resume,
-            out=out,
-            as_json=as_json,
-            overwrite=overwrite,
-        )
-        return
-    if len(files) > 1 or edit:
-        raise InputError("Several files, or an --edit, go with --generate.")
-    refuse_options(context, ("max_new_tokens",), "goes with --generate")
-    (file,) = files
-    known = check_stack(stack)
-    for one in site or ():
-        check_site(known, one)
-    sites = site or what.default_sites(known)
-    wanted = Selection.read(
-        stack,
-        sites,
-        layers=layers,
-        heads=heads or ("each" if any(head_axis(one) is not None for one in sites) else None),
-        positions=positions,
-        window=window,
-        stride=stride,
-        alpha=alpha,
-        memory=memory,
+    what = read_kind(kind, DEFAULT_REFERENCES | {"mean": ""})
+    selection = Selection.read(
+        site or default_sites(what), positions=positions, window=window, alpha=alpha, memory=memory
     )
-    references = what.check_references(reference)
-    if what.name == "knockout" and (len(sites) != 1 or not PATTERN_SITES.issuperset(sites)):
+    sites = selection.sites
+    if what.name == "knockout" and (
+        len(sites.names) > 1 or not PATTERN_SITES.issuperset(sites.names)
+    ):
         raise InputError(
             "A knock-out hides what attention looks at: choose one --site, pattern or "
             "cross_pattern."
         )
-    names = [check_metric_name(name) for name in metric or ("cross_entropy", "kl_all")]
-    check_method(method)
+    names = [check_metric_name(name) for name in metric or _METRICS]
+    options = SweepOptions(
+        direction="corrupted_to_clean",
+        method=check_method(method),
+        resume=partial_file(out) if resume else None,
+    )
     if not plan_only:
         reserve(out / "ablation.zarr", overwrite)
 
     whisper = load_model(model, dtype)
-    tokenizer = require_tokenizer(whisper)
-    sound = load_audio(file)
-    other = reference_audio(references[0], sound, seed) if what.name == "mix" else sound
-    given = {"text": text, "language": language}
-    contrast = (
-        ask_transcript(whisper, sound, other, **given)
-        if word is None
-        else ask_word(whisper, sound, other, word=word, **given)
-    )
-    words = find_words(whisper, contrast) if wanted.timed else ()
-    plan = wanted.plan(whisper, contrast, words)
+    contrast = _ask(whisper, file, what, selection, text=text, word=word, language=language)
+    edit = _edit(what, whisper, sites, contrast)
+    sweep = Sweep.plan(whisper, contrast, selection, names)
     if plan_only or not as_json:
-        print(f"heard: {contrast.clean_text}\nablation: {kind}\n{plan}")
+        print(f"heard: {contrast.clean_text}\nablation: {kind}")
+        print(sweep.describe(estimate=plan_only))
     if plan_only:
         return
 
-    swept = run_sweep(
-        whisper,
-        plan,
-        contrast
-        if what.name == "mix"
-        else dataclasses.replace(contrast, corrupted_mel=contrast.clean_mel),
-        names,
-        direction="corrupted_to_clean",
-        method=method,
-        resume=partial_file(out) if resume else None,
-        edit=_edit(what, whisper, wanted, contrast, references, seed),
-    )
-    labels = axis_labels(tokenizer, contrast.tokens)
-    heard = window_labels(plan, labels, words)
-    dataset = swept.to_dataset(labels, heard)
+    result = sweep.run(options, edit)
+    dataset = sweep.to_dataset(result)
     dataset["change"] = dataset.patched - dataset.clean
+    given = what.references or ((what.reference,) if what.reference else ())
     dataset = dataset.assign_attrs(
-        file_provenance(clip=file, **{f"reference_{i}": one for i, one in enumerate(references)})
+        file_provenance(clip=file, **{f"reference_{i}": one for i, one in enumerate(given)})
         | contrast.provenance
-        | {"kind": kind, "seed": seed}
+        | {"kind": kind, "seed": what.seed}
     )
     save_dataset(dataset, out / "ablation.zarr", whisper, overwrite=overwrite)
     partial_file(out).unlink(missing_ok=True)
-    pictures = []
-    for name in names:
-        moved, path = change(swept.result, name), out / f"{name}.png"
-        title = f"{what.phrase} in {Path(file).name} ({Path(model).name})"
-        if len(plan.windows) == 1:
-            pictures.append(plot_ablation(moved, title, path))
-        else:
-            pictures.append(draw(moved, contrast, labels, words, title, path))
+    title = f"{_PHRASES[what.name]} in {Path(file).name} ({Path(model).name})"
+    pictures = [_draw(sweep, result, name, title, out / f"{name}.png") for name in names]
     if as_json:
         print_json(dataset.to_dict())
         return
     for i, name in enumerate(names):
-        note = f" from {swept.result.clean[i]:.3f}"
-        console.print(sweep_table(change(swept.result, name), heard, note, most=8))
+        note = f" from {result.clean[i]:.3f}"
+        console.print(sweep_table(change(result, name), sweep.window_labels, note, most=8))
     print(f"wrote {out / 'ablation.zarr'} and {', '.join(map(str, pictures))}")
 
 
-def _edit(
-    kind: Kind,
+def _ask(
     model: Whisper,
-    wanted: Selection,
-    contrast: Contrast,
-    references: Sequence[str],
-    seed: int,
-) -> Edit | None:
-    """What is done to each component; `None` to take the corrupted run's value."""
-    match kind.name:
-        case "zero":
-            return Zero()
-        case "scale":
-            return Scale(kind.number)
-        case "noise":
-            return Noise(kind.number, seed)
-        case "knockout":
-            return Knockout(*_hidden_keys(kind.keys, model, wanted, contrast))
-        case "mean":
-            return Interchange(_mean(model, wanted, contrast, references))
-        case _:
-            return None
+    file: str,
+    kind: KindText,
+    selection: Selection,
+    *,
+    text: str | None,
+    word: str | None,
+    language: str | None,
+) -> Contrast:
+    """The clip's run, and beside it the one that values are taken from; encoded once each."""
+    clip = load_audio(file)
+    other = clip if kind.reference is None else reference_audio(kind.reference, clip, kind.seed)
+    sites = selection.encoder_sites
+    if word is None:
+        return ask_transcript(model, clip, other, text=text, language=language, sites=sites)
+    return ask_word(model, clip, other, text=text, word=word, language=language, sites=sites)
 
 
-def _mean(
-    model: Whisper, wanted: Selection, contrast: Contrast, references: Sequence[str]
-) -> EncoderActivations | DecoderActivations:
-    """Mean activations of the clip itself, or of other clips with what is heard in them."""
-    clips = [load_audio(path) for path in references]
-    runs = [ask_transcript(model, clip, clip) for clip in clips] or [contrast]
-    return mean_activations(
+def _edit(kind: KindText, model: Whisper, sites: SweptSites, contrast: Contrast) -> Edit | None:
+    """What is done to each component; `None` to take the other run's value."""
+    if kind.name == "mix":
+        return None
+    if kind.name != "mean":
+        return kind.edit(sites.stack, sites.names[0], model.config)
+    kept = sites.names if sites.stack == "encoder" else ()
+    clips = [
+        make_utterance(model, load_audio(path), sites=kept, name=path) for path in kind.references
+    ]
+    means = mean_activations(
         model,
-        [one.clean for one in runs],
-        stack=wanted.stack,
-        sites=wanted.sites,
+        clips or [contrast.clean],
+        stack=sites.stack,
+        sites=sites.names,
         n_tokens=len(contrast.tokens),
-        prompt=contrast.prompt,
-        frames=[one.frames for one in runs],
     )
+    return Interchange(means)
 
 
-def _hidden_keys(
-    text: str, model: Whisper, wanted: Selection, contrast: Contrast
-) -> tuple[int, int]:
-    """The window of frames or tokens that attention does not see."""
-    if wanted.stack == "decoder" and "pattern" in wanted.sites:
-        return resolve_windows(text, len(contrast.tokens))[0]
-    return resolve_windows(text, model.config.max_frames, timed=True)[0]
+def _draw(sweep: Sweep, result: SweepResult, metric: str, title: str, path: Path) -> Path:
+    """Components by layer where all positions are one window, else a heatmap over them."""
+    moved = change(result, metric)
+    if len(sweep.cells.windows) == 1:
+        return plot_ablation(moved, title, path)
+    return sweep.draw(moved, title, path)

@@ -13,12 +13,14 @@ from typer.core import TyperCommand
 from jaxasr_interp._version import __version__
 from jaxasr_interp.checkpoint.listing import list_models
 from jaxasr_interp.cli.ablate import ablate
+from jaxasr_interp.cli.ablate_text import ablate_text
+from jaxasr_interp.cli.attribution import attribution
 from jaxasr_interp.cli.demo import run_demo
 from jaxasr_interp.cli.encoder_lens import encoder_lens
 from jaxasr_interp.cli.extract import extract_command
 from jaxasr_interp.cli.lens import lens
 from jaxasr_interp.cli.options import JsonOption
-from jaxasr_interp.cli.output import console, errors, print_json
+from jaxasr_interp.cli.output import console, print_json, say
 from jaxasr_interp.cli.patch import patch
 from jaxasr_interp.cli.probe import probe
 from jaxasr_interp.cli.reading import transcribe
@@ -43,13 +45,21 @@ class _Command(TyperCommand):
     context_class = typer.Context
 
 
-for command in (transcribe, lens, patch, ablate, verify):
-    app.command(cls=_Command)(command)
-app.command("encoder-lens")(encoder_lens)
-app.command("extract")(extract_command)
-app.command("tuned-lens")(tuned_lens)
-app.command()(similarity)
-app.command()(probe)
+for name, command in {
+    "transcribe": transcribe,
+    "lens": lens,
+    "tuned-lens": tuned_lens,
+    "encoder-lens": encoder_lens,
+    "patch": patch,
+    "attribution": attribution,
+    "ablate": ablate,
+    "ablate-text": ablate_text,
+    "extract": extract_command,
+    "probe": probe,
+    "similarity": similarity,
+    "verify": verify,
+}.items():
+    app.command(name, cls=_Command)(command)
 app.add_typer(study, name="study")
 
 
@@ -98,7 +108,7 @@ def _options(
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
     """A warning in a line, without the place in the code that it comes from."""
-    errors.print(f"warning: {message}", markup=False, soft_wrap=True)
+    say(f"warning: {message}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -108,5 +118,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
             warnings.showwarning = _show_warning
             app(arguments)
     except InputError as error:
-        errors.print(f"error: {error}", markup=False, soft_wrap=True)
+        say(f"error: {error}")
         sys.exit(2)

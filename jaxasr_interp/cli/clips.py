@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxasr_interp.cli.output import errors
+from jaxasr_interp.cli.output import say
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.speech.audio import CHUNK_SAMPLES, load_audio
 from jaxasr_interp.speech.clips import read_manifest
@@ -22,7 +22,7 @@ def read_clips(files: Sequence[str], language: str | None) -> list[Clip]:
     for path, text, own in rows:
         audio = load_audio(path)
         if len(audio) > CHUNK_SAMPLES:
-            errors.print(f"left out: {path} is longer than 30 s", markup=False, soft_wrap=True)
+            say(f"left out: {path} is longer than 30 s")
             continue
         clips.append(Clip(str(path), audio, text, language or own))
     if not clips:

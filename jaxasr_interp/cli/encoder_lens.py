@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from jaxasr_interp.checkpoint.load import load_model
@@ -16,16 +17,14 @@ from jaxasr_interp.cli.options import (
     parse_memory,
 )
 from jaxasr_interp.cli.output import console, print_json
-from jaxasr_interp.errors import InputError
-from jaxasr_interp.generation.language import detect_language
 from jaxasr_interp.generation.options import Choice
-from jaxasr_interp.lens.encoder import encoder_lens as read_depths
-from jaxasr_interp.model.run import encode
-from jaxasr_interp.model.whisper import require_tokenizer
+from jaxasr_interp.generation.utterances import make_utterance
+from jaxasr_interp.lens.encoder import DEPTH_SITES, read_depths
+from jaxasr_interp.model.run import encode_utterance
 from jaxasr_interp.report.plots import plot_encoder_lens
 from jaxasr_interp.report.tables import encoder_lens_table
 from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
-from jaxasr_interp.speech.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
+from jaxasr_interp.speech.audio import load_audio
 
 
 def encoder_lens(
@@ -51,25 +50,22 @@ def encoder_lens(
     choice = Choice(max_new_tokens=max_new_tokens)
     reserve(out / "encoder_lens.zarr", overwrite)
     whisper = load_model(model, dtype)
-    tokenizer = require_tokenizer(whisper)
-    audio = load_audio(file)
-    if len(audio) > CHUNK_SAMPLES:
-        raise InputError(f"{file} is longer than 30 s: cut it to the sentence.")
-    mel = log_mel_spectrogram(audio, whisper.config.n_mels)
-    if language is None and tokenizer.multilingual:
-        language = next(iter(detect_language(whisper, encode(whisper, mel, sites=()).states)))
-    language = tokenizer.language_code(language or "en")
+    # The lens itself finds out what is heard at full depth: without a text none is generated here.
+    given = make_utterance(
+        whisper, load_audio(file), text=text or "", language=language, sites=DEPTH_SITES, name=file
+    )
+    tokens, spoken = np.asarray(given.tokens).tolist(), given.language or "en"
     lens = read_depths(
         whisper,
-        mel,
-        prompt=tokenizer.prompt(language),
-        reference=None if text is None else tokenizer.encode(" " + text.strip()),
+        encode_utterance(whisper, given, DEPTH_SITES),
+        prompt=tokens[: given.prompt],
+        reference=None if text is None else tokens[given.prompt :],
         norm=norm,
         choice=choice,
         memory=budget,
     )
-    dataset = lens.to_dataset(text, language).assign_attrs(
-        file_provenance(clip=file) | {"language": language, "norm": int(norm)}
+    dataset = lens.to_dataset(text, spoken).assign_attrs(
+        file_provenance(clip=file) | {"language": spoken, "norm": int(norm)}
     )
     save_dataset(dataset, out / "encoder_lens.zarr", whisper, overwrite=overwrite)
     picture = plot_encoder_lens(

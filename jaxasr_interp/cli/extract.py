@@ -16,7 +16,7 @@ from jaxasr_interp.cli.options import (
     ModelOption,
     OverwriteOption,
 )
-from jaxasr_interp.cli.output import errors, print_json, progress_of_sound
+from jaxasr_interp.cli.output import print_json, progress, say
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.extract import DEFAULT_SITES, ExtractOptions, extract
 from jaxasr_interp.extraction.texts import OWN
@@ -89,7 +89,7 @@ def extract_command(
         batch_size=batch_size,
     )
     whisper = load_model(model, dtype)
-    with progress_of_sound("clip") as on_progress:
+    with progress() as on_progress:
         done = extract(
             whisper,
             manifest,
@@ -97,10 +97,10 @@ def extract_command(
             sites=site or DEFAULT_SITES,
             options=options,
             overwrite=overwrite,
-            on_progress=on_progress,
+            on_progress=lambda done, total, _: on_progress(done, total, "clips"),
         )
     for path, problem in done.problems:
-        errors.print(f"left out: {path}: {problem}", markup=False, soft_wrap=True)
+        say(f"left out: {path}: {problem}")
     if as_json:
         print_json(dataclasses.asdict(done) | {"path": str(done.path)})
         return

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
-from jaxtyping import Array, Float
 
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.options import (
@@ -17,15 +17,14 @@ from jaxasr_interp.cli.options import (
 )
 from jaxasr_interp.cli.output import console, print_json
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.generation.transcribe import transcribe_batch
+from jaxasr_interp.generation.utterances import make_utterance
 from jaxasr_interp.generation.word_times import align_words, following_heads, mean_pattern
 from jaxasr_interp.lens.direct import DIRECT_SITES, direct_logit_attribution
 from jaxasr_interp.lens.logit import check_lens_site, logit_lens
 from jaxasr_interp.lens.tuned import tuned_lens
 from jaxasr_interp.lens.tuned_checkpoints import load_tuned_lens
-from jaxasr_interp.model.run import DecoderRun, decode, encode
+from jaxasr_interp.model.run import DecoderRun, EncodedUtterance, decode, encode_utterance
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
-from jaxasr_interp.patching.contrast import count_frames
 from jaxasr_interp.report.plots import (
     axis_labels,
     plot_attention,
@@ -36,8 +35,7 @@ from jaxasr_interp.report.plots import (
 )
 from jaxasr_interp.report.tables import attribution_table, lens_heads_table, lens_table
 from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
-from jaxasr_interp.speech.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
-from jaxasr_interp.speech.tokenizer import Tokenizer
+from jaxasr_interp.speech.audio import load_audio
 
 
 def lens(
@@ -79,7 +77,8 @@ def lens(
     if translators is not None:
         translators.check_model(whisper)
     tokenizer = require_tokenizer(whisper)
-    read = _read(whisper, tokenizer, file, language, text, site, attribution)
+    sites = {site, "resid_post", "cross_pattern", *(DIRECT_SITES if attribution else ())}
+    read = _read(whisper, file, sites, language=language, text=text)
     name = Path(model).name
     if translators is None:
         result = logit_lens(whisper, read.run, site=site, top_k=top_k)
@@ -87,7 +86,7 @@ def lens(
         result = tuned_lens(whisper, read.run, translators, top_k=top_k)
     origin = file_provenance(clip=file) | {
         "tokens": read.tokens,
-        "prompt": read.start + 1,
+        "prompt": read.utterance.prompt,
         "tuned_lens": "" if tuned is None else str(tuned),
     }
     dataset = result.to_dataset().assign_coords(token=("pos", read.labels)).assign_attrs(origin)
@@ -129,61 +128,44 @@ class _Read:
     """A clip and its transcript, read by the decoder.
 
     Attributes:
-        mel: spectrogram of the clip.
-        frames: encoder frames that hold sound.
-        tokens: prompt and transcript.
-        start: the position that predicts the transcript's first token.
+        utterance: the clip with prompt and transcript.
         run: the decoder's run on them.
         labels: text of every token.
         following: the token behind each: at the end, the end of text.
     """
 
-    mel: Float[Array, "n_mels mel_frame"]
-    frames: int
-    tokens: list[int]
-    start: int
+    utterance: EncodedUtterance
     run: DecoderRun
     labels: list[str]
     following: list[int]
 
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and transcript."""
+        return np.asarray(self.utterance.tokens).tolist()
+
+    @property
+    def start(self) -> int:
+        """The position that predicts the transcript's first token."""
+        return self.utterance.prompt - 1
+
 
 def _read(
-    whisper: Whisper,
-    tokenizer: Tokenizer,
-    file: str,
-    language: str | None,
-    text: str | None,
-    site: str,
-    attribution: bool,
+    model: Whisper, file: str, sites: set[str], *, language: str | None, text: str | None
 ) -> _Read:
-    audio = load_audio(file)
-    if len(audio) > CHUNK_SAMPLES:
-        raise InputError(f"{file} is longer than 30 s: cut it to the sentence.")
-    if text is None or language is None:
-        heard = transcribe_batch(whisper, [audio], language=language)[0]
-        language = language or heard.language
-        written = heard.tokens if text is None else tokenizer.encode(" " + text.strip())
-    else:
-        written = tokenizer.encode(" " + text.strip())
-    prompt = tokenizer.prompt(language)
-    tokens = [*prompt, *written]
-    mel = log_mel_spectrogram(audio, whisper.config.n_mels)
-    sites = {site, "resid_post", "cross_pattern", *(DIRECT_SITES if attribution else ())}
-    run = decode(whisper, tokens, encode(whisper, mel, sites=()).states, sites=sites)
-    return _Read(
-        mel,
-        count_frames(whisper, audio),
-        tokens,
-        len(prompt) - 1,
-        run,
-        axis_labels(tokenizer, tokens),
-        [*tokens[1:], tokenizer.end_of_text],
-    )
+    """Encode a clip, once, and give the decoder its transcript."""
+    tokenizer = require_tokenizer(model)
+    utterance = make_utterance(model, load_audio(file), text=text, language=language, name=file)
+    states = encode_utterance(model, utterance).states
+    tokens = np.asarray(utterance.tokens).tolist()
+    run = decode(model, tokens, states, sites=sites)
+    following = [*tokens[1:], tokenizer.end_of_text]
+    return _Read(utterance, run, axis_labels(tokenizer, tokens), following)
 
 
-def _plot_attention(whisper: Whisper, read: _Read, name: str, path: Path) -> Path:
-    heads = following_heads(whisper)
-    words = align_words(whisper, read.mel, read.tokens, read.start + 1, read.frames)
+def _plot_attention(model: Whisper, read: _Read, name: str, path: Path) -> Path:
+    heads = following_heads(model)
+    words = align_words(model, read.utterance)
     title = f"where {name} listens: mean of the {len(heads)} heads that follow the audio"
-    pattern = mean_pattern(read.run, heads)[:, : read.frames]
+    pattern = mean_pattern(read.run, heads)[:, : read.utterance.frames]
     return plot_attention(pattern, read.labels, words, title, path)

@@ -7,8 +7,6 @@ from typing import Annotated
 import typer
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.interventions.indices import parse_indices
-from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="Bundled name, local folder or hub id (see `models`).")
@@ -19,16 +17,17 @@ LanguageOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results in --out.")]
-PlanOption = Annotated[bool, typer.Option("--plan", help="Print the plan and stop.")]
-StackOption = Annotated[str, typer.Option(help="decoder or encoder.")]
-SitesOption = Annotated[
-    list[str] | None, typer.Option("--site", help="What is patched; repeatable.")
+PlanOption = Annotated[
+    bool, typer.Option("--plan", help="Print the plan and how long it would take, and stop.")
 ]
-HeadsOption = Annotated[
-    str | None,
-    typer.Option(help="each, or such as 0,2-4: every head on its own; all: together."),
+SweptSiteOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--site",
+        help="What is swept: STACK.SITE[@LAYERS[.HEADS]], such as decoder.resid_pre, "
+        "encoder.mlp_out@0-3 or decoder.z@*.each (every head on its own); repeatable.",
+    ),
 ]
-LayersOption = Annotated[str | None, typer.Option(help="Such as 0,3-5,-1; all by default.")]
 PositionsOption = Annotated[
     str | None,
     typer.Option(
@@ -37,14 +36,16 @@ PositionsOption = Annotated[
     ),
 ]
 WindowOption = Annotated[
-    str | None, typer.Option(help="Positions patched together: a number, or a time such as 200ms.")
-]
-StrideOption = Annotated[
-    str | None, typer.Option(help="Distance between windows; by default their width.")
+    str | None,
+    typer.Option(
+        help="Positions patched together, and the distance between windows, by default their "
+        "width: WIDTH[:STRIDE], numbers or times, such as 4 or 200ms:100ms."
+    ),
 ]
 AlphaOption = Annotated[
     str, typer.Option(help="Strengths, such as 0.25,0.5,1: ã = (1 - α) a + α · patch.")
 ]
+DirectionOption = Annotated[str, typer.Option(help="clean_to_corrupted, or corrupted_to_clean.")]
 MetricOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -61,16 +62,15 @@ ResumeOption = Annotated[
     bool,
     typer.Option("--resume", help="Keep what is computed in --out, and go on from there."),
 ]
-SeedOption = Annotated[int, typer.Option(help="Of the noise.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the noise.")]
 
 EditsOption = Annotated[
     list[str] | None,
     typer.Option(
         "--edit",
         help="KIND:STACK.SITE@LAYERS.HEADS:KEY=VALUE, such as zero:decoder.cross_z@4.7 or "
-        "mix:encoder.resid_post@*:alpha=0.5:ref=noise; repeatable: transcribe applies all, ablate "
-        "--generate each on its own. Kinds: zero, "
-        "scale, noise, add, mix, mean, knockout.",
+        "mix:encoder.resid_post@*:alpha=0.5:ref=noise; repeatable: transcribe applies all, "
+        "ablate-text each on its own. Kinds: zero, scale, noise, add, mix, mean, knockout.",
     ),
 ]
 
@@ -84,11 +84,6 @@ def refuse_options(context: typer.Context, names: Sequence[str], why: str) -> No
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name in names and source is not None and source.name == "COMMANDLINE":
             raise InputError(f"{parameter.opts[0]} {why}.")
-
-
-def parse_heads(text: str | None) -> list[int] | str | None:
-    """Read `each`, `all` (as `None`), or head numbers like layers."""
-    return text if text == "each" else parse_indices("heads", None if text == "all" else text)
 
 
 def parse_alphas(text: str) -> list[float]:
@@ -117,21 +112,3 @@ def parse_memory(text: str | None) -> int | None:
     if match is None or (match[3] and not match[2]):
         raise InputError(f"The memory {text!r} cannot be read: write it as 500MB or 2GB.")
     return int(float(match[1]) * (_BINARY if match[3] else _BYTES)[match[2]])
-
-
-def parse_width(what: str, text: str | None, timed: bool) -> int | None:
-    """Read a number of positions, or of frames from a time such as `0.2s` or `200ms`.
-
-    Raises:
-        InputError: the text is something else, or a time where positions are tokens.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*(ms|s)?", text.strip())
-    if match is None or (not match[2] and "." in match[1]):
-        raise InputError(f"The {what} {text!r} cannot be read: write 10, 0.2s or 200ms.")
-    if not match[2]:
-        return int(match[1])
-    if not timed:
-        raise InputError(f"The {what} {text!r} is a time: this site's positions are tokens.")
-    return round(float(match[1]) / (1000 if match[2] == "ms" else 1) * FRAMES_PER_SECOND)

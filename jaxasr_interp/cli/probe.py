@@ -8,7 +8,7 @@ import numpy as np
 import typer
 
 from jaxasr_interp.cli.options import JsonOption, OverwriteOption
-from jaxasr_interp.cli.output import console, print_json, progress_of_stages
+from jaxasr_interp.cli.output import console, print_json, progress
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.reading import open_activations
 from jaxasr_interp.extraction.representations import row_axes
@@ -94,7 +94,7 @@ def probe(
     groups = None if group is None else _column(dataset, group)
     rows: list[dict[str, Any]] = []
     for variable in variables:
-        with progress_of_stages("probe") as on_progress:
+        with progress() as on_progress:
             reports = probe_store(
                 dataset,
                 variable,

@@ -16,7 +16,7 @@ from jaxasr_interp.cli.options import (
     OverwriteOption,
     refuse_options,
 )
-from jaxasr_interp.cli.output import errors, print_json, progress
+from jaxasr_interp.cli.output import print_json, progress, say
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.generation.transcribe import Transcript, transcribe_files
@@ -60,17 +60,17 @@ def transcribe(
     transcripts = transcribe_files(
         whisper, files, language=language, task=task, choice=choice, edit=intervention
     )
-    with progress(len(files), "clip") as advance:
-        for path, transcript in transcripts:
+    with progress() as on_progress:
+        for done, (path, transcript) in enumerate(transcripts, 1):
             if isinstance(transcript, InputError):
                 failed.append(transcript)
-                errors.print(f"error: {transcript}", markup=False, soft_wrap=True)
+                say(f"error: {transcript}")
             else:
                 results.append(_as_json(path, transcript))
                 if not as_json:
                     label = f"{path}\t" if len(files) > 1 else ""
                     print(f"{label}{transcript.text}", flush=True)
-            advance(1)
+            on_progress(done, len(files), "clips")
     if as_json:
         print_json(results)
     if out is not None:

@@ -8,9 +8,9 @@ import typer
 from rich.table import Table
 
 from jaxasr_interp.cli.options import JsonOption, MemoryOption, OverwriteOption, parse_memory
-from jaxasr_interp.cli.output import console, print_json, progress_of_stages
-from jaxasr_interp.extraction.reading import open_activations
+from jaxasr_interp.cli.output import console, print_json, progress
 from jaxasr_interp.extraction.representations import row_axes
+from jaxasr_interp.extraction.store import open_activations
 from jaxasr_interp.probes.report import RANDOM
 from jaxasr_interp.report.plots.geometry import plot_similarity, plot_spectrum
 from jaxasr_interp.runtime.store import reserve, write_dataset, write_json
@@ -57,7 +57,7 @@ def similarity(
         made = result.to_dataset().assign_attrs(origin)
         write_dataset(made, path.with_name(f"{path.name}.zarr"), overwrite=overwrite)
 
-    with progress_of_stages("clip") as on_progress:
+    with progress() as on_progress:
         for first, second in _pairs(dataset, names):
             stem = out / "cka" / (first if first == second else f"{first}-{second}")
             alike = cka(

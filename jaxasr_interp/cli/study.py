@@ -19,7 +19,7 @@ from jaxasr_interp.cli.options import (
     ResumeOption,
     SeedOption,
 )
-from jaxasr_interp.cli.output import console, print_json, progress_of_total
+from jaxasr_interp.cli.output import console, print_json, progress
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.runtime.store import (
@@ -76,13 +76,12 @@ def repetition(
         if not clip.text or len(clip.audio) > CHUNK_SAMPLES:
             raise InputError(f"{clip.name} is not speech of up to 30 s with its text.")
     whisper = load_model(model, dtype)
-    with progress_of_total(len(maybe), "candidate") as on_progress:
+    with progress() as on_progress:
         looping = find_loops(whisper, maybe, choice=choice, on_progress=on_progress)
     if not as_json:
         print(f"{len(looping)} of {len(maybe)} candidates loop; {len(talk)} clips of speech")
     edits = component_edits(whisper)
-    total = (len(edits) + 1) * (len(looping) + len(talk))
-    with progress_of_total(total, "text") as on_progress:
+    with progress() as on_progress:
         result = run_repetition(
             whisper,
             looping,

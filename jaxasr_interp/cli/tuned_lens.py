@@ -18,7 +18,7 @@ from jaxasr_interp.cli.options import (
     ModelOption,
     OverwriteOption,
 )
-from jaxasr_interp.cli.output import console, print_json, progress_of_stages
+from jaxasr_interp.cli.output import console, print_json, progress
 from jaxasr_interp.lens.tuned_checkpoints import CHECKPOINTS
 from jaxasr_interp.lens.tuned_training import LensTraining, TunedLens, train_tuned_lens
 from jaxasr_interp.report.plots import plot_tuned_lens
@@ -68,8 +68,8 @@ def tuned_lens(
         clips = [dataclasses.replace(clip, text=None) for clip in clips]
     if overwrite:
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-    with progress_of_stages("done") as say:
-        lens = train_tuned_lens(whisper, clips, out, training, on_progress=say)
+    with progress() as on_progress:
+        lens = train_tuned_lens(whisper, clips, out, training, on_progress=on_progress)
     dataset = lens.to_dataset().assign_attrs(dataclasses.asdict(training))
     save_dataset(dataset, out / "tuned_lens.zarr", whisper, overwrite=overwrite)
     picture = plot_tuned_lens(dataset, f"lenses of {Path(model).name}", out / "tuned_lens.png")

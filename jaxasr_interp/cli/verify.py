@@ -18,7 +18,7 @@ from jaxasr_interp.cli.options import (
     SeedOption,
     parse_memory,
 )
-from jaxasr_interp.cli.output import console, print_json, steps_done
+from jaxasr_interp.cli.output import console, print_json, progress
 from jaxasr_interp.patching.contrast import ask_word
 from jaxasr_interp.runtime.store import file_provenance, provenance, reserve, write_json
 from jaxasr_interp.speech.audio import load_audio
@@ -55,7 +55,7 @@ def verify(
     sound = _demo_audio() if file is None else load_audio(file)
     noise = reference_audio("noise", sound, seed)
     contrast = ask_word(whisper, sound, noise, language=language)
-    with steps_done() as on_progress:
+    with progress() as on_progress:
         checks = measure(
             whisper,
             contrast.clean,

@@ -1,7 +1,7 @@
 """Kinds of edits as text: `KIND[:KEY=VALUE ...]`, such as `noise:std=0.5`; see `grammar`."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ KINDS: dict[str, set[str]] = {
 }
 """The kinds of edits, and the keys that each takes beside the place's own."""
 _OPTIONAL = {"seed"}
+_NUMBERS = {"factor", "std", "seed", "alpha"}
 _LARGEST_SEED = 2**31 - 1
 
 
@@ -58,7 +59,13 @@ class KindText:
     @property
     def references(self) -> tuple[str, ...]:
         """The clips that a mean is taken over; none for the other kinds."""
-        return tuple(self.values["ref"].split(",")) if self.name == "mean" else ()
+        named = self.values["ref"] if self.name == "mean" else ""
+        return tuple(named.split(",")) if named else ()
+
+    @property
+    def text(self) -> str:
+        """The kind as it is written, with the keys that it has by default."""
+        return ":".join([self.name, *(f"{key}={value}" for key, value in self.values.items())])
 
     @property
     def seed(self) -> int:
@@ -121,15 +128,20 @@ class KindText:
         return Knockout(start, stop)
 
 
-def parse_kind(text: str, also: Sequence[str] = ()) -> KindText:
+def parse_kind(
+    text: str, also: Sequence[str] = (), references: Mapping[str, str] | None = None
+) -> KindText:
     """Read `KIND[:KEY=VALUE ...]`.
 
     Args:
         text: as in `noise:std=0.5:seed=1`.
         also: keys that may stand beside those of the kind.
+        references: the `ref` of each kind that need not say its own; `""` for a mean of clips that
+            the caller knows.
 
     Raises:
-        InputError: there is no such kind or key, a key has no value or several, or one is missing.
+        InputError: there is no such kind or key, a key has no fitting value or several, or one is
+            missing.
     """
     name, *options = text.split(":")
     if name not in KINDS:
@@ -142,10 +154,15 @@ def parse_kind(text: str, also: Sequence[str] = ()) -> KindText:
         if not value or key in values:
             raise InputError(f"The key {key} needs one value, as in {key}=....")
         values[key] = value
+    if references and name in references:
+        values = {"ref": references[name]} | values
     missing = KINDS[name] - _OPTIONAL - set(values)
     if missing:
         raise InputError(f"The kind {name} needs {min(missing)}=....")
     kind = KindText(name, values)
+    for key in values:
+        if key in _NUMBERS:
+            kind.number(key)
     if kind.reference is not None:
         check_reference(kind.reference)
     for file in kind.references:

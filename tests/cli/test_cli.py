@@ -1,7 +1,9 @@
 """The command line as a user runs it: its output, its files, its exit code."""
 
 import hashlib
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import typer
 import xarray
+from rich.console import Console
 
 import jaxasr_interp as ji
 from helpers.files import GLASS, GRASS, PNG
 from helpers.golden import GOLDEN
 from helpers.real import real_model
-from jaxasr_interp.cli import options
+from jaxasr_interp.cli import options, output, sweeps
+from jaxasr_interp.cli.app import app
+from jaxasr_interp.cli.selection import Selection
+from jaxasr_interp.interventions.places import parse_indices
+from jaxasr_interp.model import run as run_module
 
 
 def run(*arguments, cwd=None):
@@ -71,7 +79,7 @@ def test_lens_writes_stores_and_pictures(tmp_path, invoke):
 
 @pytest.mark.real
 def test_patch_writes_a_store_and_pictures(tmp_path, invoke):
-    options = ["--site", "cross_attn_out", "--out", tmp_path / "patch", "--json"]
+    options = ["--site", "decoder.cross_attn_out", "--out", tmp_path / "patch", "--json"]
     code, printed, errors = invoke("patch", GRASS, GLASS, *options)
     assert code == 0, errors
     printed = json.loads(printed)
@@ -89,12 +97,13 @@ def test_patch_writes_a_store_and_pictures(tmp_path, invoke):
 @pytest.mark.real
 def test_a_plan_is_printed_and_nothing_written(tmp_path, invoke):
     out = tmp_path / "patch"
-    options = ["--site", "z", "--site", "cross_z", "--heads", "each", "--layers", "0,2-3"]
+    options = ["--site", "decoder.z@0,2-3.each", "--site", "decoder.cross_z@0,2-3.each"]
     options += ["--alpha", "0.5,1", "--positions", "word:cut,-1", "--plan", "--out", out]
     code, printed, errors = invoke("patch", GRASS, GLASS, *options)
     assert code == 0, errors
     assert "2 strengths × 12 components × 3 layers × 2 positions" in printed
-    options = ["--stack", "encoder", "--window", "400ms", "--stride", "0.2s", "--plan"]
+    assert re.search(r"about \d+\.\d s on this CPU", printed)
+    options = ["--site", "encoder.resid_pre", "--window", "400ms:0.2s", "--plan"]
     _, printed, _ = invoke("patch", GRASS, GLASS, *options)
     assert "4 layers × 12 windows" in printed
     assert not out.exists()
@@ -102,7 +111,7 @@ def test_a_plan_is_printed_and_nothing_written(tmp_path, invoke):
 
 @pytest.mark.real
 def test_the_word_is_heard_where_it_is_said(tmp_path, invoke):
-    options = ["--stack", "encoder", "--layers", "0", "--metric", "logit_diff", "--out", tmp_path]
+    options = ["--site", "encoder.resid_pre@0", "--metric", "logit_diff", "--out", tmp_path]
     options += ["--positions", "0:20,word:grass,1.6s..1.8s"]
     code, printed, errors = invoke("patch", GRASS, GLASS, *options)
     assert code == 0, errors
@@ -121,9 +130,9 @@ def test_the_word_is_heard_where_it_is_said(tmp_path, invoke):
 
 @pytest.mark.real
 def test_one_clip_is_swept_against_a_reference_and_by_gradients(tmp_path, invoke):
-    options = ["--reference", "silence", "--word", "cut", "--site", "cross_attn_out", "--json"]
-    options += ["--attribution", "--exact", "--verify-top", "3", "--out", tmp_path]
-    code, printed, errors = invoke("patch", GRASS, *options)
+    options = ["--word", "cut", "--site", "decoder.cross_attn_out", "--json"]
+    options += ["--exact", "--verify-top", "3", "--out", tmp_path]
+    code, printed, errors = invoke("attribution", GRASS, "silence", *options)
     assert code == 0, errors
     result = json.loads(printed, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert result["attrs"]["target"] == "cut"
@@ -142,8 +151,8 @@ def test_one_clip_is_swept_against_a_reference_and_by_gradients(tmp_path, invoke
 
 @pytest.mark.real
 def test_where_both_runs_are_one_there_is_nothing_to_recover(tmp_path, invoke):
-    options = ["--site", "mlp_out", "--layers", "1", "--json", "--out", tmp_path]
-    code, printed, errors = invoke("patch", GRASS, "--reference", GRASS, *options)
+    options = ["--site", "decoder.mlp_out@1", "--word", "grass", "--json", "--out", tmp_path]
+    code, printed, errors = invoke("patch", GRASS, GRASS, *options)
     assert code == 0, errors
     for name in ("log_prob", "kl", "cross_entropy"):
         assert f"note: {name} is " in errors
@@ -156,8 +165,8 @@ def test_where_both_runs_are_one_there_is_nothing_to_recover(tmp_path, invoke):
 
 @pytest.mark.real
 def test_a_store_says_what_was_heard_and_given(tmp_path, invoke):
-    options = ["--reference", "noise", "--seed", "7", "--layers", "1", "--attribution"]
-    code, _, errors = invoke("patch", GRASS, *options, "--out", tmp_path)
+    options = ["--site", "decoder.resid_pre@1", "--out", tmp_path]
+    code, _, errors = invoke("attribution", GRASS, "noise:seed=7", *options)
     assert code == 0, errors
     attrs = ji.open_dataset(tmp_path / "sweep.zarr").attrs
     model = real_model("tiny.en")
@@ -172,7 +181,9 @@ def test_a_store_says_what_was_heard_and_given(tmp_path, invoke):
 
 @pytest.mark.real
 def test_ablate_equals_an_edited_run(tmp_path, invoke):
-    code, printed, errors = invoke("ablate", GRASS, "--out", tmp_path, "--layers", "1,3")
+    sites = ("attn_out@1,3", "cross_attn_out", "mlp_out@1,3", "z@1,3.each", "cross_z@1,3.each")
+    options = [part for site in sites for part in ("--site", f"decoder.{site}")]
+    code, printed, errors = invoke("ablate", GRASS, "--out", tmp_path, *options)
     assert code == 0, errors
     assert "change of cross_entropy from" in printed
     stored = xarray.open_zarr(tmp_path / "ablation.zarr", consolidated=False)
@@ -201,23 +212,22 @@ def test_ablate_equals_an_edited_run(tmp_path, invoke):
 
 @pytest.mark.real
 def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path, invoke, monkeypatch):
-    from jaxasr_interp.cli import results
-
-    swept = results.activation_patching
+    swept = sweeps.activation_patching
     done = []
 
     def interrupted(*arguments, on_progress, **options):
-        swept(*arguments, on_progress=done.append, **options)
+        swept(*arguments, on_progress=lambda *now: done.append(now), **options)
         raise KeyboardInterrupt
 
-    command = ["ablate", GRASS, "--site", "mlp_out", "--resume", "--out", tmp_path, "--json"]
-    monkeypatch.setattr(results, "activation_patching", interrupted)
+    command = ["ablate", GRASS, "--site", "decoder.mlp_out", "--resume", "--json"]
+    command += ["--out", tmp_path]
+    monkeypatch.setattr(sweeps, "activation_patching", interrupted)
     assert invoke(*command)[0] == 130
     assert [path.name for path in tmp_path.glob("*.*")] == ["unfinished.npz"]
-    monkeypatch.setattr(results, "activation_patching", swept)
+    monkeypatch.setattr(sweeps, "activation_patching", swept)
     code, printed, errors = invoke(*command)
     assert code == 0, errors
-    assert done[-1] == 4
+    assert done[-1] == (4, 4, "patches")
     assert np.isfinite(np.array(json.loads(printed)["data_vars"]["change"]["data"])).all()
     assert not (tmp_path / "unfinished.npz").exists()
     assert (tmp_path / "ablation.zarr").exists()
@@ -227,16 +237,21 @@ def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path, invoke, monkeypatch):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--kind", "mean", "--site", "mlp_out"],
-        ["--kind", "mean", "--reference", GLASS, "--site", "cross_z", "--heads", "0"],
-        ["--kind", "mix", "--reference", GLASS, "--site", "cross_attn_out", "--word", "grass"],
-        ["--kind", "noise:std=2", "--site", "attn_out", "--positions", "2:5"],
-        ["--kind", "scale:factor=0", "--site", "mlp_out", "--alpha", "0.5,1"],
-        ["--kind", "knockout:keys=0.8s..2.2s", "--heads", "all"],
-        ["--kind", "knockout:keys=0..2", "--site", "pattern", "--heads", "0"],
+        ["--kind", "mean", "--site", "decoder.mlp_out"],
+        ["--kind", "mean", "--site", "encoder.mlp_out"],
+        ["--kind", f"mean:ref={GLASS}", "--site", "decoder.cross_z@*.0"],
+        ["--kind", f"mix:ref={GLASS}", "--site", "decoder.cross_attn_out", "--word", "grass"],
+        ["--kind", "mix:ref=silence", "--site", "encoder.mlp_out", "--positions", "0:50"],
+        ["--kind", "noise:std=2", "--site", "decoder.attn_out", "--positions", "2:5"],
+        ["--kind", "scale:factor=0", "--site", "decoder.mlp_out", "--alpha", "0.5,1"],
+        ["--kind", "add:vector={vector}", "--site", "decoder.mlp_out@2"],
+        ["--kind", "knockout:keys=0.8s..2.2s", "--site", "decoder.cross_pattern"],
+        ["--kind", "knockout:keys=0..2", "--site", "decoder.pattern@*.0"],
     ],
 )
 def test_every_kind_of_ablation_changes_the_run(tmp_path, invoke, options):
+    np.save(tmp_path / "vector.npy", np.linspace(-1, 1, 384, dtype=np.float32))
+    options = [option.format(vector=tmp_path / "vector.npy") for option in options]
     code, printed, errors = invoke("ablate", GRASS, "--json", "--out", tmp_path, *options)
     assert code == 0, errors
     change = np.array(json.loads(printed)["data_vars"]["change"]["data"], float)
@@ -314,52 +329,66 @@ def noise(tmp_path, seconds=1.0):
         (["lens", GRASS, "--model", str(GOLDEN / "tiny_random")], "without a tokenizer.json"),
         (["lens", GRASS, "--language", "klingon"], "Unknown language 'klingon'"),
         (["lens", GRASS, "--site", "pattern"], "No lens can read 'pattern'"),
-        (["lens", GRASS, "--text", "word " * 460], "expected one sequence of 1 to 448 tokens"),
+        (["lens", GRASS, "--text", "word " * 460], "tokens with its prompt: at most 448"),
         (["transcribe", GRASS, "--task", "translate"], "English-only model cannot translate"),
         (["lens", GRASS, "--out", f"{GRASS}/lens"], "Nothing can be written to"),
         (["transcribe", GRASS, "--out", f"{GRASS}/t.json"], "Nothing can be written to"),
         (["patch", GRASS, GRASS], "Both clips are transcribed as"),
         (["patch", GRASS, GLASS, "--metric", "vibes"], "Unknown metric 'vibes'"),
-        (["patch", GRASS, GLASS, "--site", "nose"], "has no site 'nose'"),
-        (["patch", GRASS], "There is one clip"),
-        (["patch", GRASS, GLASS, "--reference", "noise"], "a second clip and a --reference"),
-        (["patch", GRASS, "--reference", "hum"], "The reference 'hum' is no file"),
-        (["patch", GRASS, GLASS, "--word", "cut"], "--word goes with --reference or --text"),
-        (["patch", GRASS, "--reference", "noise", "--word", "cat"], "no word 'cat' in the tran"),
-        (["patch", GRASS, "--reference", "noise", "--text", "a b a", "--word", "a"], "2 times"),
-        (["patch", GRASS, "--reference", "noise", "--text", "..."], "no words"),
-        (["patch", GRASS, GLASS, "--stack", "middle"], "Unknown stack 'middle'"),
-        (["patch", GRASS, GLASS, "--layers", "3-1"], "The layers '3-1' cannot be read"),
-        (["patch", GRASS, GLASS, "--layers", "4"], "There is no layer 4"),
-        (["patch", GRASS, GLASS, "--heads", "most"], "The heads 'most' cannot be read"),
-        (["patch", GRASS, GLASS, "--heads", "each"], "leave the heads out"),
+        (["patch", GRASS, GLASS, "--site", "decoder.nose"], "has no site 'nose'"),
+        (["patch", GRASS, GLASS, "--site", "z"], "lacks a stack: write decoder.z or encoder.z"),
+        (["patch", GRASS, "hum"], "The reference 'hum' is no file"),
+        (["patch", GRASS, "noise:std=1"], "write noise, noise:seed=3, silence or an audio file"),
+        (["patch", GRASS, "noise", "--word", "cat"], "no word 'cat' in the tran"),
+        (["patch", GRASS, "noise", "--text", "a b a", "--word", "a"], "2 times"),
+        (["patch", GRASS, "noise", "--text", "..."], "no words"),
+        (["patch", GRASS, GLASS, "--site", "middle.z"], "Unknown stack 'middle'"),
+        (["patch", GRASS, GLASS, "--site", "decoder.z@3-1"], "The layers '3-1' cannot be read"),
+        (["patch", GRASS, GLASS, "--site", "decoder.z@4"], "There is no layer 4"),
+        (["patch", GRASS, GLASS, "--site", "decoder.z@0.most"], "The heads 'most' cannot be read"),
+        (["patch", GRASS, GLASS, "--site", "decoder.resid_pre@0.each"], "has no heads"),
+        (
+            ["patch", GRASS, GLASS, "--site", "decoder.z", "--site", "encoder.z"],
+            "differ in their stack",
+        ),
+        (
+            ["patch", GRASS, GLASS, "--site", "decoder.z@1", "--site", "decoder.mlp_out@*"],
+            "The sites decoder.z@1, decoder.mlp_out@* differ in their layers",
+        ),
+        (
+            ["patch", GRASS, GLASS, "--site", "decoder.z", "--site", "decoder.cross_z@*.each"],
+            "differ in their heads",
+        ),
         (["patch", GRASS, GLASS, "--alpha", "half"], "The strengths 'half' cannot be read"),
         (["patch", GRASS, GLASS, "--memory", "lots"], "The memory 'lots' cannot be read"),
         (["patch", GRASS, GLASS, "--memory", "1MB"], "is too small"),
         (["patch", GRASS, GLASS, "--window", "200ms"], "is a time"),
-        (["patch", GRASS, GLASS, "--stride", "wide"], "The stride 'wide' cannot be read"),
+        (["patch", GRASS, GLASS, "--window", "1:wide"], "The stride 'wide' cannot be read"),
         (["patch", GRASS, GLASS, "--window", "0"], "The window is 0"),
         (["patch", GRASS, GLASS, "--positions", "1.2s"], "is a time"),
-        (["patch", GRASS, GLASS, "--stack", "encoder", "--positions", "word:cat"], "no word 'cat'"),
+        (
+            ["patch", GRASS, GLASS, "--site", "encoder.resid_pre", "--positions", "word:cat"],
+            "no word 'cat'",
+        ),
         (["patch", GRASS, GLASS, "--method", "magic"], "Unknown method 'magic'"),
         (["patch", GRASS, GLASS, "--direction", "up"], "Unknown direction 'up'"),
-        (["patch", GRASS, GLASS, "--exact"], "go with --attribution"),
-        (["patch", GRASS, GLASS, "--attribution", "--steps", "0"], "number of steps is 0"),
-        (["patch", GRASS, GLASS, "--attribution", "--metric", "rank"], "has no gradient"),
+        (["attribution", GRASS, GRASS], "Both clips are transcribed as"),
+        (["attribution", GRASS, GLASS, "--steps", "0"], "number of steps is 0"),
+        (["attribution", GRASS, GLASS, "--metric", "rank"], "has no gradient"),
         (["ablate", GRASS, "--kind", "freeze"], "The kind 'freeze' cannot be read"),
         (["ablate", GRASS, "--kind", "noise:std=-1"], "The kind 'noise:std=-1' cannot be read"),
-        (["ablate", GRASS, "--kind", "noise:0.5"], "write zero, mean, mix, noise:std=..., scale"),
+        (["ablate", GRASS, "--kind", "noise:0.5"], "noise takes no '0.5' but seed, std"),
         (["ablate", GRASS, "--kind", "zero:std=1"], "The kind 'zero:std=1' cannot be read"),
-        (["ablate", GRASS, "--kind", "knockout:keys=1"], "'knockout:keys=1' cannot be read"),
-        (["ablate", GRASS, "--stack", "middle"], "Unknown stack 'middle'"),
-        (["ablate", GRASS, "--reference", "noise"], "goes with --kind mix or mean"),
-        (["ablate", GRASS, "--kind", "mean", "--reference", "noise"], "over clips with speech"),
+        (["ablate", GRASS, "--kind", "knockout:keys=0,2"], "are several windows"),
+        (["ablate", GRASS, "--site", "middle.z"], "Unknown stack 'middle'"),
+        (["ablate", GRASS, "--kind", "zero:ref=noise"], "zero takes no 'ref'"),
+        (["ablate", GRASS, "--kind", "mean:ref=noise"], "no audio file noise"),
         (
-            ["ablate", GRASS, "--kind", "knockout:keys=0..2", "--site", "z"],
+            ["ablate", GRASS, "--kind", "knockout:keys=0..2", "--site", "decoder.z"],
             "choose one --site, pattern",
         ),
         (["ablate", GRASS, "--kind", "knockout:keys=2..2"], "no window from 2 up to 2"),
-        (["ablate", GRASS, "--kind", "mean", "--site", "pattern"], "'pattern' is none"),
+        (["ablate", GRASS, "--kind", "mean", "--site", "decoder.pattern"], "'pattern' is none"),
         (["ablate", "{noise}"], "longer than 30 s"),
         (["lens", "{noise}"], "longer than 30 s"),
         (["verify", GRASS, "--cells", "0"], "number of cells is 0"),
@@ -380,7 +409,7 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(tmp_path, invoke, arguments
     ("text", "indices"), [("0", [0]), ("0,3-5,-1", [0, 3, 4, 5, -1]), (" 2 , 4-4", [2, 4])]
 )
 def test_indices_are_read(text, indices):
-    assert options.parse_indices("layers", text) == indices
+    assert list(parse_indices("layers", text)) == indices
 
 
 @pytest.mark.parametrize(
@@ -391,6 +420,75 @@ def test_memory_is_read(text, size):
     assert options.parse_memory(text) == size
 
 
-@pytest.mark.parametrize(("text", "frames"), [("10", 10), ("0.2s", 10), ("250 ms", 12)])
-def test_widths_are_read(text, frames):
-    assert options.parse_width("window", text, timed=True) == frames
+@pytest.mark.parametrize(
+    ("text", "read"), [("10", ("10", None)), ("0.2s", ("0.2s", None)), ("4:1", ("4", "1"))]
+)
+def test_windows_are_read(text, read):
+    chosen = Selection.read(
+        ["encoder.resid_pre"], positions=None, window=text, alpha="1", memory=None
+    )
+    assert (chosen.options.window, chosen.options.stride) == read
+
+
+@pytest.mark.parametrize("command", ["patch", "ablate", "ablate-text", "transcribe", "lens"])
+def test_commands_take_few_parameters(command):
+    parameters = typer.main.get_command(app).commands[command].params
+    assert len([one for one in parameters if one.name != "help"]) <= 20
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("arguments", "clips"),
+    [
+        (["patch", GRASS, GLASS, "--site", "encoder.mlp_out@1"], 2),
+        (["patch", GRASS, GLASS, "--site", "encoder.ln_final"], 2),
+        (["patch", GRASS, "silence", "--site", "encoder.z@1.each", "--window", "1s"], 2),
+        (["patch", GRASS, GLASS, "--site", "decoder.cross_v@1", "--window", "1s"], 2),
+        (["ablate", GRASS, "--site", "encoder.mlp_out@1", "--kind", "mean"], 1),
+        (["ablate", GRASS, "--site", "decoder.mlp_out@1"], 1),
+        (["lens", GRASS, "--attribution"], 1),
+        (["lens", GRASS, "--model", "base"], 1),
+        (["encoder-lens", GRASS, "--max-new-tokens", "5"], 1),
+        (["encoder-lens", GRASS, "--text", "My brother.", "--max-new-tokens", "5"], 1),
+    ],
+)
+def test_a_clip_is_encoded_once(tmp_path, invoke, monkeypatch, arguments, clips):
+    encode, calls = run_module._encode, []
+
+    def counted(*given):
+        calls.append(given)
+        return encode(*given)
+
+    if "base" in arguments:
+        real_model("base")
+    monkeypatch.setattr(run_module, "_encode", counted)
+    code, _, errors = invoke(*arguments, "--out", tmp_path / "out")
+    assert code == 0, errors
+    assert len(calls) == clips
+
+
+def test_one_bar_starts_anew_with_every_phase(monkeypatch):
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    monkeypatch.setattr(output, "errors", terminal)
+    bars = []
+
+    class Bar(output.Bar):
+        def __init__(self, *columns, **options):
+            super().__init__(*columns, **options)
+            bars.append(self)
+
+    monkeypatch.setattr(output, "Bar", Bar)
+    with output.progress() as on_progress:
+        for done in (1, 3):
+            on_progress(done, 4, "clips")
+        (task,) = bars[0].tasks
+        assert (task.completed, task.total) == (3, 4)
+        assert task.fields["state"].startswith("3/4 clips")
+        on_progress(2, 9, "steps")
+        (task,) = bars[0].tasks
+        assert (task.completed, task.total, task.fields["state"]) == (2, 9, "2/9 steps")
+    assert "steps" in terminal.file.getvalue()
+    monkeypatch.setattr(output, "errors", Console(file=io.StringIO()))
+    with output.progress() as on_progress:
+        on_progress(1, 2, "clips")
+    assert output.errors.file.getvalue() == ""

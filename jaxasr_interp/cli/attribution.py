@@ -1,0 +1,95 @@
+"""`attribution`: the sweeps of `patch`, approximated by gradients and held against exact ones."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxasr_interp.cli.options import (
+    AlphaOption,
+    DirectionOption,
+    DtypeOption,
+    JsonOption,
+    LanguageOption,
+    MemoryOption,
+    MetricOption,
+    ModelOption,
+    OverwriteOption,
+    PlanOption,
+    PositionsOption,
+    SweptSiteOption,
+    WindowOption,
+)
+from jaxasr_interp.cli.pair_sweeps import PairRequest, Swept, sweep_pair
+from jaxasr_interp.cli.pairs import (
+    DEFAULT_SITES,
+    CleanArgument,
+    CorruptedArgument,
+    OutOption,
+    Pair,
+    TextOption,
+    WordOption,
+)
+from jaxasr_interp.cli.selection import Selection
+from jaxasr_interp.cli.sweeps import Sweep
+from jaxasr_interp.patching.attribution import AttributionOptions
+from jaxasr_interp.patching.comparison import agreement
+from jaxasr_interp.patching.sweep import SweepOptions
+
+
+def attribution(
+    clean: CleanArgument,
+    corrupted: CorruptedArgument,
+    model: ModelOption = "tiny.en",
+    dtype: DtypeOption = None,
+    language: LanguageOption = None,
+    text: TextOption = None,
+    word: WordOption = None,
+    site: SweptSiteOption = None,
+    positions: PositionsOption = None,
+    window: WindowOption = None,
+    alpha: AlphaOption = "1",
+    direction: DirectionOption = "clean_to_corrupted",
+    metric: MetricOption = None,
+    steps: Annotated[int, typer.Option(help="Above 1: integrated gradients in so many steps.")] = 1,
+    exact: Annotated[bool, typer.Option("--exact", help="Sweep exactly too, and compare.")] = False,
+    verify: Annotated[
+        int | None, typer.Option("--verify-top", help="Sweep the best so many cells exactly.")
+    ] = None,
+    memory: MemoryOption = None,
+    plan_only: PlanOption = False,
+    out: OutOption = Path("runs/attribution"),
+    as_json: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Approximate the sweep of `patch` by gradients: all of its cells in a few backward passes.
+
+    The runs, the cells and what is asked are those of `patch`. How far the first order can be
+    trusted is shown by --exact, or by --verify-top for the cells that seem to matter most.
+    """
+    pair = Pair.read(clean, corrupted, text, word, language)
+    request = PairRequest(
+        pair=pair,
+        selection=Selection.read(
+            site or DEFAULT_SITES, positions=positions, window=window, alpha=alpha, memory=memory
+        ),
+        metrics=metric or pair.default_metrics,
+        direction=direction,
+        model=model,
+        dtype=dtype,
+        plan_only=plan_only,
+        out=out,
+        as_json=as_json,
+        overwrite=overwrite,
+    )
+
+    def run(sweep: Sweep) -> Swept:
+        approximate = sweep.approximate(AttributionOptions(direction=direction, steps=steps))
+        verified = None if verify is None else sweep.verify(approximate, verify)
+        if not exact:
+            return Swept(approximate, verified=verified)
+        result = sweep.run(SweepOptions(direction=direction))
+        agreed = agreement(result, approximate) if sweep.cells.runs > 1 else None
+        return Swept(result, approximate, verified, agreed)
+
+    sweep_pair(request, run)
