@@ -75,6 +75,7 @@ from jaxasr_interp.patching import (
 )
 from jaxasr_interp.patching.means import mean_activations
 from jaxasr_interp.probes import (
+    FitOptions,
     ProbeReport,
     Probes,
     fit_probes,
@@ -107,6 +108,7 @@ __all__ = [
     "EncoderLens",
     "EncoderRun",
     "Extraction",
+    "FitOptions",
     "Generated",
     "GenerationSettings",
     "InputError",
