@@ -4,14 +4,14 @@
     python benchmarks/probes.py --store runs/base.zarr --peers PEERS/bin/python [--json FILE]
     python benchmarks/probes.py --store runs/base.zarr --case parity
 
-`speed`: K probes of one binary target over layers, strengths, folds and seeds, from arrays in
+`speed`: K probes of one binary target over layers, penalties, folds and seeds, from arrays in
 memory to the outputs of every validation and test example. The loops standardise, fit and predict
 one probe at a time: 20 of them in every round, spread over the K and other ones each time, scaled
 to K. All run in turns (A B C A B C …), warm; ratios are medians of the rounds' ratios; the first
 call, with compilation, is apart. In the same line: the largest difference of a probe's training
 loss from ours, and the rate of a 2048³ matrix product measured in turns with them.
 
-`parity`: for six targets, every layer and strength: the objective (mean loss and penalty) of our
+`parity`: for six targets, every layer and penalty: the objective (mean loss and penalty) of our
 probe of all examples less that of scikit-learn's, which runs in float64 until its gradient is below
 1e-7.
 """
@@ -35,7 +35,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import jaxasr_interp as ji
-from jaxasr_interp.probes import STRENGTHS
 from jaxasr_interp.probes.labels import parse_target, relabel
 from jaxasr_interp.probes.splits import parts
 
@@ -60,7 +59,7 @@ TARGETS = (
     "loops=label:yes=*loops;no=nonspeech*",
     "sound=label:" + ";".join(f"{name}=nonspeech?{name}*" for name in SOUNDS),
 )
-# How many layers, strengths and seeds make about K probes, with five folds and all examples.
+# How many layers, penalties and seeds make about K probes, with five folds and all examples.
 GRIDS = {10: (1, 2, 1), 100: (6, 3, 1), 1000: (6, 5, 7), 10_000: (6, 10, 33)}
 SAMPLE = 20
 
@@ -97,10 +96,11 @@ def main() -> None:
 
 def speed(x: np.ndarray, labels: list[str], k: int, python: str | None, rounds: int) -> Row:
     """About K probes of one target, ours and the loops."""
-    n_layers, n_strengths, n_seeds = GRIDS[k]
+    n_layers, n_penalties, n_seeds = GRIDS[k]
     known = np.array([bool(label) for label in labels])
     x, named = x[:n_layers, known], [label for label in labels if label]
-    strengths = [float(10.0**power) for power in np.linspace(-4, 0, n_strengths)]
+    penalties = [float(10.0**power) for power in np.linspace(-4, 0, n_penalties)]
+    options = ji.FitOptions(l2=penalties, seeds=range(n_seeds), shuffled=False)
     found: dict[str, ji.Probes] = {}
     counts: list[int] = []
 
@@ -110,10 +110,8 @@ def speed(x: np.ndarray, labels: list[str], k: int, python: str | None, rounds: 
             ji.fit_probes(
                 x,
                 named,
-                strengths=strengths,
-                seeds=range(n_seeds),
-                shuffled=False,
-                on_progress=lambda done, total: counts.append(total),
+                options=options,
+                on_progress=lambda done, total, phase: counts.append(total),
             )
         )
         return time.perf_counter() - started
@@ -151,7 +149,7 @@ def speed(x: np.ndarray, labels: list[str], k: int, python: str | None, rounds: 
 
         def torch_loop() -> float:
             chosen = sample()
-            wanted = [(layer, strength, rows.tolist()) for layer, strength, rows, *_ in chosen]
+            wanted = [(layer, l2, rows.tolist()) for layer, l2, rows, *_ in chosen]
             answer = peer("fit", probes=wanted)
             compared("PyTorch", chosen, answer["losses"])
             return answer["seconds"] * total / SAMPLE
@@ -179,21 +177,21 @@ def speed(x: np.ndarray, labels: list[str], k: int, python: str | None, rounds: 
 
 
 def _cells(probes: ji.Probes, n_layers: int) -> list[Cell]:
-    """Every cross-validated probe: layer, strength, who trains, who is predicted, its place."""
+    """Every cross-validated probe: layer, penalty, who trains, who is predicted, its place."""
     return [
-        (layer, strength, np.flatnonzero(trains), np.flatnonzero(~trains), (layer, i, seed, fold))
+        (layer, l2, np.flatnonzero(trains), np.flatnonzero(~trains), (layer, i, seed, fold))
         for seed, folds in enumerate(probes.folds)
         for fold in range(folds.max() + 1)
         for trains, _ in [parts(folds, fold, folds.max() + 1)]
         for layer in range(n_layers)
-        for i, strength in enumerate(probes.recipe.strengths)
+        for i, l2 in enumerate(probes.options.l2)
     ]
 
 
 def _sklearn(x: np.ndarray, labels: np.ndarray, cell: Cell) -> tuple[Any, np.ndarray, np.ndarray]:
-    layer, strength, trains, others, _ = cell
+    layer, l2, trains, others, _ = cell
     model = make_pipeline(
-        StandardScaler(), LogisticRegression(C=1 / (strength * len(trains)), max_iter=1000)
+        StandardScaler(), LogisticRegression(C=1 / (l2 * len(trains)), max_iter=1000)
     )
     model.fit(x[layer, trains], labels[trains])
     model.decision_function(x[layer, others])
@@ -205,12 +203,12 @@ def _loss(model: Any, x: np.ndarray, labels: np.ndarray) -> float:
 
 
 def parity(x: np.ndarray, dataset: Any, text: str) -> Row:
-    """How far our objective is from scikit-learn's, over all layers and strengths."""
+    """How far our objective is from scikit-learn's, over all layers and penalties."""
     name, column, patterns = parse_target(text)
     labels = relabel([str(value) for value in dataset[column].to_numpy()], patterns, 5)
     known = np.array([bool(label) for label in labels])
     named = [label for label in labels if label]
-    gaps = [gap for strength in STRENGTHS for gap in _gaps(x[:, known], named, strength)]
+    gaps = [gap for l2 in ji.FitOptions().l2 for gap in _gaps(x[:, known], named, l2)]
     return {
         "target": name,
         "classes": len(set(named)),
@@ -221,21 +219,22 @@ def parity(x: np.ndarray, dataset: Any, text: str) -> Row:
     }
 
 
-def _gaps(x: np.ndarray, labels: list[str], strength: float) -> list[float]:
+def _gaps(x: np.ndarray, labels: list[str], l2: float) -> list[float]:
     """Our objective in each layer less scikit-learn's."""
-    probes = ji.fit_probes(x, labels, strengths=[strength], shuffled=False)["target"]
+    options = ji.FitOptions(l2=[l2], shuffled=False)
+    probes = ji.fit_probes(x, labels, options=options)["target"]
     numbers = probes.target.labels.astype(int)
     gaps = []
     for layer, features in enumerate(x.astype(np.float64)):
         scaler = StandardScaler().fit(features)
         scaled = np.asarray(scaler.transform(features))
-        model = LogisticRegression(C=1 / (strength * len(numbers)), max_iter=10_000, tol=1e-7)
+        model = LogisticRegression(C=1 / (l2 * len(numbers)), max_iter=10_000, tol=1e-7)
         model.fit(scaled, numbers)
         kernel, bias = (np.asarray(leaf[layer]) for leaf in jax.tree.leaves(probes.probe))
         kernel = kernel.astype(np.float64) * np.asarray(scaler.scale_)
         shift = np.asarray(scaler.mean_) / np.asarray(scaler.scale_)
         objectives = [
-            _loss_of(weights, bias, scaled, numbers) + strength / 2 * np.square(weights).sum()
+            _loss_of(weights, bias, scaled, numbers) + l2 / 2 * np.square(weights).sum()
             for weights, bias in (
                 (kernel, bias + kernel @ shift),
                 (np.asarray(model.coef_), np.asarray(model.intercept_)),

@@ -59,6 +59,7 @@ from jaxasr_interp.patching.sweep import (
     activation_patching_batch,
 )
 from jaxasr_interp.probes import (
+    FitOptions,
     ProbeReport,
     Probes,
     fit_probes,
@@ -98,6 +99,7 @@ __all__ = [
     "EncoderRun",
     "ExtractOptions",
     "Extraction",
+    "FitOptions",
     "Generated",
     "GenerationSettings",
     "InputError",

@@ -1,9 +1,9 @@
 """Linear probes by hand: one `torch.optim.LBFGS` a probe, in the peers' environment.
 
     {"op": "data", "file": NPZ}                     x [layer, example, feature], labels [example]
-    {"op": "fit", "probes": [[layer, strength, [example, ...]], ...]}
+    {"op": "fit", "probes": [[layer, l2, [example, ...]], ...]}
 
-`fit` standardises the examples that train, minimises mean cross-entropy plus `strength / 2 ‖w‖²`,
+`fit` standardises the examples that train, minimises mean cross-entropy plus `l2 / 2 ‖w‖²`,
 and answers with each probe's training loss without the penalty.
 """
 
@@ -30,10 +30,10 @@ class Worker:
     def fit(self, probes: list[tuple[int, float, list[int]]]) -> dict[str, Any]:
         """Fit one probe after another."""
         started = time.perf_counter()
-        losses = [self._fit(layer, strength, rows) for layer, strength, rows in probes]
+        losses = [self._fit(layer, l2, rows) for layer, l2, rows in probes]
         return {"seconds": time.perf_counter() - started, "losses": losses}
 
-    def _fit(self, layer: int, strength: float, rows: list[int]) -> float:
+    def _fit(self, layer: int, l2: float, rows: list[int]) -> float:
         x, labels = self.x[layer, rows], self.labels[rows]
         x = (x - x.mean(0)) / x.std(0, correction=0).clamp(min=1e-9)
         weights = torch.zeros(x.shape[1], requires_grad=True)
@@ -47,7 +47,7 @@ class Worker:
 
         def objective() -> torch.Tensor:
             optimizer.zero_grad()
-            value = loss() + strength / 2 * weights.square().sum()
+            value = loss() + l2 / 2 * weights.square().sum()
             value.backward()
             return value
 

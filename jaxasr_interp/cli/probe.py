@@ -12,9 +12,9 @@ from jaxasr_interp.cli.output import console, print_json, progress
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.reading import open_activations
 from jaxasr_interp.extraction.representations import row_axes
-from jaxasr_interp.probes import ProbeReport, probe_store, save_probes
+from jaxasr_interp.probes import FitOptions, ProbeReport, probe_store, save_probes
 from jaxasr_interp.probes.labels import parse_target, relabel
-from jaxasr_interp.probes.layer import METHODS
+from jaxasr_interp.probes.options import METHODS
 from jaxasr_interp.probes.scores import CLASS_SCORES, VALUE_SCORES
 from jaxasr_interp.report.plots.probes import plot_probes
 from jaxasr_interp.report.tables import probe_table
@@ -92,6 +92,7 @@ def probe(
     for path in (out / name / variable for name in targets for variable in variables):
         reserve(path / "scores.zarr", overwrite)
     groups = None if group is None else _column(dataset, group)
+    options = FitOptions(n_folds=folds, seeds=range(seeds), method=method, balanced=balanced)
     rows: list[dict[str, Any]] = []
     for variable in variables:
         with progress() as on_progress:
@@ -100,11 +101,8 @@ def probe(
                 variable,
                 targets,
                 groups=groups,
+                options=options,
                 n_hidden=hidden,
-                n_folds=folds,
-                seeds=range(seeds),
-                method=method,
-                balanced=balanced,
                 on_progress=on_progress,
             )
         for name, report in reports.items():

@@ -1,13 +1,14 @@
-"""Linear probes: what activations know about labels."""
+"""Linear probes: how well labels can be read from activations."""
 
-from jaxasr_interp.probes.fit import STRENGTHS, fit_probes
+from jaxasr_interp.probes.fit import fit_probes
+from jaxasr_interp.probes.options import FitOptions
 from jaxasr_interp.probes.report import ProbeReport, probe_store
 from jaxasr_interp.probes.result import Probes
 from jaxasr_interp.probes.saved import load_probes, save_probes
 from jaxasr_interp.probes.scores import Scores, score_probes, selectivity
 
 __all__ = [
-    "STRENGTHS",
+    "FitOptions",
     "ProbeReport",
     "Probes",
     "Scores",

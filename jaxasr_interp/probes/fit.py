@@ -1,27 +1,37 @@
-"""`fit_probes`: every layer, target, seed, fold and strength as one batch of probes."""
+"""`fit_probes`: all layers, targets, seeds, folds and penalties as one batch of probes."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.probes.families import Kind
-from jaxasr_interp.probes.grid import Split, make_splits, weigh
-from jaxasr_interp.probes.layer import METHODS, Recipe, fit_layer
+from jaxasr_interp.probes.adamw import adamw
+from jaxasr_interp.probes.closed import CLOSED, solve_closed
+from jaxasr_interp.probes.grid import (
+    Features,
+    Split,
+    SplitWeights,
+    make_splits,
+    standardise,
+    weigh,
+)
+from jaxasr_interp.probes.lbfgs import LBFGS
+from jaxasr_interp.probes.losses import LOSSES, Kind
+from jaxasr_interp.probes.options import FitOptions
 from jaxasr_interp.probes.result import LayerProbes, Probes, collect, parse_features, read_layer
+from jaxasr_interp.probes.solve import Search, Solution, fit_splits
 from jaxasr_interp.probes.targets import Labels, Target, is_missing, read_target
 from jaxasr_interp.runtime.memory import default_memory
+from jaxasr_interp.runtime.progress import Progress
 
-STRENGTHS = tuple(float(10.0**power) for power in range(-4, 1))
-"""Default penalties λ, of mean losses; scikit-learn's `C` is `1 / (λ · examples)`."""
-
-# So many searches stay in a processor's cache.
-_CPU_BLOCK = 256
-# What one search leaves of two cores idle, another takes.
+# This many searches stay in a processor's cache.
+_CPU_BATCH = 256
+# One search leaves part of two cores idle, which another one uses.
 _CPU_WORKERS = 2
 _ROWS = 64
 
@@ -32,53 +42,29 @@ def fit_probes(
     *,
     features: str | None = None,
     groups: Labels | None = None,
-    n_folds: int = 5,
-    seeds: Sequence[int] = (0,),
-    strengths: Sequence[float] = STRENGTHS,
-    method: str = "lbfgs",
-    n_hidden: int | None = None,
-    balanced: bool = False,
-    shuffled: bool = True,
-    steps: int = 1000,
-    tolerance: float = 6e-7,
-    patience: int | None = None,
-    learning_rate: float = 3e-3,
+    options: FitOptions | None = None,
     memory: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> dict[str, Probes]:
-    """Fit probes to all layers, targets, seeds, folds and strengths together.
+    """Fit probes to all layers, targets, seeds, folds and penalties together.
 
     Each minimises `Σ weight · ℓ(W (x - mean) / scale + b, y) + λ/2 ‖W‖²`, ℓ being the cross-entropy
     of two or more classes or half a squared error, mean and scale those of its own training
-    examples (Alain and Bengio 2016, arXiv 1610.01644). Fold k tests, fold k + 1 validates and
-    chooses λ, the others train. One more probe a layer is trained on all examples, with the λ that
-    validates best on average.
+    examples (Alain and Bengio 2016, arXiv 1610.01644). While fold k tests, fold k + 1 validates and
+    chooses λ, and the others train. One more probe for each layer is trained on all examples, with
+    the λ that validates best on average.
 
     Args:
-        x: activations; the first axis may run over anything that is probed alike. Fitted in
-            float32, or in float64 where that is what they are and JAX has it enabled.
+        x: activations; the first axis may run over anything that is probed in the same way. They
+            are fitted in float32, or in float64 where they are float64 and JAX has it enabled.
         y: labels of the examples (text or integers name classes, floats are values; `""`, `None`
             and NaN are unknown), or several targets by name.
-        features: the site that the activations are of, as `encoder.resid_post`: what `steer` edits.
+        features: the site of the activations, as `encoder.resid_post`: what `steer` edits.
         groups: examples of one group are never on both sides of a split: speakers, words. An
-            example without one (`""` or `None`) is its own.
-        n_folds: how many, at least 3.
-        seeds: each deals the folds anew.
-        strengths: λ. AdamW decays the weights with it instead, and LDA adds it to the diagonal of
-            the covariance within classes.
-        method: `"lbfgs"`, `"adamw"`, `"ridge"` or `"lda"`.
-        n_hidden: units of a hidden layer, which takes AdamW.
-        balanced: weigh classes alike, however many examples they have.
-        shuffled: also fit probes to shuffled labels, the control of selectivity.
-        steps: most steps of a search.
-        tolerance: a search ends when its last steps leave the objective no more than this share of
-            an empty probe's loss to lose, of C classes a C²-th of it.
-        patience: steps without a better validation loss after which a search ends with the best
-            probe it met. By default it goes on to its end; AdamW, to its last step. So does always
-            the probe of all examples, which holds none out.
-        learning_rate: of AdamW.
-        memory: bytes of an accelerator that searches may take; by default a quarter of them.
-        on_progress: called with the number of probes fitted so far and of all.
+            example without one (`""` or `None`) is its own group.
+        options: folds, penalties, method and when a search ends; by default `FitOptions()`.
+        memory: bytes of an accelerator that searches may take; by default a quarter of its memory.
+        on_progress: called with the number of probes fitted so far, of all, and `"probes"`.
 
     Returns:
         The probes of each target, by name (`"target"` if `y` names none).
@@ -89,29 +75,15 @@ def fit_probes(
     """
     x = np.asarray(x)
     x = x.astype(jax.dtypes.canonicalize_dtype(np.promote_types(x.dtype, np.float32)), copy=False)
-    recipe = Recipe(
-        tuple(map(float, strengths)),
-        method,
-        n_hidden,
-        balanced,
-        steps,
-        tolerance,
-        patience,
-        learning_rate,
-    )
+    options = FitOptions() if options is None else options
     if features is not None:
         parse_features(features)
     named = y if isinstance(y, Mapping) else {"target": y}
     targets = [read_target(labels, name) for name, labels in named.items()]
-    _check(x, targets, recipe, seeds)
+    _check(x, targets, options)
     numbers = None if groups is None else _number_groups(groups, x.shape[1])
-    splits = {
-        target.name: make_splits(
-            target, seeds=seeds, n_folds=n_folds, groups=numbers, shuffled=shuffled
-        )
-        for target in targets
-    }
-    done, total = 0, len(x) * len(strengths) * sum(map(len, splits.values()))
+    splits = {target.name: make_splits(target, options, numbers) for target in targets}
+    done, total = 0, len(x) * len(options.l2) * sum(map(len, splits.values()))
 
     lock = threading.Lock()
 
@@ -120,7 +92,7 @@ def fit_probes(
         with lock:
             done += probes
             if on_progress is not None:
-                on_progress(done, total)
+                on_progress(done, total, "probes")
 
     # Targets of one kind that are known of the same examples share their activations.
     alike: dict[tuple[Kind, int, bytes], list[Target]] = {}
@@ -130,10 +102,10 @@ def fit_probes(
     fitted: dict[str, Probes] = {}
     for members in alike.values():
         together = [split for target in members for split in splits[target.name]]
-        layers = _fit_together(x, members, together, recipe, n_folds, memory, advance)
+        layers = _fit_together(x, members, together, options, memory, advance)
         for target, own in zip(members, zip(*layers, strict=True), strict=True):
             fitted[target.name] = collect(
-                target, recipe, splits[target.name], own, numbers, features
+                target, options, splits[target.name], own, numbers, features
             )
     return {target.name: fitted[target.name] for target in targets}
 
@@ -142,49 +114,91 @@ def _fit_together(
     x: Float[np.ndarray, "layer example feature"],
     targets: Sequence[Target],
     splits: Sequence[Split],
-    recipe: Recipe,
-    n_folds: int,
+    options: FitOptions,
     memory: int | None,
-    on_progress: Callable[[int], None],
+    advance: Callable[[int], None],
 ) -> list[list[LayerProbes]]:
-    """The probes of every layer, and in it of every target, of targets alike."""
+    """Fit the probes of every layer, and in it of every target, to targets of one kind."""
     known = np.flatnonzero(targets[0].known)
-    # Rows of no weight, so that alike targets share programs and products are aligned.
+    # Rows without weight are added, so that similar targets share programs and rows are aligned.
     rows = np.resize(known, -(-len(known) // _ROWS) * _ROWS)
-    weights = weigh(splits, rows, len(known), n_folds, recipe.balanced, x.dtype)
-    kind, n_outputs = targets[0].kind, targets[0].n_outputs
+    weights = weigh(splits, rows, len(known), options, x.dtype)
     on_cpu = jax.default_backend() == "cpu"
     budget = default_memory() if memory is None else memory
-    block = _CPU_BLOCK if on_cpu else _block(len(rows), x.shape[2], n_outputs, budget)
+    n_outputs = targets[0].n_outputs
+    batch_size = _CPU_BATCH if on_cpu else _batch_size(len(rows), x.shape[2], n_outputs, budget)
+    # A batch takes as many steps as its slowest probe, so shuffled labels, which take more steps,
+    # are kept apart from the others.
     hard = np.array([split.labelling.shuffled for split in splits])
-
+    order = np.argsort(hard, kind="stable")
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     wide = bool(jax.config.read("jax_enable_x64"))
 
     def one_layer(layer: Float[np.ndarray, "example feature"]) -> list[LayerProbes]:
         # A thread does not know by itself that the caller computes in float64; and matrix products
-        # in TF32 would spoil searches and factorisations alike.
+        # in TF32 would spoil searches and factorisations.
         with jax.enable_x64(wide), jax.default_matmul_precision("highest"):
-            solution, features = fit_layer(
-                layer[rows],
-                weights,
-                recipe,
-                kind,
-                n_outputs,
-                order=np.argsort(hard, kind="stable"),
-                block=block,
-                on_progress=on_progress,
-            )
+            features = standardise(jnp.asarray(layer[rows]), weights)
+            solution = _fit_layer(features, weights, targets[0], options, batches, advance)
             return [read_layer(solution, features, splits, target) for target in targets]
 
     with ThreadPoolExecutor(_CPU_WORKERS if on_cpu else 1) as workers:
         return list(workers.map(one_layer, x))
 
 
+def _fit_layer(
+    features: Features,
+    weights: SplitWeights,
+    target: Target,
+    options: FitOptions,
+    batches: Sequence[Int[np.ndarray, " probe"]],
+    advance: Callable[[int], None],
+) -> Solution:
+    """Fit a probe to every split with every penalty.
+
+    Args:
+        features: activations of the layer.
+        weights: the splits.
+        target: decides the loss and the number of outputs.
+        options: how to fit.
+        batches: splits that are searched for together.
+        advance: called with the number of probes done since the last call.
+
+    Returns:
+        Solutions with leading axes `[l2, split]`, on the host.
+    """
+    l2 = np.asarray(options.l2, features.x.dtype)
+    n_splits = len(weights.train)
+    if options.method in CLOSED:
+        solved = solve_closed(features, weights, l2, options.method, target.kind, target.n_outputs)
+        advance(n_splits * len(l2))
+        return jax.device_get(solved)
+    search = Search(
+        LBFGS if options.method == "lbfgs" else adamw(options.learning_rate, options.n_hidden),
+        LOSSES[target.kind],
+        target.n_outputs,
+        options.steps,
+        options.tolerance,
+        options.patience,
+    )
+    downwards = np.argsort(-l2)
+    found = []
+    for batch in batches:
+        # All batches have the size of the first, so that they share one program.
+        chosen = np.resize(batch, len(batches[0]))
+        found.append(jax.device_get(fit_splits(features, weights, l2[downwards], chosen, search)))
+        advance(len(batch) * len(l2))
+    order = np.concatenate(batches)
+
+    def joined(*leaves: np.ndarray) -> np.ndarray:
+        every = np.concatenate(leaves, axis=1)[:, :n_splits]
+        return every[np.argsort(downwards)][:, np.argsort(order)]
+
+    return jax.tree.map(joined, *found)
+
+
 def _check(
-    x: Float[np.ndarray, "layer example feature"],
-    targets: Sequence[Target],
-    recipe: Recipe,
-    seeds: Sequence[int],
+    x: Float[np.ndarray, "layer example feature"], targets: Sequence[Target], options: FitOptions
 ) -> None:
     if x.ndim != 3 or 0 in x.shape:
         raise InputError(f"The activations are {x.shape}: expected [layer, example, feature].")
@@ -192,30 +206,18 @@ def _check(
         raise InputError("Some activations are not finite: leave those examples out.")
     if not targets:
         raise InputError("There is nothing to fit: give at least one target.")
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise InputError(f"The seeds are {list(seeds)}: expected different numbers from 0 on.")
     for target in targets:
         if len(target.labels) != x.shape[1]:
             raise InputError(
                 f"{target.name!r} has {len(target.labels)} labels: expected {x.shape[1]}, one for "
                 "each example."
             )
-    if not recipe.strengths or not all(0 < strength < np.inf for strength in recipe.strengths):
-        raise InputError(f"The strengths are {recipe.strengths}: expected numbers above 0.")
-    if recipe.method not in METHODS:
-        raise InputError(f"Unknown method {recipe.method!r}: choose one of {', '.join(METHODS)}.")
-    if recipe.n_hidden is not None and (recipe.method != "adamw" or recipe.n_hidden < 1):
-        raise InputError("A hidden layer takes method='adamw' and at least one unit.")
-    for name in ("steps", "patience", "tolerance", "learning_rate"):
-        value = getattr(recipe, name)
-        if value is not None and not value > 0:
-            raise InputError(f"{name} is {value}: expected a number above 0.")
-    if recipe.method == "lda" and any(target.kind == "regression" for target in targets):
+    if options.method == "lda" and any(target.kind == "regression" for target in targets):
         raise InputError("LDA tells classes apart: choose 'ridge' or 'lbfgs' for values.")
 
 
 def _number_groups(groups: Labels, n_examples: int) -> Int[np.ndarray, " example"]:
-    """A number for each group; examples without one get their own."""
+    """Return the number of each example's group; an example without one gets its own."""
     names = ["" if is_missing(group) else str(group) for group in np.asarray(groups).tolist()]
     if len(names) != n_examples:
         raise InputError(f"There are {len(names)} groups: expected one for {n_examples} examples.")
@@ -223,8 +225,8 @@ def _number_groups(groups: Labels, n_examples: int) -> Int[np.ndarray, " example
     return np.unique(alone, return_inverse=True)[1]
 
 
-def _block(n_examples: int, n_features: int, n_outputs: int, memory: int) -> int:
-    """How many searches fit into an accelerator's memory."""
-    # The memory of L-BFGS and some temporaries beside the outputs and weights, in float32.
+def _batch_size(n_examples: int, n_features: int, n_outputs: int, memory: int) -> int:
+    """Return how many searches fit into an accelerator's memory."""
+    # L-BFGS keeps 20 vectors of weights or so, and 10 of outputs and temporaries, in float32.
     each = 4 * n_outputs * (20 * n_features + 10 * n_examples)
     return int(np.clip(memory // each, 1, 16384))

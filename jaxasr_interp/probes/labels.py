@@ -1,4 +1,4 @@
-"""Which labels of a store are probed: a column, or classes made of its values."""
+"""Labels from a column of a store: its own values, or classes made of them."""
 
 import fnmatch
 from collections import Counter
@@ -14,7 +14,8 @@ def parse_target(text: str) -> tuple[str, str, dict[str, list[str]]]:
     that they take; other values are left out.
 
     Returns:
-        The target's name, the column, and patterns by class, none for the column's own values.
+        The target's name, the column, and the patterns of each class; no patterns where the
+        column's own values are the classes.
 
     Raises:
         InputError: the text is something else.
@@ -33,7 +34,7 @@ def parse_target(text: str) -> tuple[str, str, dict[str, list[str]]]:
 
 
 def relabel(values: Sequence[str], patterns: dict[str, list[str]], least: int = 0) -> list[str]:
-    """The class of each value, `""` where none takes it or its class has fewer than `least`."""
+    """Return the class of each value; `""` if no class takes it or has at least `least` values."""
     labels = [str(value) for value in values]
     if patterns:
         labels = [

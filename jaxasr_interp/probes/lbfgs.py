@@ -1,8 +1,8 @@
-"""L-BFGS for linear probes: the search for one of them, a step at a time.
+"""L-BFGS for linear probes: one step of the search for one probe.
 
 A linear map makes the line search cheap: along a direction D the outputs are `z + t X D`, so a step
-costs two products with the activations, however often the search looks. Directions come from
-optax's L-BFGS (Liu and Nocedal 1989).
+costs two products with the activations, however many lengths t the line search tries. Directions
+come from optax's L-BFGS (Liu and Nocedal 1989).
 """
 
 from collections.abc import Callable
@@ -13,80 +13,86 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from jaxasr_interp.probes.families import Family
-from jaxasr_interp.probes.fitting import Solver, Step
-from jaxasr_interp.probes.linear import Linear, Task, gradient
+from jaxasr_interp.probes.linear import LinearProbe, Task, gradient
+from jaxasr_interp.probes.losses import Loss
+from jaxasr_interp.probes.solve import Solver, Step
 
 _SEARCHES = 2
 _OPTIMIZER = optax.scale_by_lbfgs(memory_size=5)
 
 
-class Slope(NamedTuple):
-    """Where the search stands.
+class LBFGSState(NamedTuple):
+    """The state of the search for one probe.
 
     Attributes:
-        outputs: of every example.
-        gradient: of the objective.
-        memory: of the optimizer.
+        outputs: outputs of the probe for every example.
+        gradient: gradient of the objective at the probe.
+        memory: the last steps, which optax's L-BFGS remembers.
     """
 
     outputs: Float[Array, "output example"]
-    gradient: Linear
+    gradient: LinearProbe
     memory: optax.ScaleByLBFGSState
 
 
-def start(x: Float[Array, "example feature"], task: Task, family: Family, probe: Linear) -> Slope:
-    """The slope at a probe, with nothing remembered."""
+def init(
+    x: Float[Array, "example feature"], task: Task, loss: Loss, probe: LinearProbe
+) -> LBFGSState:
+    """Return the state at a probe, with no steps remembered."""
     outputs = probe.outputs(x)
     memory = cast(Any, _OPTIMIZER.init)(probe)
-    return Slope(outputs, gradient(x, task, family, probe, outputs), memory)
+    return LBFGSState(outputs, gradient(x, task, loss, probe, outputs), memory)
 
 
 def step(
-    x: Float[Array, "example feature"], task: Task, family: Family, probe: Linear, slope: Slope
+    x: Float[Array, "example feature"],
+    task: Task,
+    loss: Loss,
+    probe: LinearProbe,
+    state: LBFGSState,
 ) -> Step:
-    """Go to about the lowest point along the quasi-Newton direction."""
+    """Move near the lowest point along the quasi-Newton direction."""
     # Inside, optax counts in other integers than JAX's strict promotion allows.
     with jax.numpy_dtype_promotion("standard"):
-        away, memory = cast(Any, _OPTIMIZER.update)(slope.gradient, slope.memory, probe)
-    decrement = jnp.asarray(optax.tree.vdot(away, slope.gradient)) / 2
-    # Rounding can spoil the memory: then it is the gradient that leads on, and nothing is known of
-    # what is left.
+        away, memory = cast(Any, _OPTIMIZER.update)(state.gradient, state.memory, probe)
+    decrement = jnp.asarray(optax.tree.vdot(away, state.gradient)) / 2
+    # Rounding can spoil the memory. Then the step follows the gradient, and how much is left to
+    # lose is not known.
     spoilt = decrement < 0
-    away = jax.tree.map(lambda a, g: jnp.where(spoilt, g, a), away, slope.gradient)
+    away = jax.tree.map(lambda a, g: jnp.where(spoilt, g, a), away, state.gradient)
     decrement = jnp.where(spoilt, jnp.inf, decrement)
     direction = jax.tree.map(jnp.negative, away)
     along = direction.outputs(x)
-    t = _search(_derivatives(task, family, probe, slope.outputs, direction, along))
+    t = _search(_derivatives(task, loss, probe, state.outputs, direction, along))
     new = jax.tree.map(lambda w, d: w + t * d, probe, direction)
-    outputs = slope.outputs + t * along
-    moved = Slope(outputs, gradient(x, task, family, new, outputs), memory)
-    return Step(slope.outputs, new, moved, decrement)
+    outputs = state.outputs + t * along
+    moved = LBFGSState(outputs, gradient(x, task, loss, new, outputs), memory)
+    return Step(state.outputs, new, moved, decrement)
 
 
 def _derivatives(
     task: Task,
-    family: Family,
-    probe: Linear,
+    loss: Loss,
+    probe: LinearProbe,
     outputs: Float[Array, "output example"],
-    direction: Linear,
+    direction: LinearProbe,
     along: Float[Array, "output example"],
 ) -> Callable[[Array], tuple[Array, Array]]:
-    """First and second derivative of the objective after a step of length t."""
-    held = (task.strength * jnp.square(task.scale))[None, :] * direction.kernel
-    slope, bend = jnp.vdot(held, probe.kernel), jnp.vdot(held, direction.kernel)
+    """Return a function that gives both derivatives of the objective after a step of length t."""
+    penalty = (task.l2 * jnp.square(task.scale))[None, :] * direction.kernel
+    slope, bend = jnp.vdot(penalty, probe.kernel), jnp.vdot(penalty, direction.kernel)
 
     def at(t: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         z = outputs + t * along
-        first = task.train @ (family.slope(z, task.labels) * along).sum(0)
-        second = task.train @ family.curvature(z, along)
+        first = task.train @ (loss.gradient(z, task.labels) * along).sum(0)
+        second = task.train @ loss.curvature(z, along)
         return first + slope + t * bend, second + bend
 
     return at
 
 
 def _search(derivatives: Callable[[Array], tuple[Array, Array]]) -> Float[Array, ""]:
-    """About where a convex function is lowest: Newton's method from 1, in a shrinking bracket."""
+    """Find about where a convex function is lowest: Newton's method from 1, inside a bracket."""
     t = jnp.ones(())
     low, high = jnp.zeros_like(t), jnp.full_like(t, jnp.inf)
     for _ in range(_SEARCHES):
@@ -99,12 +105,12 @@ def _search(derivatives: Callable[[Array], tuple[Array, Array]]) -> Float[Array,
 
 
 LBFGS = Solver(
-    Linear.zeros,
-    start,
+    LinearProbe.zeros,
+    init,
     step,
     lambda task, probe: probe,
-    # All probes have taken as many steps: one number says which slot of the memory is next.
-    axes=Slope(
+    # All probes have taken the same number of steps, so one count serves them all.
+    axes=LBFGSState(
         outputs=0,  # pyright: ignore[reportArgumentType]
         gradient=0,  # pyright: ignore[reportArgumentType]
         memory=optax.ScaleByLBFGSState(

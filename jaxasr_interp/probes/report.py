@@ -1,7 +1,7 @@
-"""A probed variable of an activation store, with every control beside it."""
+"""The probes of a variable of an activation store, with every control beside them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +10,11 @@ from jaxtyping import Float
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.representations import is_axis, row_axes
 from jaxasr_interp.probes.fit import fit_probes
+from jaxasr_interp.probes.options import FitOptions
 from jaxasr_interp.probes.result import Probes
 from jaxasr_interp.probes.scores import Scores, majority, score_names, score_probes, selectivity
 from jaxasr_interp.probes.targets import Labels
+from jaxasr_interp.runtime.progress import Progress
 
 if TYPE_CHECKING:
     import xarray
@@ -23,14 +25,15 @@ RANDOM = "random."
 
 @dataclasses.dataclass(frozen=True)
 class ProbeReport:
-    """What the layers of a variable know about a target, and what controls know.
+    """Scores of the probes of a variable for a target, and scores of the controls.
 
     Attributes:
-        variable: of the store.
-        probes: of every layer.
-        curves: scores by layer: of the `probe`, of probes for `shuffled` labels, of those of
-            `random weights`, with a `hidden layer`, as far as there are any.
-        lines: scores that have no layers: of the commonest class (`majority`) and of the mean and
+        variable: name of the variable in the store.
+        probes: the probes of every layer.
+        curves: scores by layer of the `probe`; and, where they were fitted, of probes for
+            `shuffled` labels, of probes of a model with `random weights`, and of probes with a
+            `hidden layer`.
+        lines: scores without layers: of the commonest class (`majority`) and of the mean and
             deviation of the spectrogram (`mel`).
     """
 
@@ -50,7 +53,9 @@ class ProbeReport:
         return int(np.argmax(self.curves["probe"].estimate[self.scores[0]]))
 
     def confusion(self, layer: int) -> Float[np.ndarray, "class predicted"]:
-        """Share of each class's examples, in the mean over seeds, that is taken for each class.
+        """Return which share of each class's examples the probes take for each class.
+
+        The shares are means over seeds.
 
         Raises:
             InputError: the target has no classes.
@@ -67,7 +72,7 @@ class ProbeReport:
         return counts / counts.sum(1, keepdims=True)
 
     def to_dataset(self) -> "xarray.Dataset":
-        """Curves, lines, confusions and selectivity in arrays with named axes."""
+        """Return curves, lines, confusions and selectivity in arrays with named axes."""
         import xarray
 
         target, curves = self.probes.target, list(self.curves)
@@ -87,15 +92,14 @@ class ProbeReport:
             ("control", "score"),
             [[line[score] for score in self.scores] for line in self.lines.values()],
         )
-        strengths = np.asarray(self.probes.recipe.strengths)
-        data["strength"] = ("layer", strengths[self.probes.strength])
+        data["l2"] = ("layer", np.asarray(self.probes.options.l2)[self.probes.l2_index])
         coordinates: dict[str, Any] = {
             "curve": curves,
             "score": list(self.scores),
             "control": list(self.lines),
         }
         if target.classes:
-            layers = range(len(self.probes.strength))
+            layers = range(len(self.probes.l2_index))
             data["confusion"] = (
                 ("layer", "class", "predicted"),
                 np.stack([self.confusion(layer) for layer in layers]),
@@ -112,9 +116,9 @@ class ProbeReport:
             "target": target.name,
             "examples": int(target.known.sum()),
             "groups": len(np.unique(groups[target.known])) if groups is not None else 0,
-            "folds": int(self.probes.folds.max() + 1),
-            "seeds": list(self.probes.seeds),
-            "method": self.probes.recipe.method,
+            "folds": self.probes.options.n_folds,
+            "seeds": list(self.probes.options.seeds),
+            "method": self.probes.options.method,
         }
         return xarray.Dataset(data, coordinates, attributes)
 
@@ -125,9 +129,10 @@ def probe_store(
     targets: Mapping[str, Labels],
     *,
     groups: Labels | None = None,
+    options: FitOptions | None = None,
     n_hidden: int | None = None,
-    on_progress: Callable[[int, int, str], None] | None = None,
-    **options: Any,
+    memory: int | None = None,
+    on_progress: Progress | None = None,
 ) -> dict[str, ProbeReport]:
     """Probe a variable of an activation store for several targets, with all controls.
 
@@ -137,9 +142,12 @@ def probe_store(
             and features.
         targets: labels of the clips, by name.
         groups: see `fit_probes`.
-        n_hidden: also fit probes with a hidden layer of so many units.
-        on_progress: called with the probes fitted so far, of all, and what they read.
-        options: of `fit_probes`.
+        options: see `fit_probes`; random weights and the spectrogram are probed in the same way.
+        n_hidden: also fit probes with a hidden layer of this many units, with AdamW and early
+            stopping.
+        memory: see `fit_probes`.
+        on_progress: called with the probes fitted so far, of how many, and what they read:
+            `"probe"`, `"random weights"`, `"hidden layer"` or `"mel"`.
 
     Returns:
         A report for each target.
@@ -149,30 +157,40 @@ def probe_store(
     """
     if n_hidden is not None and n_hidden < 1:
         raise InputError(f"n_hidden is {n_hidden}: expected at least 1 unit.")
+    options = FitOptions() if options is None else options
     layers = _layers(dataset, variable)
-    control = _layers(dataset, RANDOM + variable) if RANDOM + variable in dataset else None
+    random = _layers(dataset, RANDOM + variable) if RANDOM + variable in dataset else None
     fits: dict[str, dict[str, Probes]] = {}
 
-    def fit(name: str, x: np.ndarray, **special: Any) -> None:
-        def report(done: int, total: int) -> None:
+    def fit(name: str, x: np.ndarray, options: FitOptions, features: str | None = None) -> None:
+        def report(done: int, total: int, _: str) -> None:
             if on_progress is not None:
                 on_progress(done, total, name)
 
-        fits[name] = fit_probes(x, targets, groups=groups, on_progress=report, **options | special)
+        fits[name] = fit_probes(
+            x,
+            targets,
+            features=features,
+            groups=groups,
+            options=options,
+            memory=memory,
+            on_progress=report,
+        )
 
-    fit("probe", layers, features=_site_of(variable))
-    if control is not None:
-        fit("random weights", control, shuffled=False)
+    control = dataclasses.replace(options, shuffled=False)
+    fit("probe", layers, options, _site_of(variable))
+    if random is not None:
+        fit("random weights", random, control)
     if n_hidden is not None:
-        hidden = {"method": "adamw", "n_hidden": n_hidden, "patience": 30, "shuffled": False}
-        fit("hidden layer", layers, **hidden)
+        hidden = dataclasses.replace(control, method="adamw", n_hidden=n_hidden, patience=30)
+        fit("hidden layer", layers, hidden)
     if MEL in dataset:
-        fit(MEL, _layers(dataset, MEL), shuffled=False)
+        fit(MEL, _layers(dataset, MEL), control)
     return {name: _report(variable, name, fits) for name in targets}
 
 
 def _site_of(variable: str) -> str | None:
-    """`stack.site` of a variable `stack.site.reduction`, `None` of a control's."""
+    """Return `stack.site` for a variable `stack.site.reduction`, `None` for a control."""
     parts = variable.split(".")
     return ".".join(parts[:2]) if len(parts) == 3 else None
 
@@ -198,7 +216,7 @@ def _layers(dataset: "xarray.Dataset", variable: str) -> Float[np.ndarray, "laye
             "with a reduction such as mean."
         )
     values = dataset[variable]
-    # Where the stacks have different depths, each has a layer axis of its own name.
+    # Where the stacks have different depths, their layer axes have different names.
     values = values.rename({axis: "layer" for axis in values.dims if is_axis(axis, "layer")})
     if "layer" not in values.dims:
         values = values.expand_dims("layer")

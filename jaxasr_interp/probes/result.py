@@ -1,4 +1,4 @@
-"""Fitted probes: what they say about held-out examples, and their weights."""
+"""Fitted probes: their weights, and their outputs for held-out examples."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,30 +12,30 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.interventions.kinds import Add
 from jaxasr_interp.interventions.where import END, At
 from jaxasr_interp.model.sites import Stack, check_site, check_stack, head_axis
-from jaxasr_interp.probes.fitting import Probe, Solution
-from jaxasr_interp.probes.grid import Split
-from jaxasr_interp.probes.layer import Features, Recipe
-from jaxasr_interp.probes.linear import Linear
+from jaxasr_interp.probes.grid import Features, Split
+from jaxasr_interp.probes.linear import LinearProbe
+from jaxasr_interp.probes.options import FitOptions
+from jaxasr_interp.probes.solve import Probe, Solution
 from jaxasr_interp.probes.targets import Target
 from jaxasr_interp.pytree import pytree_dataclass
 
 
 @pytree_dataclass
 class HeldOut:
-    """What cross-validated probes say about the examples that each of them was not shown.
+    """The outputs of cross-validated probes for examples that they were not trained on.
 
     Attributes:
-        outputs: for every example of the probe that tests it, with the strength that validates
-            best; NaN where the label is not known.
-        strength: index of that strength.
+        outputs: for every example those of the probe that tests it, with the penalty that
+            validates best; NaN where the label is not known.
+        l2_index: index of that penalty in `FitOptions.l2`.
         train_loss: of every probe, without the penalty.
         validation_loss: of every probe.
     """
 
     outputs: Float[np.ndarray, "*layer seed output example"]
-    strength: Int[np.ndarray, "*layer seed fold"]
-    train_loss: Float[np.ndarray, "*layer strength seed fold"]
-    validation_loss: Float[np.ndarray, "*layer strength seed fold"]
+    l2_index: Int[np.ndarray, "*layer seed fold"]
+    train_loss: Float[np.ndarray, "*layer l2 seed fold"]
+    validation_loss: Float[np.ndarray, "*layer l2 seed fold"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,36 +43,35 @@ class Probes:
     """The probes of one target.
 
     Attributes:
-        target: what is asked.
-        recipe: how they were fitted.
-        seeds: of the folds.
-        folds: that tests each example, -1 where its label is not known.
-        groups: numbers of the examples' groups; `None` where each is its own.
-        held_out: what cross-validation says.
-        shuffled: the same of probes for shuffled labels, if they were asked for.
-        shuffled_labels: those labels.
-        probe: trained on all examples, for activations as they are; a leading `layer` axis.
-        strength: index of its strength.
-        features: the activations that the probes read, as `encoder.resid_post`, if they are known
-            to be those of a site of the model.
+        target: the labels that they learn.
+        options: how they were fitted.
+        folds: the fold that tests each example, -1 where its label is not known.
+        groups: the number of each example's group; `None` where each example is its own group.
+        held_out: results of the cross-validation.
+        shuffled: results of the cross-validation with shuffled labels, if `FitOptions.shuffled`.
+        shuffled_labels: the shuffled labels.
+        probe: the probes trained on all examples, for activations as they are; they have a leading
+            `layer` axis.
+        l2_index: index of the penalty of each layer's `probe` in `FitOptions.l2`.
+        features: the site that the probes read, as `encoder.resid_post`; `None` where the
+            activations are not known to be those of a site.
     """
 
     target: Target
-    recipe: Recipe
-    seeds: tuple[int, ...]
+    options: FitOptions
     folds: Int[np.ndarray, "seed example"]
     groups: Int[np.ndarray, " example"] | None
     held_out: HeldOut
     shuffled: HeldOut | None
     shuffled_labels: Float[np.ndarray, "seed example"] | None
     probe: Probe
-    strength: Int[np.ndarray, " layer"]
+    l2_index: Int[np.ndarray, " layer"]
     features: str | None = None
 
     def outputs(
         self, x: Float[np.ndarray, "layer example feature"]
     ) -> Float[np.ndarray, "layer output example"]:
-        """What the probes that were trained on all examples say about activations.
+        """Compute the outputs for activations, of the probes that were trained on all examples.
 
         Raises:
             InputError: the activations have other layers or features.
@@ -86,20 +85,20 @@ class Probes:
         return np.asarray(jax.vmap(lambda probe, x: probe.outputs(x))(self.probe, jnp.asarray(x)))
 
     def direction(self, layer: int, towards: str | None = None) -> Float[np.ndarray, " feature"]:
-        """Unit vector along which a class's output grows fastest.
+        """Return the unit vector along which a class's output grows fastest.
 
         Args:
             layer: index of the layer.
-            towards: the class; of two classes or a regression by default the second, or larger
-                values.
+            towards: the class; by default the second of two classes, or the larger values of a
+                regression.
 
         Raises:
             InputError: no such layer or class, or the probe is not linear.
         """
-        if not isinstance(self.probe, Linear):
+        if not isinstance(self.probe, LinearProbe):
             raise InputError("A probe with a hidden layer has no direction: fit a linear one.")
-        if not 0 <= layer < len(self.strength):
-            raise InputError(f"Layer {layer} is outside the {len(self.strength)} layers.")
+        if not 0 <= layer < len(self.l2_index):
+            raise InputError(f"Layer {layer} is outside the {len(self.l2_index)} layers.")
         classes = self.target.classes
         if towards is not None and towards not in classes:
             raise InputError(f"{self.target.name!r} has no class {towards!r}: {list(classes)}.")
@@ -122,9 +121,10 @@ class Probes:
         start: int = 0,
         stop: int = END,
     ) -> At:
-        """An edit that adds `amount` times the direction to the activations that were probed.
+        """Make an edit that adds `amount` times the direction to the activations.
 
-        It is of the site and stack that the probes read (`features`): elsewhere it is refused.
+        The edit acts on the site and stack that the probes read (`features`): elsewhere it is
+        refused.
 
         Args:
             layer: index of the layer, of the probes and of the model alike.
@@ -134,7 +134,7 @@ class Probes:
             stop: the position after the last.
 
         Raises:
-            InputError: it is not known what the probes read, or that has heads; and see
+            InputError: the site that the probes read is not known, or it has heads; and see
                 `direction`.
         """
         if self.features is None:
@@ -153,7 +153,7 @@ class Probes:
 
 
 def parse_features(features: str) -> tuple[Stack, str]:
-    """Stack and site of `encoder.resid_post`.
+    """Split a name as `encoder.resid_post` into its stack and its site.
 
     Raises:
         InputError: there is no such stack or site.
@@ -165,55 +165,55 @@ def parse_features(features: str) -> tuple[Stack, str]:
 
 @pytree_dataclass
 class LayerProbes:
-    """One layer of one target: see `Probes`."""
+    """The probes of one layer for one target; see `Probes`."""
 
     held_out: HeldOut
     shuffled: HeldOut | None
     probe: Probe
-    strength: Int[np.ndarray, ""]
+    l2_index: Int[np.ndarray, ""]
 
 
 def read_layer(
     solution: Solution, features: Features, splits: Sequence[Split], target: Target
 ) -> LayerProbes:
-    """Choose strengths, gather what is said in the tests, undo the standardisation.
+    """Choose the penalties, gather the outputs of the tests, undo the standardisation.
 
     Args:
-        solution: of every strength and split.
-        features: the activations they are of.
-        splits: of all targets.
-        target: one of them.
+        solution: fitted probes, of every penalty and split.
+        features: the activations that they were fitted to.
+        splits: splits of all targets.
+        target: one of these targets.
     """
     own = [i for i, split in enumerate(splits) if split.labelling.target is target]
     tested = [i for i in own if splits[i].fold is not None]
     held_out = _held_out(solution, splits, [i for i in tested if not splits[i].labelling.shuffled])
     shuffled = [i for i in tested if splits[i].labelling.shuffled]
     (whole,) = (i for i in own if splits[i].fold is None)
-    strength = _lowest(held_out.validation_loss.mean((1, 2)))
-    probe = jax.tree.map(lambda leaf: leaf[strength, whole], solution.probe)
+    l2_index = _lowest(held_out.validation_loss.mean((1, 2)))
+    probe = jax.tree.map(lambda leaf: leaf[l2_index, whole], solution.probe)
     return LayerProbes(
         held_out,
         _held_out(solution, splits, shuffled) if shuffled else None,
         jax.device_get(probe.unscaled(features.centre, features.spread)),
-        np.asarray(strength),
+        np.asarray(l2_index),
     )
 
 
-def _lowest(loss: Float[np.ndarray, "strength *rest"]) -> Int[np.ndarray, "*rest"]:
-    """Index of the strength with the lowest loss; one that diverged is none."""
+def _lowest(loss: Float[np.ndarray, "l2 *rest"]) -> Int[np.ndarray, "*rest"]:
+    """Return the index of the penalty with the lowest loss; a diverged search is left out."""
     if np.isnan(loss).all(0).any():
-        raise InputError("The search diverges with every strength: ask for a lower learning_rate.")
+        raise InputError("The search diverges with every penalty: ask for a lower learning_rate.")
     return np.asarray(np.nanargmin(loss, axis=0))
 
 
 def _held_out(solution: Solution, splits: Sequence[Split], tested: Sequence[int]) -> HeldOut:
-    """Of splits that are ordered by seed and fold."""
+    """Gather the results of splits that are ordered by seed and fold."""
     labellings = list({id(splits[i].labelling): splits[i].labelling for i in tested}.values())
     by_seed = np.reshape(tested, (len(labellings), -1))
     train_loss, validation_loss = (
         np.asarray(each)[:, by_seed] for each in (solution.train_loss, solution.validation_loss)
     )
-    strength = _lowest(validation_loss)
+    l2_index = _lowest(validation_loss)
     n_outputs = solution.outputs.shape[2]
     outputs = np.full(
         (len(labellings), n_outputs, len(labellings[0].folds)), np.nan, solution.outputs.dtype
@@ -221,33 +221,32 @@ def _held_out(solution: Solution, splits: Sequence[Split], tested: Sequence[int]
     for seed, labelling in enumerate(labellings):
         known = labelling.folds[labelling.folds >= 0]
         for fold, split in enumerate(by_seed[seed]):
-            said = solution.outputs[strength[seed, fold], split]
+            said = solution.outputs[l2_index[seed, fold], split]
             outputs[seed][:, labelling.folds == fold] = said[:, : len(known)][:, known == fold]
-    return HeldOut(outputs, strength, train_loss, validation_loss)
+    return HeldOut(outputs, l2_index, train_loss, validation_loss)
 
 
 def collect(
     target: Target,
-    recipe: Recipe,
+    options: FitOptions,
     splits: Sequence[Split],
     layers: Sequence[LayerProbes],
     groups: Int[np.ndarray, " example"] | None,
     features: str | None,
 ) -> Probes:
-    """The probes of all layers."""
+    """Stack the probes of all layers."""
     every = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
     real = {s.labelling.seed: s.labelling for s in splits if not s.labelling.shuffled}
     shuffled = {s.labelling.seed: s.labelling for s in splits if s.labelling.shuffled}
     return Probes(
         target,
-        recipe,
-        tuple(real),
+        options,
         np.stack([one.folds for one in real.values()]),
         groups,
         every.held_out,
         every.shuffled,
         np.stack([one.labels for one in shuffled.values()]) if shuffled else None,
         every.probe,
-        every.strength,
+        every.l2_index,
         features,
     )

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.probes.layer import Recipe
-from jaxasr_interp.probes.linear import Linear
+from jaxasr_interp.probes.linear import LinearProbe
 from jaxasr_interp.probes.mlp import MLPProbe
+from jaxasr_interp.probes.options import FitOptions
 from jaxasr_interp.probes.result import HeldOut, Probes
 from jaxasr_interp.probes.targets import Target
 from jaxasr_interp.pytree import replace
@@ -38,8 +38,7 @@ def save_probes(probes: Probes, folder: str | Path) -> Path:
 
     description = {
         "target": {k: v for k, v in vars(probes.target).items() if k != "labels"},
-        "recipe": dataclasses.asdict(probes.recipe),
-        "seeds": probes.seeds,
+        "options": dataclasses.asdict(probes.options),
         "features": probes.features,
     }
     arrays = _arrays(probes)
@@ -65,18 +64,16 @@ def load_probes(folder: str | Path) -> Probes:
             arrays = jax.tree.map(np.asarray, checkpointer.restore(folder / _ARRAYS))
         check_sealed(folder, description, arrays)
         target = description["target"] | {"classes": tuple(description["target"]["classes"])}
-        recipe = description["recipe"] | {"strengths": tuple(description["recipe"]["strengths"])}
         return Probes(
             target=Target(labels=arrays["labels"], **target),
-            recipe=Recipe(**recipe),
-            seeds=tuple(description["seeds"]),
+            options=FitOptions(**description["options"]),
             folds=arrays["folds"],
             groups=arrays.get("groups"),
             held_out=HeldOut(**arrays["held_out"]),
             shuffled=HeldOut(**arrays["shuffled"]) if "shuffled" in arrays else None,
             shuffled_labels=arrays.get("shuffled_labels"),
             probe=_probe(arrays["probe"]),
-            strength=arrays["strength"],
+            l2_index=arrays["l2_index"],
             features=description["features"],
         )
     except InputError:
@@ -88,13 +85,13 @@ def load_probes(folder: str | Path) -> Probes:
 
 def _arrays(probes: Probes) -> dict[str, Any]:
     probe = probes.probe
-    layers = {"linear": probe} if isinstance(probe, Linear) else vars(probe)
+    layers = {"linear": probe} if isinstance(probe, LinearProbe) else vars(probe)
     arrays: dict[str, Any] = {
         "labels": probes.target.labels,
         "folds": probes.folds,
         "held_out": dict(vars(probes.held_out)),
         "probe": {name: dict(vars(layer)) for name, layer in layers.items()},
-        "strength": probes.strength,
+        "l2_index": probes.l2_index,
         "groups": probes.groups,
         "shuffled": None if probes.shuffled is None else dict(vars(probes.shuffled)),
         "shuffled_labels": probes.shuffled_labels,
@@ -102,7 +99,7 @@ def _arrays(probes: Probes) -> dict[str, Any]:
     return {name: value for name, value in arrays.items() if value is not None}
 
 
-def _probe(layers: dict[str, dict[str, Any]]) -> Linear | MLPProbe:
-    empty = Linear.zeros(1, 1, jnp.dtype(jnp.float32))
+def _probe(layers: dict[str, dict[str, Any]]) -> LinearProbe | MLPProbe:
+    empty = LinearProbe.zeros(1, 1, jnp.dtype(jnp.float32))
     parts = {name: replace(empty, **arrays) for name, arrays in layers.items()}
     return parts["linear"] if "linear" in parts else MLPProbe(**parts)

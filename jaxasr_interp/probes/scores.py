@@ -1,7 +1,7 @@
-"""How well probes do, with bootstrap confidence intervals.
+"""Scores of probes, with bootstrap confidence intervals.
 
-Examples are resampled by group, so that a speaker's clips do not count as so many independent ones.
-A resample is a weight for every example, which makes all of them one matrix product.
+Examples are resampled by group, because the clips of one speaker are not independent. A resample is
+a weight for every example, so that all resamples are one matrix product.
 """
 
 import dataclasses
@@ -13,13 +13,13 @@ from jaxtyping import Float, Int
 from jaxasr_interp.probes.result import HeldOut, Probes
 from jaxasr_interp.probes.targets import Target
 
-Weights = Float[np.ndarray, "resample example"]
+Resamples = Float[np.ndarray, "resample example"]
 CLASS_SCORES = ("accuracy", "balanced_accuracy", "auc", "macro_f1")
 VALUE_SCORES = ("r2", "mean_absolute_error")
 
 
 def score_names(target: Target) -> tuple[str, ...]:
-    """The scores of a target's kind."""
+    """Return the names of the scores for a target: those of classes, or those of values."""
     return CLASS_SCORES if target.classes else VALUE_SCORES
 
 
@@ -27,22 +27,22 @@ def score(
     target: Target,
     labels: Float[np.ndarray, " example"],
     outputs: Float[np.ndarray, "output example"],
-    weights: Weights,
+    weights: Resamples,
 ) -> dict[str, Float[np.ndarray, " resample"]]:
-    """Scores of outputs on weighted examples.
+    """Score outputs on weighted examples.
 
     Accuracy; balanced accuracy, the mean recall of the classes; AUC, the chance that an example of
     a class is given a higher probability than one of the others, ties counting half, as the mean
     over classes one against the rest; macro-F1. Of values, `R²` and the mean absolute error.
 
     Args:
-        target: whose kind and classes.
+        target: says which kind the labels are of, and names the classes.
         labels: class numbers or values, all known.
-        outputs: of probes.
-        weights: of the examples, a row for each resample.
+        outputs: outputs of probes.
+        weights: weight of each example, a row for each resample.
 
     Returns:
-        One number a resample, NaN where a class that a score needs is missing.
+        One number for each resample, NaN where a class that a score needs is missing.
     """
     if not target.classes:
         return _score_values(labels, outputs[0], weights)
@@ -54,7 +54,7 @@ def score(
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = right / (weights @ is_class.T)
         f1 = 2 * right / (weights @ is_class.T + weights @ said.T)
-        # Several outputs are known up to a number that they share, their softmax is not.
+        # Several outputs may share any added number; their softmax does not depend on it.
         each = outputs
         if len(outputs) > 1:
             each = np.exp(outputs - np.logaddexp.reduce(outputs, axis=0, keepdims=True))
@@ -69,7 +69,7 @@ def score(
 
 
 def _auc(
-    outputs: Float[np.ndarray, " example"], positive: np.ndarray, weights: Weights
+    outputs: Float[np.ndarray, " example"], positive: np.ndarray, weights: Resamples
 ) -> Float[np.ndarray, " resample"]:
     """`P(z₊ > z₋) + P(z₊ = z₋) / 2`."""
     order = np.argsort(outputs, kind="stable")
@@ -83,7 +83,9 @@ def _auc(
 
 
 def _score_values(
-    labels: Float[np.ndarray, " example"], outputs: Float[np.ndarray, " example"], weights: Weights
+    labels: Float[np.ndarray, " example"],
+    outputs: Float[np.ndarray, " example"],
+    weights: Resamples,
 ) -> dict[str, Float[np.ndarray, " resample"]]:
     shares = weights / weights.sum(1, keepdims=True)
     centred = labels[None, :] - (shares @ labels)[:, None]
@@ -97,9 +99,9 @@ class Scores:
     """Scores of every layer.
 
     Attributes:
-        estimate: of each score, the mean over seeds.
-        low: lower end of its interval.
-        high: upper end.
+        estimate: each score, as the mean over seeds.
+        low: lower end of each score's interval.
+        high: upper end of each score's interval.
     """
 
     estimate: Mapping[str, Float[np.ndarray, " layer"]]
@@ -110,18 +112,21 @@ class Scores:
 def score_probes(
     probes: Probes, *, level: float = 0.95, n_resamples: int = 1000, seed: int = 0
 ) -> tuple[Scores, Scores | None]:
-    """Scores of the held-out examples, and those of the probes for shuffled labels.
+    """Score probes on the held-out examples, and the probes for shuffled labels too.
 
     Args:
         probes: from `fit_probes`.
-        level: of the percentile intervals, which resample groups of examples.
-        n_resamples: how many resamples.
-        seed: of the resamples.
+        level: probability that an interval is to hold; groups of examples are resampled.
+        n_resamples: number of resamples.
+        seed: the same resamples for the same seed.
+
+    Returns:
+        The scores, and those for shuffled labels; `None` where there are none.
     """
     known = probes.target.known
     groups = np.arange(len(known)) if probes.groups is None else probes.groups
     counts = _resample(groups[known], n_resamples, seed)
-    labels = np.broadcast_to(probes.target.labels, (len(probes.seeds), len(known)))
+    labels = np.broadcast_to(probes.target.labels, (len(probes.options.seeds), len(known)))
     real = _score_layers(probes.target, labels, probes.held_out, counts, level)
     if probes.shuffled is None or probes.shuffled_labels is None:
         return real, None
@@ -129,8 +134,8 @@ def score_probes(
     return real, shuffled
 
 
-def _resample(groups: Int[np.ndarray, " example"], n: int, seed: int) -> Weights:
-    """How often each example is drawn: first once, then in `n` resamples of the groups."""
+def _resample(groups: Int[np.ndarray, " example"], n: int, seed: int) -> Resamples:
+    """Count how often each example is drawn: first once, then in `n` resamples of the groups."""
     units, unit_of = np.unique(groups, return_inverse=True)
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(len(units), np.full(len(units), 1 / len(units)), n)
@@ -141,7 +146,7 @@ def _score_layers(
     target: Target,
     labels: Float[np.ndarray, "seed example"],
     held_out: HeldOut,
-    counts: Weights,
+    counts: Resamples,
     level: float,
 ) -> Scores:
     known = target.known
@@ -164,7 +169,7 @@ def _score_layers(
 
 
 def majority(probes: Probes) -> Mapping[str, float]:
-    """Scores of always saying the commonest class, or the mean value, of the training examples."""
+    """Score the answer that is always the commonest class, or the mean value, in training."""
     target, known = probes.target, probes.target.known
     found = []
     for folds in probes.folds:
@@ -186,6 +191,6 @@ def majority(probes: Probes) -> Mapping[str, float]:
 
 
 def selectivity(real: Scores, shuffled: Scores) -> Float[np.ndarray, " layer"]:
-    """Accuracy, or R², beyond that on shuffled labels (Hewitt and Liang 2019)."""
+    """Return accuracy, or R², less that on shuffled labels (Hewitt and Liang 2019)."""
     first = next(iter(real.estimate))
     return real.estimate[first] - shuffled.estimate[first]

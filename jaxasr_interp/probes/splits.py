@@ -1,6 +1,6 @@
-"""Which examples train, validate and test: folds of a cross-validation.
+"""The folds of a cross-validation: which examples train, validate and test.
 
-Fold k tests, fold k + 1 validates, the others train.
+While fold k tests, fold k + 1 validates and the other folds train.
 """
 
 import numpy as np
@@ -22,10 +22,10 @@ def make_folds(
     together: groups go one by one, the largest first, to the fold that has least of their classes.
 
     Args:
-        target: whose labels are spread; unknown ones belong to no fold.
-        n_folds: how many, at least 3.
-        seed: of the order in which alike examples and groups are dealt.
-        groups: of each example.
+        target: its labels are spread; examples without a label belong to no fold.
+        n_folds: number of folds.
+        seed: decides the order in which equal examples and groups are dealt.
+        groups: the group of each example; by default each example is its own group.
 
     Returns:
         The fold of each example, -1 where its label is not known.
@@ -33,10 +33,6 @@ def make_folds(
     Raises:
         InputError: a class has fewer members, or groups, than there are folds.
     """
-    if n_folds < 3:
-        raise InputError(
-            f"There are {n_folds} folds: expected at least 3, to train, to validate and to test."
-        )
     known = np.flatnonzero(target.known)
     names = np.arange(len(target.labels)) if groups is None else np.asarray(groups)
     units, unit_of = np.unique(names[known], return_inverse=True)
@@ -55,9 +51,9 @@ def make_folds(
 def parts(
     folds: Int[np.ndarray, " example"], fold: int, n_folds: int
 ) -> tuple[Bool[np.ndarray, " example"], Bool[np.ndarray, " example"]]:
-    """Which examples train and which validate while `fold` tests.
+    """Tell which examples train and which validate while `fold` tests.
 
-    Fold `n_folds` stands for none: all known examples train.
+    If `fold` is `n_folds`, no fold tests and all known examples train.
     """
     if fold == n_folds:
         return folds >= 0, np.zeros(len(folds), bool)
@@ -87,7 +83,7 @@ def _deal(
     held = np.zeros((n_folds, counts.shape[1]))
     folds = np.zeros(len(counts), int)
     for unit in order:
-        # How full each fold is of what this unit brings, then how full it is altogether.
+        # How full each fold is of this unit's classes; between equals, how full it is altogether.
         full = held @ share[unit] + 1e-6 * held.sum(1)
         folds[unit] = full.argmin()
         held[folds[unit]] += share[unit]
@@ -100,12 +96,12 @@ def shuffle_labels(
     seed: int,
     groups: Shaped[np.ndarray, " example"] | None = None,
 ) -> Float[np.ndarray, " example"]:
-    """Labels dealt out anew within every fold: a control task (Hewitt and Liang 2019).
+    """Shuffle the labels within every fold: a control task (Hewitt and Liang 2019).
 
-    Each fold keeps its share of every class; else a class that is rarer in training is commoner in
-    the test, and chance would look like less. Where all examples of a group share their label,
-    whole groups exchange labels, so that what is learnt about one example of a group still holds
-    for the others; otherwise examples do.
+    Each fold keeps its share of every class. Otherwise a class that is rare in training would be
+    common in the test, and the scores of chance would be too low. Where all examples of a group
+    share their label, whole groups exchange labels, so that what a probe learns about one example
+    of a group still holds for the others. Where they do not, single examples exchange labels.
     """
     generator = np.random.default_rng([seed, 1])
     units = np.arange(len(labels)) if groups is None else np.asarray(groups)

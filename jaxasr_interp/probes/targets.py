@@ -1,4 +1,4 @@
-"""What probes are asked: labels of examples, read into numbers."""
+"""Targets of probes: the labels of examples, turned into numbers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.probes.families import Kind
+from jaxasr_interp.probes.losses import Kind
 
 Labels = Sequence[Any] | Shaped[np.ndarray, " example"]
 
@@ -18,7 +18,7 @@ class Target:
     """The labels of all examples.
 
     Attributes:
-        name: what is asked.
+        name: of the target.
         kind: `"binary"`, `"classes"` or `"regression"`.
         classes: names of the classes in the order of their numbers; empty for a regression.
         labels: class numbers or values; NaN where the label is not known.
@@ -36,16 +36,16 @@ class Target:
 
     @property
     def n_outputs(self) -> int:
-        """Outputs of a probe: one for each class, or a single one."""
+        """Number of outputs: one for each of three or more classes, otherwise a single one."""
         return len(self.classes) if self.kind == "classes" else 1
 
 
 def read_target(labels: Labels, name: str = "target") -> Target:
-    """Floats are values of a regression; anything else names classes.
+    """Turn labels into numbers: floats are values of a regression, anything else names classes.
 
     Args:
         labels: of every example; `""`, `None` and NaN are not known.
-        name: what is asked.
+        name: of the target.
 
     Raises:
         InputError: fewer than two different labels.
@@ -74,7 +74,7 @@ def is_missing(label: Any) -> bool:
 
 
 def _order(text: str) -> tuple[bool, float, str]:
-    """Numbers by size, before words by letter."""
+    """Sort key of a class name: numbers come first, by size; then words, by letter."""
     try:
         return False, float(text), text
     except ValueError:

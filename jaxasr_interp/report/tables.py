@@ -198,7 +198,7 @@ def probe_table(name: str, report: ProbeReport) -> Group:
     table.add_column("layer", justify="right")
     for curve in report.curves:
         table.add_column(curve, justify="right")
-    for layer in range(len(report.probes.strength)):
+    for layer in range(len(report.probes.l2_index)):
         cells = []
         for scores in report.curves.values():
             ends = (scores.estimate, scores.low, scores.high)

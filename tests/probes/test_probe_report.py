@@ -51,8 +51,7 @@ def report(dataset):
         "encoder.resid_post.mean",
         {"animal": dataset.animal.to_numpy()},
         groups=dataset.speaker.to_numpy(),
-        strengths=[1e-2, 1e-1],
-        seeds=[0, 1],
+        options=ji.FitOptions(l2=[1e-2, 1e-1], seeds=[0, 1]),
     )
     return reports["animal"]
 
@@ -118,7 +117,9 @@ def test_intervals_hold_the_estimate_and_widen_with_groups(report):
     widths = []
     for groups in (None, [f"g{pair}" for pair in pairs]):
         same = [f"{label}" for label in np.array(labels[:30]).repeat(2)]
-        probes = ji.fit_probes(x, same, groups=[f"g{p}" for p in pairs], shuffled=False)["target"]
+        speakers = [f"g{p}" for p in pairs]
+        fitted = ji.fit_probes(x, same, groups=speakers, options=ji.FitOptions(shuffled=False))
+        probes = fitted["target"]
         probes = probes if groups else dataclasses.replace(probes, groups=None)
         real, _ = ji.score_probes(probes)
         widths.append(real.high["accuracy"][0] - real.low["accuracy"][0])
@@ -135,7 +136,7 @@ def test_the_majority_is_that_of_the_training_examples(report):
     labels = ["a"] * 20 + ["b"] * 10
     x = np.zeros((1, 30, 2), np.float32)
     x[0, :, 0] = np.arange(30)
-    probes = ji.fit_probes(x, labels, shuffled=False)["target"]
+    probes = ji.fit_probes(x, labels, options=ji.FitOptions(shuffled=False))["target"]
     found = majority(probes)
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert found["balanced_accuracy"] == pytest.approx(1 / 2)
@@ -158,7 +159,7 @@ def test_probes_come_back_from_disk(report, tmp_path):
     np.testing.assert_array_equal(loaded.outputs(x), report.probes.outputs(x))
     np.testing.assert_array_equal(loaded.held_out.outputs, report.probes.held_out.outputs)
     assert loaded.target.classes == report.probes.target.classes
-    assert loaded.recipe == report.probes.recipe
+    assert loaded.options == report.probes.options
     before, _ = ji.score_probes(report.probes)
     after, _ = ji.score_probes(loaded)
     np.testing.assert_array_equal(before.low["auc"], after.low["auc"])
@@ -186,8 +187,8 @@ def test_a_probe_steers_the_site_that_it_read_and_no_other(tiny32, golden, stack
     generator = np.random.default_rng(0)
     config = tiny32.config
     x = generator.normal(size=(config.layers(stack), 40, config.d_model)).astype(np.float32)
-    labels, options = ["no", "yes"] * 20, {"shuffled": False, "strengths": [0.1]}
-    fitted = ji.fit_probes(x, labels, features=f"{stack}.resid_mid", **options)["target"]
+    labels, options = ["no", "yes"] * 20, ji.FitOptions(shuffled=False, l2=[0.1])
+    fitted = ji.fit_probes(x, labels, features=f"{stack}.resid_mid", options=options)["target"]
     probes = ji.load_probes(ji.save_probes(fitted, tmp_path / "probes"))
     mel = jnp.asarray(golden["mel_a"], jnp.float32)
 
@@ -228,12 +229,12 @@ def test_a_probe_steers_the_site_that_it_read_and_no_other(tiny32, golden, stack
     if stack == "encoder":
         with pytest.raises(ji.InputError, match="refused in the decoder"):
             ji.generate(tiny32, states, edit=steer)
-    unknown = ji.fit_probes(x, labels, **options)["target"]
+    unknown = ji.fit_probes(x, labels, options=options)["target"]
     with pytest.raises(ji.InputError, match="It is not known which activations these probes read"):
         unknown.steer(1, 3.0)
     with pytest.raises(ji.InputError, match="no site 'resid_out'"):
-        ji.fit_probes(x, labels, features=f"{stack}.resid_out", **options)
-    heads = ji.fit_probes(x, labels, features=f"{stack}.z", **options)["target"]
+        ji.fit_probes(x, labels, features=f"{stack}.resid_out", options=options)
+    heads = ji.fit_probes(x, labels, features=f"{stack}.z", options=options)["target"]
     with pytest.raises(ji.InputError, match="all heads"):
         heads.steer(1, 3.0)
 
@@ -287,10 +288,10 @@ def test_stacks_of_unequal_depth_and_heads_are_probed(dataset):
             )
         }
     )
-    options = {"strengths": [1e-1], "shuffled": False}
+    options = ji.FitOptions(l2=[1e-1], shuffled=False)
     labels = {"animal": dataset.animal.to_numpy()}
-    heads = ji.probe_store(dataset, "encoder.z.mean", labels, **options)["animal"]
-    whole = ji.probe_store(dataset, "encoder.resid_post.mean", labels, **options)["animal"]
+    heads = ji.probe_store(dataset, "encoder.z.mean", labels, options=options)["animal"]
+    whole = ji.probe_store(dataset, "encoder.resid_post.mean", labels, options=options)["animal"]
     np.testing.assert_array_equal(heads.probes.held_out.outputs, whole.probes.held_out.outputs)
 
 

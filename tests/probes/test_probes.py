@@ -49,7 +49,9 @@ def log_loss(outputs, labels, weights=None):
 
 
 def fit(x, y, **options):
-    return ji.fit_probes(x, y, **{"strengths": STRENGTHS, "shuffled": False} | options)
+    return ji.fit_probes(
+        x, y, options=ji.FitOptions(**{"l2": STRENGTHS, "shuffled": False} | options)
+    )
 
 
 @pytest.mark.parametrize("name", ["two", "three"])
@@ -71,7 +73,7 @@ def test_probes_equal_scikit_learns(x64, data, name):
                 ours = probes.held_out.validation_loss[layer, i, 0, fold]
                 assert ours == pytest.approx(loss, abs=1e-4)
             tests = probes.folds[0] == fold
-            chosen = held_out[probes.held_out.strength[layer, 0, fold]][:, tests]
+            chosen = held_out[probes.held_out.l2_index[layer, 0, fold]][:, tests]
             np.testing.assert_allclose(
                 probes.held_out.outputs[layer, 0][:, tests], chosen, atol=2e-3
             )
@@ -80,20 +82,20 @@ def test_probes_equal_scikit_learns(x64, data, name):
 def test_the_probe_of_all_examples_reads_activations_as_they_are(x64, data):
     probes = fit(data["x"], data["two"], tolerance=1e-13)["target"]
     for layer, x in enumerate(data["x"]):
-        strength = STRENGTHS[probes.strength[layer]]
+        strength = STRENGTHS[probes.l2_index[layer]]
         kernel, bias = sklearn_probe(x, probes.target.labels, strength)
         np.testing.assert_allclose(
             probes.outputs(data["x"])[layer], kernel @ x.T + bias[:, None], atol=1e-4
         )
         mean = probes.held_out.validation_loss[layer].mean((1, 2))
-        assert probes.strength[layer] == mean.argmin()
+        assert probes.l2_index[layer] == mean.argmin()
 
 
 @pytest.mark.parametrize("name", ["two", "three"])
 def test_float32_reaches_the_loss_of_scikit_learn(data, name):
     x, spread = data["x"][0], StandardScaler().fit(data["x"][0]).scale_
     for strength in STRENGTHS:
-        probes = fit(x[None].astype(np.float32), data[name], strengths=[strength])["target"]
+        probes = fit(x[None].astype(np.float32), data[name], l2=[strength])["target"]
         labels = probes.target.labels
         ours = probes.probe.kernel[0], probes.probe.bias[0]
         losses = [
@@ -107,7 +109,7 @@ def test_float32_reaches_the_loss_of_scikit_learn(data, name):
 def test_balanced_probes_weigh_classes_alike(x64, data):
     probes = fit(data["x"][:1], data["three"], balanced=True, tolerance=1e-12)["target"]
     labels, x = probes.target.labels, data["x"][0]
-    kernel, bias = sklearn_probe(x, labels, STRENGTHS[probes.strength[0]], class_weight="balanced")
+    kernel, bias = sklearn_probe(x, labels, STRENGTHS[probes.l2_index[0]], class_weight="balanced")
     ours, theirs = probes.outputs(data["x"][:1])[0], kernel @ x.T + bias[:, None]
     # The outputs of several classes are known up to a number that all of them share.
     np.testing.assert_allclose(ours - ours.mean(0), theirs - theirs.mean(0), atol=1e-3)
@@ -117,7 +119,7 @@ def test_balanced_probes_weigh_classes_alike(x64, data):
 def test_ridge_equals_scikit_learns(x64, data, name):
     probes = fit(data["x"][:1], data[name], method="ridge")["target"]
     x = StandardScaler().fit_transform(data["x"][0])
-    labels, strength = probes.target.labels, STRENGTHS[probes.strength[0]]
+    labels, strength = probes.target.labels, STRENGTHS[probes.l2_index[0]]
     wanted = {"two": 2 * labels - 1, "three": np.eye(3)[(labels % 3).astype(int)], "value": labels}
     model = Ridge(alpha=strength * N, tol=1e-12).fit(x, wanted[name])
     theirs = np.atleast_2d(model.predict(x).T)
@@ -148,7 +150,7 @@ class Ridged:
 def test_lda_equals_scikit_learns(x64, data):
     probes = fit(data["x"][:1], data["three"], method="lda")["target"]
     x, labels = StandardScaler().fit_transform(data["x"][0]), probes.target.labels
-    estimator = Ridged(STRENGTHS[probes.strength[0]])
+    estimator = Ridged(STRENGTHS[probes.l2_index[0]])
     within = np.concatenate([x[labels == c] - x[labels == c].mean(0) for c in range(3)])
     covariance = estimator.fit(within).covariance_
     means = np.stack([x[labels == c].mean(0) for c in range(3)])
@@ -187,7 +189,7 @@ def test_unknown_labels_take_no_part(x64, data):
 
 def test_early_stopping_returns_the_probe_that_validates_best(data):
     x = data["x"].astype(np.float32)
-    options = {"method": "adamw", "strengths": [1e-4], "learning_rate": 0.1, "steps": 400}
+    options = {"method": "adamw", "l2": [1e-4], "learning_rate": 0.1, "steps": 400}
     stopped = fit(x, data["three"], patience=400, **options)["target"]
     trained = fit(x, data["three"], **options)["target"]
     assert (stopped.held_out.validation_loss <= trained.held_out.validation_loss + 1e-4).all()
@@ -197,7 +199,7 @@ def test_early_stopping_returns_the_probe_that_validates_best(data):
 @pytest.mark.parametrize("method", ["lbfgs", "adamw"])
 def test_the_probe_of_all_examples_is_trained_where_others_stop_early(data, method):
     x = data["x"].astype(np.float32)
-    options = {"strengths": [1e-3], "patience": 10, "steps": 300, "learning_rate": 0.05}
+    options = {"l2": [1e-3], "patience": 10, "steps": 300, "learning_rate": 0.05}
     probes = fit(x, data["two"], method=method, **options)["target"]
     right = (probes.outputs(x)[0, 0] > 0) == probes.target.labels
     assert right.mean() > 0.8
@@ -235,7 +237,7 @@ def test_features_that_hardly_vary_do_not_mislead_float32(data):
     x[0, :, 3] = 0
     folds = fit(x, data["two"], method="ridge")["target"].folds[0]
     x[0, np.flatnonzero(folds == 0)[:3], 3] = 5.0
-    probes = fit(x.astype(np.float32), data["two"], strengths=[1e-3], tolerance=1e-8)["target"]
+    probes = fit(x.astype(np.float32), data["two"], l2=[1e-3], tolerance=1e-8)["target"]
     assert probes.direction(0)[2] == 0
     trains = (folds != 0) & (folds != 1)
     labels = probes.target.labels
@@ -256,7 +258,7 @@ def test_a_hidden_layer_learns_what_no_line_separates():
     generator = np.random.default_rng(1)
     x = generator.normal(size=(1, 200, 4)).astype(np.float32)
     labels = np.where(x[0, :, 0] * x[0, :, 1] > 0, "same", "other")
-    options = {"method": "adamw", "strengths": [1e-3], "learning_rate": 0.02, "patience": 100}
+    options = {"method": "adamw", "l2": [1e-3], "learning_rate": 0.02, "patience": 100}
     right = {}
     for hidden in (None, 32):
         probes = fit(x, labels, n_hidden=hidden, **options)["target"]
@@ -306,7 +308,7 @@ def test_shuffles_exchange_labels_within_folds(data):
         ({"y": ["rare"] * 3 + ["usual"] * (N - 3)}, "Class 'rare' .* has 3 examples"),
         ({"groups": ["one"] * 60 + ["two"] * 60}, "groups: expected one for each of 5 folds"),
         ({"method": "magic"}, "Unknown method 'magic'"),
-        ({"strengths": [0.0]}, "numbers above 0"),
+        ({"l2": [0.0]}, "numbers above 0"),
         ({"n_hidden": 8}, "takes method='adamw'"),
         ({"y": np.linspace(0, 1, N), "method": "lda"}, "LDA tells classes apart"),
         ({"x": np.zeros((0, N, FEATURES))}, "expected \\[layer, example, feature\\]"),
@@ -317,6 +319,7 @@ def test_shuffles_exchange_labels_within_folds(data):
     ],
 )
 def test_bad_requests_are_named_in_one_sentence(data, change, message):
-    given = {"x": data["x"], "y": data["two"]} | change
+    given = {"x": data["x"], "y": data["two"], "groups": None} | change
+    x, y, groups = (given.pop(name) for name in ("x", "y", "groups"))
     with pytest.raises(ji.InputError, match=message):
-        ji.fit_probes(given.pop("x"), given.pop("y"), **given)
+        ji.fit_probes(x, y, groups=groups, options=ji.FitOptions(**given))

@@ -1,6 +1,7 @@
-"""What a probe's outputs say about labels: a convex loss of each kind, and its derivatives.
+"""What a probe minimises: a convex loss for each kind of label, with its derivatives.
 
-Each takes the outputs of all examples, `[output, example]`, and gives one value for each example.
+Each function takes the outputs of all examples, `[output, example]`, and returns one value for each
+example.
 """
 
 import dataclasses
@@ -17,18 +18,27 @@ PerExample = Float[Array, " example"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
-    """A loss `ℓ(z, y)` of outputs and labels.
+class Loss:
+    """A loss `ℓ(z, y)` of outputs z and labels y.
 
     Attributes:
-        loss: ℓ.
-        slope: `∂ℓ/∂z`, of every output.
+        value: ℓ.
+        gradient: `∂ℓ/∂z`, for every output.
         curvature: `vᵀ (∂²ℓ/∂z²) v`, of the outputs and a change v of them.
     """
 
-    loss: Callable[[Outputs, PerExample], PerExample]
-    slope: Callable[[Outputs, PerExample], Outputs]
+    value: Callable[[Outputs, PerExample], PerExample]
+    gradient: Callable[[Outputs, PerExample], Outputs]
     curvature: Callable[[Outputs, Outputs], PerExample]
+
+    def mean(
+        self,
+        outputs: Float[Array, "output example"],
+        labels: Float[Array, " example"],
+        weights: Float[Array, " example"],
+    ) -> Float[Array, ""]:
+        """`Σ weight · ℓ(z, y)`."""
+        return weights @ self.value(outputs, labels)
 
 
 def _binary_curvature(z: Outputs, v: Outputs) -> PerExample:
@@ -37,7 +47,7 @@ def _binary_curvature(z: Outputs, v: Outputs) -> PerExample:
 
 
 def indicators(labels: PerExample, n_classes: int) -> Float[Array, "class example"]:
-    """1 for the class of each example, 0 for the others."""
+    """Return 1 for the class of each example and 0 for the other classes."""
     numbers = jnp.arange(n_classes, dtype=labels.dtype)
     return (numbers[:, None] == labels[None, :]).astype(labels.dtype)
 
@@ -47,18 +57,18 @@ def _classes_curvature(z: Outputs, v: Outputs) -> PerExample:
     return (p * jnp.square(v)).sum(0) - jnp.square((p * v).sum(0))
 
 
-FAMILIES: dict[Kind, Family] = {
-    "binary": Family(
+LOSSES: dict[Kind, Loss] = {
+    "binary": Loss(
         lambda z, y: jax.nn.softplus(z[0]) - y * z[0],
         lambda z, y: jax.nn.sigmoid(z) - y[None, :],
         _binary_curvature,
     ),
-    "classes": Family(
+    "classes": Loss(
         lambda z, y: jax.nn.logsumexp(z, axis=0) - (z * indicators(y, len(z))).sum(0),
         lambda z, y: jax.nn.softmax(z, axis=0) - indicators(y, len(z)),
         _classes_curvature,
     ),
-    "regression": Family(
+    "regression": Loss(
         lambda z, y: jnp.square(z[0] - y) / 2,
         lambda z, y: z - y[None, :],
         lambda z, v: jnp.square(v[0]),
