@@ -97,7 +97,7 @@ def extract_command(
             sites=site or DEFAULT_SITES,
             options=options,
             overwrite=overwrite,
-            on_progress=lambda done, total, _: on_progress(done, total, "clips"),
+            on_progress=on_progress,
         )
     for path, problem in done.problems:
         say(f"left out: {path}: {problem}")

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from jaxasr_interp.cli.options import JsonOption, MemoryOption, OverwriteOption, parse_memory
 from jaxasr_interp.cli.output import console, print_json, progress
+from jaxasr_interp.extraction.reading import open_activations
 from jaxasr_interp.extraction.representations import row_axes
-from jaxasr_interp.extraction.store import open_activations
 from jaxasr_interp.probes.report import RANDOM
 from jaxasr_interp.report.plots.geometry import plot_similarity, plot_spectrum
 from jaxasr_interp.runtime.store import reserve, write_dataset, write_json
