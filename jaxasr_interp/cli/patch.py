@@ -60,8 +60,8 @@ def patch(
 
     Two clips that are heard alike up to one word: the sweep asks what decides that word. One clip
     and noise or silence: both runs are given its transcript, and the sweep asks what makes the
-    model hear the last word, or --word. Decoder sites are swept over tokens, those of the encoder
-    over time.
+    model hear the last word, or --word. Decoder sites, by default resid_pre, are swept over tokens,
+    those of the encoder over time.
     """
     pair = Pair.read(clean, corrupted, text, word, language)
     request = PairRequest(

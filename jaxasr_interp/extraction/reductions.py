@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.request import Request
-from jaxasr_interp.model.layers import accumulation_dtype
 from jaxasr_interp.model.sites import DecoderActivations, EncoderActivations
+from jaxasr_interp.numerics import accumulation_dtype
 
 
 def reduced(

@@ -14,9 +14,9 @@ from jaxtyping import Array, Float
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.lens.logit import LogitLens, logit_lens
-from jaxasr_interp.model.layers import accumulation_dtype
 from jaxasr_interp.model.run import DecoderRun
 from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.pytree import pytree_dataclass, static
 
 

@@ -9,14 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxasr_interp.model.edits import Tap
+from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.pytree import pytree_dataclass
 
 LAYER_NORM_EPSILON = 1e-5
-
-
-def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype in which dots, norms and softmaxes of `dtype` values are computed."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 class Linear(nnx.Module):

@@ -19,8 +19,9 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.blocks import DecoderBlock, EncoderBlock, stack_layers
 from jaxasr_interp.model.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.model.edits import WHOLE_RUN, Edit, EditContext, Tap, identity
-from jaxasr_interp.model.layers import Conv1d, KeysValues, LayerNorm, accumulation_dtype, gelu
+from jaxasr_interp.model.layers import Conv1d, KeysValues, LayerNorm, gelu
 from jaxasr_interp.model.sites import DecoderActivations, EncoderActivations
+from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.pytree import pytree_dataclass, replace
 from jaxasr_interp.speech.tokenizer import Tokenizer
 

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.model.layers import accumulation_dtype
 from jaxasr_interp.model.sites import SITES, Stack
+from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.patching.cells import Cells, PatchGrid
 from jaxasr_interp.patching.runs import kept_sites
 

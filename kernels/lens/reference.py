@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.model.layers import accumulation_dtype
+from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.pytree import pytree_dataclass
 
 # Tokens a chunk. Six layers of `base` (d_model 512), two cores, processor seconds of the readout:

@@ -12,7 +12,7 @@ import xarray
 import jaxasr_interp as ji
 from helpers.files import GLASS, GRASS, PNG
 from helpers.real import real_model
-from jaxasr_interp.cli import generating
+from jaxasr_interp.cli import ablate_text
 
 SHORT = ("--max-new-tokens", "15")
 
@@ -77,18 +77,9 @@ def test_a_table_of_clips_is_written_without_each_component(model, invoke, tmp_p
     said = "My brother went outside to cut the grass."
     table = f"path\ttext\tlang\n{GRASS}\t{said}\ten\nglass.wav\t\t\n"
     (tmp_path / "clips" / "all.tsv").write_text(table)
-    options = [
-        "--layers",
-        "1",
-        "--site",
-        "mlp_out",
-        "--kind",
-        "scale:factor=-2",
-        "--alpha",
-        "0.5,1",
-    ]
+    options = ["--site", "decoder.mlp_out@1", "--kind", "scale:factor=-2", "--alpha", "0.5,1"]
     options += ["--out", "out", *SHORT]
-    code, printed, errors = invoke("ablate", "clips/all.tsv", "--generate", "--json", *options)
+    code, printed, errors = invoke("ablate-text", "clips/all.tsv", "--json", *options)
     assert code == 0, errors
     result = read(printed)
     edit = "scale:decoder.mlp_out@1:factor=-2"
@@ -114,24 +105,24 @@ def test_a_table_of_clips_is_written_without_each_component(model, invoke, tmp_p
 
 @pytest.mark.real
 def test_edits_are_compared_and_an_interrupted_sweep_goes_on(model, invoke, tmp_path, monkeypatch):
-    swept, done = generating.ablation_sweep, []
+    swept, done = ablate_text.ablation_sweep, []
 
     def watched(*arguments, on_progress, **options):
-        return swept(*arguments, on_progress=done.append, **options)
+        return swept(*arguments, on_progress=lambda *now: done.append(now), **options)
 
     def interrupted(*arguments, on_progress, **options):
-        def stop(now):
+        def stop(*now):
             raise KeyboardInterrupt
 
         return swept(*arguments, on_progress=stop, **options)
 
-    command = ["ablate", GRASS, GLASS, "--generate", "--resume", "--out", "out", *SHORT]
+    command = ["ablate-text", GRASS, GLASS, "--resume", "--out", "out", *SHORT]
     command += ["--edit", "scale:decoder.mlp_out@1:factor=-2"]
     command += ["--edit", "scale:decoder.mlp_out@2:factor=-2:alpha=0.5"]
-    monkeypatch.setattr(generating, "ablation_sweep", interrupted)
+    monkeypatch.setattr(ablate_text, "ablation_sweep", interrupted)
     assert invoke(*command)[0] == 130
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["texts.partial.jsonl"]
-    monkeypatch.setattr(generating, "ablation_sweep", watched)
+    monkeypatch.setattr(ablate_text, "ablation_sweep", watched)
     other = [*command[:-1], "zero:decoder.mlp_out@3"]
     code, _, errors = invoke(*other)
     assert code == 2
@@ -141,7 +132,7 @@ def test_edits_are_compared_and_an_interrupted_sweep_goes_on(model, invoke, tmp_
     assert "go on with --resume" in errors
     code, printed, errors = invoke(*command)
     assert code == 0, errors
-    assert done == [6]
+    assert done == [(6, 6, "transcripts")]
     assert "2 clips × 2 edits (and none): 6 transcripts" in printed
     assert "scale:decoder.mlp_out@2" in printed
     assert "0 of 2" in printed
@@ -191,26 +182,22 @@ def test_the_encoder_lens_is_printed_and_drawn(model, invoke, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ablate", GRASS, GLASS], "Several files, or an --edit, go with --generate"),
-        (["ablate", GRASS, "--edit", "zero:decoder.z@1.0"], "go with --generate"),
-        (["ablate", GRASS, "--max-new-tokens", "9"], "--max-new-tokens goes with --generate"),
-        (["ablate", GRASS, "--generate", "--word", "cut"], "--word does nothing with --generate"),
         (
-            ["ablate", GRASS, "--generate", "--edit", "zero:decoder.z@1", "--layers", "1"],
-            "--layers does nothing beside --edit",
+            ["ablate-text", GRASS, "--edit", "zero:decoder.z@1", "--site", "decoder.z"],
+            "--site does nothing beside --edit",
         ),
-        (["ablate", "{empty}", "--generate"], "has no rows"),
-        (["ablate", "absent.tsv", "--generate"], "absent.tsv cannot be read as a table"),
-        (["ablate", "{table}", "--generate"], "has no column 'path'"),
-        (["ablate", "{long}", "--generate"], "There are no clips of up to 30 s"),
-        (["ablate", GRASS, "--generate", "--kind", "mean"], "give --reference"),
-        (["ablate", GRASS, "--generate", "--alpha", "half"], "The strengths 'half'"),
-        (["ablate", GRASS, "--generate", "--layers", "x"], "The layers 'x' cannot be read"),
-        (["ablate", GRASS, "--generate", "--stack", "middle"], "Unknown stack 'middle'"),
-        (["ablate", GRASS, "--generate", "--max-new-tokens", "0"], "max_new_tokens is 0"),
-        (["ablate", GRASS, GRASS, "--generate", "--layers", "0"], "Two clips have the same name"),
-        (["ablate", GRASS, "--generate", "--edit", "zero:decoder.z@9"], "no layer 9 among 4"),
-        (["ablate", GRASS, "--generate", "--site", "nose"], "no site 'nose'"),
+        (["ablate-text", "{empty}"], "has no rows"),
+        (["ablate-text", "absent.tsv"], "absent.tsv cannot be read as a table"),
+        (["ablate-text", "{table}"], "has no column 'path'"),
+        (["ablate-text", "{long}"], "There are no clips of up to 30 s"),
+        (["ablate-text", GRASS, "--kind", "mean"], "The kind mean needs ref=..."),
+        (["ablate-text", GRASS, "--alpha", "half"], "The strengths 'half'"),
+        (["ablate-text", GRASS, "--site", "decoder.z@x"], "The layers 'x' cannot be read"),
+        (["ablate-text", GRASS, "--site", "middle.z"], "Unknown stack 'middle'"),
+        (["ablate-text", GRASS, "--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["ablate-text", GRASS, GRASS, "--site", "decoder.z@0"], "Two clips have the same name"),
+        (["ablate-text", GRASS, "--edit", "zero:decoder.z@9"], "no layer 9 among 4"),
+        (["ablate-text", GRASS, "--site", "decoder.nose"], "no site 'nose'"),
         (["transcribe", GRASS, "--edit", "zero:decoder.z"], "say in which layers"),
         (["transcribe", GRASS, "--edit", "mix:decoder.z@1:ref=hum"], "'hum' is no file"),
         (["transcribe", GRASS, "--seed", "1"], "--seed goes with a --temperature above 0"),

@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxasr_interp.model.blocks import DecoderBlock
 from jaxasr_interp.model.edits import Edit, apply_edit, untouched
-from jaxasr_interp.model.layers import KeysValues, accumulation_dtype
+from jaxasr_interp.model.layers import KeysValues
 from jaxasr_interp.model.whisper import Decoder
+from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.patching.cells import Cells
 from jaxasr_interp.patching.engine.inject import at_layer, patched_rows, window_rows
 from jaxasr_interp.patching.runs import BaseRun
