@@ -6,23 +6,8 @@ from typing import Annotated
 import typer
 
 from jaxasr_interp.checkpoint.load import load_model
+from jaxasr_interp.cli import options
 from jaxasr_interp.cli.ablations import DEFAULT_REFERENCES, default_sites, read_kind
-from jaxasr_interp.cli.options import (
-    AlphaOption,
-    DtypeOption,
-    JsonOption,
-    LanguageOption,
-    MemoryOption,
-    MethodOption,
-    MetricOption,
-    ModelOption,
-    OverwriteOption,
-    PlanOption,
-    PositionsOption,
-    ResumeOption,
-    SweptSiteOption,
-    WindowOption,
-)
 from jaxasr_interp.cli.output import console, print_json
 from jaxasr_interp.cli.selection import Selection, SweptSites
 from jaxasr_interp.cli.sweeps import Sweep, partial_file
@@ -57,9 +42,9 @@ _PHRASES = {
 
 def ablate(
     file: Annotated[str, typer.Argument(help="An audio file of up to 30 s.")],
-    model: ModelOption = "tiny.en",
-    dtype: DtypeOption = None,
-    language: LanguageOption = None,
+    model: options.ModelOption = "tiny.en",
+    dtype: options.DtypeOption = None,
+    language: options.LanguageOption = None,
     kind: Annotated[
         str,
         typer.Option(
@@ -75,20 +60,20 @@ def ablate(
         str | None,
         typer.Option(help="Ask for this word of the transcript; by default for all of it."),
     ] = None,
-    site: SweptSiteOption = None,
-    positions: PositionsOption = "all",
-    window: WindowOption = None,
-    alpha: AlphaOption = "1",
-    metric: MetricOption = None,
-    method: MethodOption = "minimal",
-    memory: MemoryOption = None,
-    resume: ResumeOption = False,
-    plan_only: PlanOption = False,
+    site: options.SweptSiteOption = None,
+    positions: options.PositionsOption = "all",
+    window: options.WindowOption = None,
+    alpha: options.AlphaOption = "1",
+    metric: options.MetricOption = None,
+    method: options.MethodOption = "minimal",
+    memory: options.MemoryOption = None,
+    resume: options.ResumeOption = False,
+    plan_only: options.PlanOption = False,
     out: Annotated[Path, typer.Option(help="Folder for ablation.zarr and PNGs.")] = Path(
         "runs/ablate"
     ),
-    as_json: JsonOption = False,
-    overwrite: OverwriteOption = False,
+    as_json: options.JsonOption = False,
+    overwrite: options.OverwriteOption = False,
 ) -> None:
     """Take away one component at a time, and see how much worse the transcript gets.
 

@@ -5,21 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jaxasr_interp.cli.options import (
-    AlphaOption,
-    DirectionOption,
-    DtypeOption,
-    JsonOption,
-    LanguageOption,
-    MemoryOption,
-    MetricOption,
-    ModelOption,
-    OverwriteOption,
-    PlanOption,
-    PositionsOption,
-    SweptSiteOption,
-    WindowOption,
-)
+from jaxasr_interp.cli import options
 from jaxasr_interp.cli.pair_sweeps import PairRequest, Swept, sweep_pair
 from jaxasr_interp.cli.pairs import (
     DEFAULT_SITES,
@@ -40,27 +26,27 @@ from jaxasr_interp.patching.sweep import SweepOptions
 def attribution(
     clean: CleanArgument,
     corrupted: CorruptedArgument,
-    model: ModelOption = "tiny.en",
-    dtype: DtypeOption = None,
-    language: LanguageOption = None,
+    model: options.ModelOption = "tiny.en",
+    dtype: options.DtypeOption = None,
+    language: options.LanguageOption = None,
     text: TextOption = None,
     word: WordOption = None,
-    site: SweptSiteOption = None,
-    positions: PositionsOption = None,
-    window: WindowOption = None,
-    alpha: AlphaOption = "1",
-    direction: DirectionOption = "clean_to_corrupted",
-    metric: MetricOption = None,
     steps: Annotated[int, typer.Option(help="Above 1: integrated gradients in so many steps.")] = 1,
     exact: Annotated[bool, typer.Option("--exact", help="Sweep exactly too, and compare.")] = False,
     verify: Annotated[
         int | None, typer.Option("--verify-top", help="Sweep the best so many cells exactly.")
     ] = None,
-    memory: MemoryOption = None,
-    plan_only: PlanOption = False,
+    site: options.SweptSiteOption = None,
+    positions: options.PositionsOption = None,
+    window: options.WindowOption = None,
+    alpha: options.AlphaOption = "1",
+    direction: options.DirectionOption = "clean_to_corrupted",
+    metric: options.MetricOption = None,
+    memory: options.MemoryOption = None,
+    plan_only: options.PlanOption = False,
     out: OutOption = Path("runs/attribution"),
-    as_json: JsonOption = False,
-    overwrite: OverwriteOption = False,
+    as_json: options.JsonOption = False,
+    overwrite: options.OverwriteOption = False,
 ) -> None:
     """Approximate the sweep of `patch` by gradients: all of its cells in a few backward passes.
 

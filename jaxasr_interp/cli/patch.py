@@ -2,23 +2,7 @@
 
 from pathlib import Path
 
-from jaxasr_interp.cli.options import (
-    AlphaOption,
-    DirectionOption,
-    DtypeOption,
-    JsonOption,
-    LanguageOption,
-    MemoryOption,
-    MethodOption,
-    MetricOption,
-    ModelOption,
-    OverwriteOption,
-    PlanOption,
-    PositionsOption,
-    ResumeOption,
-    SweptSiteOption,
-    WindowOption,
-)
+from jaxasr_interp.cli import options
 from jaxasr_interp.cli.pair_sweeps import PairRequest, Swept, sweep_pair
 from jaxasr_interp.cli.pairs import (
     DEFAULT_SITES,
@@ -37,24 +21,24 @@ from jaxasr_interp.patching.sweep import SweepOptions, check_method
 def patch(
     clean: CleanArgument,
     corrupted: CorruptedArgument,
-    model: ModelOption = "tiny.en",
-    dtype: DtypeOption = None,
-    language: LanguageOption = None,
+    model: options.ModelOption = "tiny.en",
+    dtype: options.DtypeOption = None,
+    language: options.LanguageOption = None,
     text: TextOption = None,
     word: WordOption = None,
-    site: SweptSiteOption = None,
-    positions: PositionsOption = None,
-    window: WindowOption = None,
-    alpha: AlphaOption = "1",
-    direction: DirectionOption = "clean_to_corrupted",
-    metric: MetricOption = None,
-    method: MethodOption = "minimal",
-    memory: MemoryOption = None,
-    resume: ResumeOption = False,
-    plan_only: PlanOption = False,
+    site: options.SweptSiteOption = None,
+    positions: options.PositionsOption = None,
+    window: options.WindowOption = None,
+    alpha: options.AlphaOption = "1",
+    direction: options.DirectionOption = "clean_to_corrupted",
+    metric: options.MetricOption = None,
+    method: options.MethodOption = "minimal",
+    memory: options.MemoryOption = None,
+    resume: options.ResumeOption = False,
+    plan_only: options.PlanOption = False,
     out: OutOption = Path("runs/patch"),
-    as_json: JsonOption = False,
-    overwrite: OverwriteOption = False,
+    as_json: options.JsonOption = False,
+    overwrite: options.OverwriteOption = False,
 ) -> None:
     """Patch activations of one clip's run into another's, and see which bring its words back.
 
