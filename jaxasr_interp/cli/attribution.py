@@ -5,17 +5,8 @@ from typing import Annotated
 
 import typer
 
-from jaxasr_interp.cli import options
-from jaxasr_interp.cli.pair_sweeps import PairRequest, Swept, sweep_pair
-from jaxasr_interp.cli.pairs import (
-    DEFAULT_SITES,
-    CleanArgument,
-    CorruptedArgument,
-    OutOption,
-    Pair,
-    TextOption,
-    WordOption,
-)
+from jaxasr_interp.cli import options, pairs
+from jaxasr_interp.cli.pair_sweeps import Output, PairRequest, Swept, sweep_pair
 from jaxasr_interp.cli.selection import Selection
 from jaxasr_interp.cli.sweeps import Sweep
 from jaxasr_interp.patching.attribution import AttributionOptions
@@ -24,13 +15,13 @@ from jaxasr_interp.patching.sweep import SweepOptions
 
 
 def attribution(
-    clean: CleanArgument,
-    corrupted: CorruptedArgument,
+    clean: pairs.CleanArgument,
+    corrupted: pairs.CorruptedArgument,
     model: options.ModelOption = "tiny.en",
     dtype: options.DtypeOption = None,
     language: options.LanguageOption = None,
-    text: TextOption = None,
-    word: WordOption = None,
+    text: pairs.TextOption = None,
+    word: pairs.WordOption = None,
     steps: Annotated[int, typer.Option(help="Above 1: integrated gradients in so many steps.")] = 1,
     exact: Annotated[bool, typer.Option("--exact", help="Sweep exactly too, and compare.")] = False,
     verify: Annotated[
@@ -44,7 +35,7 @@ def attribution(
     metric: options.MetricOption = None,
     memory: options.MemoryOption = None,
     plan_only: options.PlanOption = False,
-    out: OutOption = Path("runs/attribution"),
+    out: pairs.OutOption = Path("runs/attribution"),
     as_json: options.JsonOption = False,
     overwrite: options.OverwriteOption = False,
 ) -> None:
@@ -53,21 +44,12 @@ def attribution(
     The runs, the cells and what is asked are those of `patch`. How far the first order can be
     trusted is shown by --exact, or by --verify-top for the cells that seem to matter most.
     """
-    pair = Pair.read(clean, corrupted, text, word, language)
-    request = PairRequest(
-        pair=pair,
-        selection=Selection.read(
-            site or DEFAULT_SITES, positions=positions, window=window, alpha=alpha, memory=memory
-        ),
-        metrics=metric or pair.default_metrics,
-        direction=direction,
-        model=model,
-        dtype=dtype,
-        plan_only=plan_only,
-        out=out,
-        as_json=as_json,
-        overwrite=overwrite,
-    )
+    pair = pairs.Pair.read(clean, corrupted, text, word, language)
+    sites = site or pairs.DEFAULT_SITES
+    cells = Selection.read(sites, positions=positions, window=window, alpha=alpha, memory=memory)
+    output = Output(out, plan_only, as_json, overwrite)
+    names = metric or pair.default_metrics
+    request = PairRequest(pair, cells, names, direction, (model, dtype), output)
 
     def run(sweep: Sweep) -> Swept:
         approximate = sweep.approximate(AttributionOptions(direction=direction, steps=steps))

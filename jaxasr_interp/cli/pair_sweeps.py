@@ -27,6 +27,23 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
+class Output:
+    """Where a command's results go, and in which form.
+
+    Attributes:
+        folder: folder for the results.
+        plan_only: whether to stop at the plan.
+        as_json: whether to print JSON.
+        overwrite: whether to replace results.
+    """
+
+    folder: Path
+    plan_only: bool
+    as_json: bool
+    overwrite: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class PairRequest:
     """What both commands are asked for; see their options.
 
@@ -35,12 +52,8 @@ class PairRequest:
         selection: the cells.
         metrics: names of what is read.
         direction: which run is patched.
-        model: its name.
-        dtype: of its weights.
-        plan_only: whether to stop at the plan.
-        out: folder for the results.
-        as_json: whether to print JSON.
-        overwrite: whether to replace results.
+        model: its name, and the dtype of its weights.
+        output: where the results go.
 
     Raises:
         InputError: there is no such metric or direction.
@@ -50,12 +63,8 @@ class PairRequest:
     selection: Selection
     metrics: Sequence[str]
     direction: str
-    model: str
-    dtype: str | None
-    plan_only: bool
-    out: Path
-    as_json: bool
-    overwrite: bool
+    model: tuple[str, str | None]
+    output: Output
 
     def __post_init__(self):
         for name in self.metrics:
@@ -114,20 +123,22 @@ def sweep_pair(request: PairRequest, run: Callable[[Sweep], Swept]) -> None:
         InputError: a clip cannot be read, nothing can be asked of the pair, or the model cannot be
             swept like that.
     """
-    pair, out = request.pair, request.out
-    if not request.plan_only:
-        reserve(out / "sweep.zarr", request.overwrite)
-    model = load_model(request.model, request.dtype)
+    pair, output = request.pair, request.output
+    name, dtype = request.model
+    store = output.folder / "sweep.zarr"
+    if not output.plan_only:
+        reserve(store, output.overwrite)
+    model = load_model(name, dtype)
     tokenizer = require_tokenizer(model)
     contrast = pair.ask(model, request.selection.encoder_sites)
     sweep = Sweep.plan(model, contrast, request.selection, request.metrics)
     target, other = axis_labels(tokenizer, [contrast.target, contrast.other])
-    if request.plan_only or not request.as_json:
+    if output.plan_only or not output.as_json:
         heard = contrast.corrupted_text or pair.corrupted
         print(f"clean:     {contrast.clean_text}\ncorrupted: {heard}")
         print(f"question:  {target!r} or {other!r}?")
-        print(sweep.describe(estimate=request.plan_only))
-    if request.plan_only:
+        print(sweep.describe(estimate=output.plan_only))
+    if output.plan_only:
         return
 
     swept = run(sweep)
@@ -136,22 +147,22 @@ def sweep_pair(request: PairRequest, run: Callable[[Sweep], Swept]) -> None:
         | contrast.provenance
         | {"target": target, "other": other, "seed": pair.seed}
     )
-    save_dataset(dataset, out / "sweep.zarr", model, overwrite=request.overwrite)
-    partial_file(out).unlink(missing_ok=True)
+    save_dataset(dataset, store, model, overwrite=output.overwrite)
+    partial_file(output.folder).unlink(missing_ok=True)
     _say_what_agrees(swept.result)
     title = (
         f"{Path(pair.clean).name} says {target!r}, {Path(pair.corrupted).name} {other!r} "
-        f"({Path(request.model).name})"
+        f"({Path(name).name})"
     )
     pictures = [
-        sweep.draw(recovery(swept.result, name), title, out / f"{name}.png")
-        for name in request.metrics
+        sweep.draw(recovery(swept.result, metric), title, output.folder / f"{metric}.png")
+        for metric in request.metrics
     ]
-    if request.as_json:
+    if output.as_json:
         print_json(dataset.to_dict())
         return
     swept.show(sweep.window_labels)
-    print(f"wrote {out / 'sweep.zarr'} and {', '.join(map(str, pictures))}")
+    print(f"wrote {store} and {', '.join(map(str, pictures))}")
 
 
 def _say_what_agrees(result: SweepResult) -> None:

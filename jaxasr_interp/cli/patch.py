@@ -2,30 +2,21 @@
 
 from pathlib import Path
 
-from jaxasr_interp.cli import options
-from jaxasr_interp.cli.pair_sweeps import PairRequest, Swept, sweep_pair
-from jaxasr_interp.cli.pairs import (
-    DEFAULT_SITES,
-    CleanArgument,
-    CorruptedArgument,
-    OutOption,
-    Pair,
-    TextOption,
-    WordOption,
-)
+from jaxasr_interp.cli import options, pairs
+from jaxasr_interp.cli.pair_sweeps import Output, PairRequest, Swept, sweep_pair
 from jaxasr_interp.cli.selection import Selection
 from jaxasr_interp.cli.sweeps import partial_file
 from jaxasr_interp.patching.sweep import SweepOptions, check_method
 
 
 def patch(
-    clean: CleanArgument,
-    corrupted: CorruptedArgument,
+    clean: pairs.CleanArgument,
+    corrupted: pairs.CorruptedArgument,
     model: options.ModelOption = "tiny.en",
     dtype: options.DtypeOption = None,
     language: options.LanguageOption = None,
-    text: TextOption = None,
-    word: WordOption = None,
+    text: pairs.TextOption = None,
+    word: pairs.WordOption = None,
     site: options.SweptSiteOption = None,
     positions: options.PositionsOption = None,
     window: options.WindowOption = None,
@@ -36,7 +27,7 @@ def patch(
     memory: options.MemoryOption = None,
     resume: options.ResumeOption = False,
     plan_only: options.PlanOption = False,
-    out: OutOption = Path("runs/patch"),
+    out: pairs.OutOption = Path("runs/patch"),
     as_json: options.JsonOption = False,
     overwrite: options.OverwriteOption = False,
 ) -> None:
@@ -47,24 +38,15 @@ def patch(
     model hear the last word, or --word. Decoder sites, by default resid_pre, are swept over tokens,
     those of the encoder over time.
     """
-    pair = Pair.read(clean, corrupted, text, word, language)
-    request = PairRequest(
-        pair=pair,
-        selection=Selection.read(
-            site or DEFAULT_SITES, positions=positions, window=window, alpha=alpha, memory=memory
-        ),
-        metrics=metric or pair.default_metrics,
-        direction=direction,
-        model=model,
-        dtype=dtype,
-        plan_only=plan_only,
-        out=out,
-        as_json=as_json,
-        overwrite=overwrite,
-    )
-    options = SweepOptions(
+    pair = pairs.Pair.read(clean, corrupted, text, word, language)
+    sites = site or pairs.DEFAULT_SITES
+    cells = Selection.read(sites, positions=positions, window=window, alpha=alpha, memory=memory)
+    output = Output(out, plan_only, as_json, overwrite)
+    names = metric or pair.default_metrics
+    request = PairRequest(pair, cells, names, direction, (model, dtype), output)
+    how = SweepOptions(
         direction=direction,
         method=check_method(method),
         resume=partial_file(out) if resume else None,
     )
-    sweep_pair(request, lambda sweep: Swept(sweep.run(options)))
+    sweep_pair(request, lambda sweep: Swept(sweep.run(how)))

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
-from jaxasr_interp.lens.tuned_rows import LensRows, lens_rows
 
 import jaxasr_interp as ji
 from helpers.files import GLASS, GRASS, PNG
@@ -19,6 +18,7 @@ from helpers.generating import louder
 from helpers.real import real_model
 from helpers.sweeps import counted
 from helpers.tuned import TRAINING, clips, hear
+from jaxasr_interp.lens.tuned_data import LensRows, lens_rows
 from jaxasr_interp.lens.tuned_training import divergence, fit_translators, mean_divergence
 
 LAYERS, WIDTH, VOCAB = 2, 16, 48
