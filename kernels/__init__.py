@@ -1,1 +1,1 @@
-"""Operations with several implementations: a public `api`, a plain-XLA `reference`, backends."""
+"""Operations with several implementations: a public `api`, a `reference` in XLA, and backends."""

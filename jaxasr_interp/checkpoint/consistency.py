@@ -1,4 +1,4 @@
-"""Whether the parts of a checkpoint are of one model: weights, tokenizer and settings."""
+"""Checks that weights, tokenizer and settings of a checkpoint belong to one model."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,14 +18,14 @@ _SPECIAL = {
 def check_special_tokens(
     tokenizer: Tokenizer, settings: Mapping[str, Any], config: WhisperConfig, origin: str
 ) -> None:
-    """Raise `InputError` unless special tokens have one id in the tokenizer and the settings.
+    """Raise `InputError` if special tokens have other ids in the settings than in the tokenizer.
 
     Args:
-        tokenizer: of the checkpoint.
+        tokenizer: tokenizer of the checkpoint.
         settings: parsed `generation_config.json` or `config.json` of Hugging Face, or CTranslate2's
             `config.json`.
-        config: sizes; special tokens are within the vocabulary.
-        origin: names the settings in the error.
+        config: sizes; the vocabulary must hold all special tokens.
+        origin: name of the settings in errors.
     """
     for name, token_ids in _stated(settings):
         own = tokenizer.special(name)
@@ -60,7 +60,7 @@ def check_alignment_heads(settings: GenerationSettings, config: WhisperConfig, o
 
 
 def _stated(settings: Mapping[str, Any]) -> Iterator[tuple[str, list[int]]]:
-    """Name and ids of each special token that the settings state; several may end a text."""
+    """Yield the name and ids of each special token in the settings; several may end a text."""
     for key, name in _SPECIAL.items():
         stated = settings.get(key)
         if stated is not None and stated != []:

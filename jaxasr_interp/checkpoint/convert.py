@@ -1,4 +1,4 @@
-"""The one table between Hugging Face's parameter names and ours, applied strictly both ways."""
+"""The table between Hugging Face's parameter names and ours, applied strictly both ways."""
 
 import collections
 import dataclasses
@@ -18,6 +18,7 @@ from jaxasr_interp.model.whisper import Whisper
 type Tensors = Mapping[str, np.ndarray]
 
 DTYPES = ("float32", "bfloat16", "float64")
+_MOST_PROBLEMS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +82,15 @@ def from_tensors(
     Args:
         config: sizes.
         tensors: every parameter of the checkpoint.
-        dtype: of the parameters: `"float32"`, `"bfloat16"` or `"float64"`.
-        origin: how error messages call the checkpoint.
+        dtype: type of the parameters: `"float32"`, `"bfloat16"` or `"float64"`.
+        origin: name of the checkpoint in errors.
 
     Returns:
         The model, with no tokenizer and default generation settings.
 
     Raises:
-        InputError: names left over or missing, wrong shapes, or a value that is not finite, all in
-            one message.
+        InputError: names are left over or missing, shapes are wrong, or values are not finite; all
+            problems are in one message.
     """
     check_dtype(dtype)
     wanted = abstract_parameters(config, dtype)
@@ -122,7 +123,7 @@ def from_tensors(
 
 
 def to_tensors(model: Whisper) -> dict[str, np.ndarray]:
-    """The parameters under Hugging Face's names and layouts: the inverse of `from_tensors`."""
+    """Return parameters under Hugging Face's names and layouts; the inverse of `from_tensors`."""
     parameters = parameters_by_path(model)
     tensors = {}
     for rule in TABLE:
@@ -134,7 +135,7 @@ def to_tensors(model: Whisper) -> dict[str, np.ndarray]:
 
 
 def parameters_by_path(tree: Whisper) -> dict[str, jax.Array | jax.ShapeDtypeStruct]:
-    """Every parameter under its dotted path, for example `decoder.blocks.attn.query.kernel`."""
+    """Return every parameter by its dotted path, such as `decoder.blocks.attn.query.kernel`."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {
         jax.tree_util.keystr(path[:-1], simple=True, separator="."): leaf for path, leaf in leaves
@@ -142,7 +143,7 @@ def parameters_by_path(tree: Whisper) -> dict[str, jax.Array | jax.ShapeDtypeStr
 
 
 def abstract_parameters(config: WhisperConfig, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every parameter, by path, without allocating any."""
+    """Return the shape and dtype of every parameter, by path, without allocating any."""
     parameters = parameters_by_path(_abstract(config))
     return {path: jax.ShapeDtypeStruct(p.shape, jnp.dtype(dtype)) for path, p in parameters.items()}
 
@@ -150,7 +151,7 @@ def abstract_parameters(config: WhisperConfig, dtype: str) -> dict[str, jax.Shap
 def with_parameters(
     config: WhisperConfig, parameters: Mapping[str, np.ndarray | jax.Array]
 ) -> Whisper:
-    """A model holding exactly these parameters, given by path."""
+    """Make a model that holds exactly these parameters, which are given by path."""
     template = _abstract(config)
     paths = parameters_by_path(template)
     if paths.keys() != parameters.keys():
@@ -173,7 +174,7 @@ def check_dtype(dtype: str) -> None:
 
 
 def layer_count(names: Mapping[str, object], stack: str) -> int:
-    """How many layers of `stack` the tensor names speak of."""
+    """Count the layers of `stack` in tensor names."""
     pattern = re.compile(rf"model\.{stack}\.layers\.(\d+)\.")
     return 1 + max((int(m[1]) for m in map(pattern.match, names) if m), default=-1)
 
@@ -204,8 +205,8 @@ def _check_tied(tensors: Tensors, unused: set[str]) -> list[str]:
     return [f"{TIED} differs from the token embedding it is tied to"]
 
 
-def _summary(problems: list[str], most: int = 8) -> str:
+def _summary(problems: list[str]) -> str:
     counts = collections.Counter(problem.split()[0] for problem in problems)
-    shown = "; ".join(problems[:most])
-    more = len(problems) - most
+    shown = "; ".join(problems[:_MOST_PROBLEMS])
+    more = len(problems) - _MOST_PROBLEMS
     return shown if more <= 0 else f"{shown}; and {more} more problems ({dict(counts)})"

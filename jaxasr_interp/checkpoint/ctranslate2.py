@@ -59,13 +59,13 @@ def read_variables(data: memoryview, origin: str) -> dict[str, np.ndarray]:
 
     Args:
         data: the file's bytes.
-        origin: how error messages call the file.
+        origin: name of the file in errors.
 
     Returns:
-        Arrays by variable name, viewing `data`.
+        Arrays by variable name, which are views of `data`.
 
     Raises:
-        InputError: not a version 6 Whisper file, truncated, or with bytes left over.
+        InputError: the file is no version 6 Whisper model, truncated, or has bytes left over.
     """
     reader = _Reader(data, origin)
     version = reader.number("I", "the header")
@@ -106,14 +106,14 @@ def read_tensors(data: memoryview, origin: str) -> tuple[WhisperConfig, dict[str
 
     Args:
         data: the file's bytes.
-        origin: how error messages call the file.
+        origin: name of the file in errors.
 
     Returns:
         Sizes, and tensors under Hugging Face's names (extra variables keep their own names, so that
         the conversion reports them).
 
     Raises:
-        InputError: as `read_variables`, or the file describes another architecture.
+        InputError: the file describes another architecture; and see `read_variables`.
     """
     variables = _dequantise(read_variables(data, origin))
     scalars = {name: int(v) for name, v in variables.items() if v.ndim == 0}

@@ -1,10 +1,10 @@
-"""Which models can be loaded here."""
+"""The models that can be loaded on this machine."""
 
 from jaxasr_interp.checkpoint.bundled import BUNDLES, find_parts
 
 
 def list_models() -> list[dict[str, str]]:
-    """Every way to name a model, with its state on this machine.
+    """List every way to name a model, with its state on this machine.
 
     Returns:
         Rows with `model`, `kind`, `state` and `how`.

@@ -1,4 +1,4 @@
-"""`load_model`: a bundled name, a local folder or a hub id, to a Whisper model."""
+"""`load_model`: load a Whisper model by a bundled name, a local folder or a hub id."""
 
 import hashlib
 import mmap
@@ -17,7 +17,7 @@ from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.speech.tokenizer import Tokenizer
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Named one by one: repositories also hold the same weights in other precisions and frameworks.
+# Only these files: repositories also hold the same weights in other precisions and frameworks.
 _HUB_FILES = [
     "config.json",
     "generation_config.json",
@@ -36,16 +36,16 @@ def load_model(name: str | Path, dtype: str | None = None) -> Whisper:
         name: a bundled name (`"tiny.en"`, `"base"`); a local folder with Hugging Face safetensors,
             a CTranslate2 `model.bin` (float32, float16 or int8) or what `save_model` wrote; or a
             hub id (`"openai/whisper-large-v3"`), the only case that uses the network.
-        dtype: of the parameters and the residual stream: `"float32"` (the default), `"bfloat16"`
-            (dots, norms and softmaxes still accumulate in float32) or `"float64"`. A saved folder
-            keeps its own.
+        dtype: type of the parameters and the residual stream: `"float32"` (the default),
+            `"bfloat16"` (dots, norms and softmaxes still accumulate in float32) or `"float64"`. A
+            folder that `save_model` wrote is loaded in the type in which it was saved.
 
     Returns:
         The model, with its tokenizer and generation settings.
 
     Raises:
-        InputError: nothing of that name, or a damaged, incomplete or foreign checkpoint, or one
-            whose tokenizer and settings are not of one model.
+        InputError: there is no model of that name, its checkpoint is damaged, incomplete or of
+            another architecture, or its tokenizer and settings do not belong to one model.
     """
     if str(name) in BUNDLES:
         return _load_bundled(str(name), dtype or "float32")

@@ -1,4 +1,4 @@
-"""Our own folder: parameters in an Orbax checkpoint, everything else as JSON beside it."""
+"""Saved models: parameters in an Orbax checkpoint, everything else as JSON beside it."""
 
 import dataclasses
 import shutil
@@ -83,7 +83,7 @@ def restore_model(folder: Path) -> Whisper:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             parameters = checkpointer.restore((folder / PARAMETERS).absolute(), wanted)
-    except Exception as error:  # Whatever a damaged file makes its readers trip over.
+    except Exception as error:  # A damaged file may raise anything in its readers.
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{folder / PARAMETERS} cannot be restored: {reason}") from None
     check_sealed(folder, description, _content(folder, parameters))
@@ -95,6 +95,6 @@ def restore_model(folder: Path) -> Whisper:
 
 
 def _content(folder: Path, parameters: Mapping[str, Any]) -> list[Any]:
-    """What the checksum is of: the parameters and the tokenizer's file."""
+    """Return what the checksum covers: the parameters and the tokenizer's file."""
     tokenizer = folder / TOKENIZER
     return [parameters, tokenizer.read_bytes() if tokenizer.is_file() else b""]

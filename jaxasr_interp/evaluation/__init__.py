@@ -1,1 +1,1 @@
-"""How transcripts are compared with what was said."""
+"""Metrics of transcripts: errors, repetition loops, and confidence intervals."""

@@ -1,6 +1,6 @@
-"""How sure a figure over clips is: percentile bootstrap intervals (Efron 1979).
+"""Percentile bootstrap intervals of a statistic over clips (Efron 1979).
 
-Pure numpy: the interval is the same on every device and with every version of JAX.
+This uses numpy alone: the interval is the same on every device and with every version of JAX.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from jaxasr_interp.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A figure and the interval around it.
+    """A statistic and its confidence interval.
 
     Attributes:
         estimate: the statistic of all clips.
-        low: lower end.
-        high: upper end.
+        low: lower end of the interval.
+        high: upper end of the interval.
     """
 
     estimate: float
@@ -36,7 +36,7 @@ def bootstrap_interval(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """The statistic of clips and its percentile bootstrap interval.
+    """Compute a statistic of clips and its percentile bootstrap interval.
 
     `low, high = quantiles (1 ∓ level) / 2 of statistic(values[i₁], …, values[iₙ])` over resamples
     of the n clips, `i ~ Uniform{1…n}` with replacement. Several arrays are resampled together, so
@@ -44,11 +44,11 @@ def bootstrap_interval(
     `bootstrap_interval((errors, words), lambda errors, words: errors.sum() / words.sum())`.
 
     Args:
-        values: one row a clip; or a tuple of such arrays with as many rows.
+        values: one row for each clip; or a tuple of such arrays with the same number of rows.
         statistic: takes the arrays in order and returns one number.
         level: probability that the interval is to hold, between 0 and 1.
         n_resamples: number of resamples.
-        seed: the same interval for the same seed.
+        seed: the same seed gives the same interval.
 
     Returns:
         The statistic of all clips, and the interval.

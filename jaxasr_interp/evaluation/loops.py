@@ -1,4 +1,4 @@
-"""What a transcript repeats, and whether the decoder was caught in a loop."""
+"""Repetition in a transcript, and whether the decoder was caught in a loop."""
 
 import dataclasses
 import itertools
@@ -16,11 +16,11 @@ _LOOP_CHARACTERS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Repetition:
-    """Words (or characters) that follow themselves immediately.
+    """Words (or characters) that are repeated immediately.
 
     Attributes:
-        ngram: what is repeated.
-        times: how often it stands there in a row; 1 is no repetition.
+        ngram: the words (or characters) that are repeated.
+        times: how many times they occur in a row; 1 is no repetition.
     """
 
     ngram: tuple[str, ...]
@@ -28,12 +28,12 @@ class Repetition:
 
     @property
     def excess(self) -> int:
-        """Words (or characters) beyond the first copy: `n · (times - 1)`."""
+        """Number of words (or characters) beyond the first copy: `n · (times - 1)`."""
         return len(self.ngram) * (self.times - 1)
 
 
 def compression_ratio(text: str) -> float:
-    """How well a text compresses, by which openai/whisper knows repetition.
+    """Compute how well a text compresses; openai/whisper detects repetition by this ratio.
 
     `bytes(UTF-8) / bytes(zlib(UTF-8))`; 0 for an empty text.
 
@@ -48,14 +48,14 @@ def compression_ratio(text: str) -> float:
 
 
 def repeats(items: Sequence[str], longest: int = _LONGEST_PHRASE) -> tuple[Repetition, ...]:
-    """Everything in a sequence that follows itself immediately.
+    """Find every n-gram of a sequence that is repeated immediately.
 
     Args:
-        items: words, or the characters of one.
+        items: words, or the characters of one word.
         longest: length of the longest n-gram to look for.
 
     Returns:
-        Repetitions of two times and more, those of the shortest n-grams first.
+        What occurs at least twice in a row, the shortest n-grams first.
     """
     found = []
     for n in range(1, min(longest, len(items) // 2) + 1):
@@ -70,7 +70,7 @@ def repeats(items: Sequence[str], longest: int = _LONGEST_PHRASE) -> tuple[Repet
 
 
 def longest_repeat(text: str) -> Repetition:
-    """What a text repeats most often in a row.
+    """Find the n-gram that a text repeats most often in a row.
 
     Words are compared without case and the punctuation around them, up to 10 at a time. Inside a
     word, strings of up to 30 characters count if they make a loop (`is_loop`): a double letter is
@@ -80,9 +80,9 @@ def longest_repeat(text: str) -> Repetition:
         text: a transcript.
 
     Returns:
-        The n-gram of words, or of characters, that stands most times in a row; among equals the
-        one that fills most. The first word, once, where nothing repeats; no word, 0 times, of an
-        empty text.
+        The n-gram of words, or of characters, that occurs most times in a row; among equals the
+        one that fills most. Where nothing is repeated, the first word, once; for an empty text no
+        word, 0 times.
     """
     words = _words(text)
     none = Repetition(tuple(words[:1]), len(words[:1]))
@@ -91,25 +91,27 @@ def longest_repeat(text: str) -> Repetition:
 
 
 def is_loop(text: str) -> bool:
-    """Whether the decoder was caught in a loop.
+    """Tell whether the decoder was caught in a loop.
 
     Either the text compresses more than 2.4-fold, openai/whisper's threshold; or, since a short
-    text never does, something stands at least 3 times in a row and its copies beyond the first
-    hold at least 5 words, or 10 characters inside one word. The compression is counted with one
-    byte a character: in the two or three bytes that UTF-8 spends on other scripts, 30 s of
-    ordinary Hindi or Thai compress more than 2.4-fold too. For ASCII it is `compression_ratio`.
+    text never does, an n-gram occurs at least 3 times in a row and its copies beyond the first
+    hold at least 5 words, or 10 characters inside one word. Compression is measured with one byte
+    for each character: UTF-8 spends two or three bytes on a character of other scripts, so that
+    30 s of ordinary Hindi or Thai would compress more than 2.4-fold too. For ASCII text the
+    measure is `compression_ratio`.
 
     People say things twice for emphasis, so two times are never a loop, and they repeat short
-    things more often than long ones. Counting the excess needs one rule for all lengths: one word
-    must come 6 times, two words 4 times, three or more 3 times. "No, no, no, no", "ha ha ha" and
-    "thank you, thank you, thank you" are speech; "thank you" a fourth time is a loop. A character
-    must come 11 times, a syllable of two 6 times, which leaves "hmmmm", "hahaha" and "1,000,000".
+    things more often than long ones. Because the excess is counted, one rule serves all lengths:
+    one word must come 6 times, two words 4 times, three or more 3 times. "No, no, no, no", "ha ha
+    ha" and "thank you, thank you, thank you" are speech; "thank you" a fourth time is a loop. A
+    character must come 11 times, a syllable of two characters 6 times, so that "hmmmm", "hahaha"
+    and "1,000,000" are no loops.
 
     Args:
         text: the transcript of one window of 30 s.
 
     Returns:
-        Whether it is a loop.
+        Whether the text is a loop.
     """
     words = _words(text)
     return (
@@ -124,20 +126,20 @@ def _loops(repetition: Repetition, excess: int) -> bool:
 
 
 def _one_byte_each(text: str) -> str:
-    """The text, its distinct characters renamed to the first ones of ASCII if it is not ASCII."""
+    """Replace the distinct characters of a text by those of ASCII, unless it is ASCII."""
     if text.isascii():
         return text
     return text.translate({ord(old): new for new, old in enumerate(dict.fromkeys(text))})
 
 
 def _strings(text: str) -> list[Repetition]:
-    """Loops inside single words, their punctuation included."""
+    """Find loops inside single words, with their punctuation."""
     long = [word for word in text.casefold().split() if len(word) > _LOOP_CHARACTERS]
     found = itertools.chain.from_iterable(repeats(word, _LONGEST_STRING) for word in long)
     return [repetition for repetition in found if _loops(repetition, _LOOP_CHARACTERS)]
 
 
 def _words(text: str) -> list[str]:
-    """Words in lower case without the punctuation around them; signs alone stay."""
+    """Split a text into lower-case words without punctuation; a word of signs alone is kept."""
     signs = "".join(c for c in set(text) if unicodedata.category(c)[0] in "PS")
     return [word.strip(signs) or word for word in text.casefold().split()]

@@ -1,4 +1,4 @@
-"""What a transcript is worth: errors against a reference, and words where nobody speaks.
+"""Errors of a transcript against a reference, and words written where nobody speaks.
 
 Texts are compared after Whisper's own normalisation (Radford et al. 2022, appendix C), so that
 case, punctuation and spelled-out numbers count as no error.
@@ -14,21 +14,21 @@ from jaxasr_interp.speech.tokenizer import language_code, language_names, withou
 if TYPE_CHECKING:
     import jiwer
 
-# Written without spaces: the normaliser makes every letter a word.
+# Languages written without spaces: the normaliser makes every letter a word.
 _UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Errors:
-    """Counts of the cheapest edit from reference to hypothesis; `+` adds clips up.
+    """Counts of the cheapest edit from reference to hypothesis; `+` adds the counts of clips.
 
     `sum(clips, Errors()).rate` is the error rate of a corpus.
 
     Attributes:
-        hits: words (or characters) that are right.
-        substitutions: written as another.
-        deletions: left out.
-        insertions: written though not in the reference.
+        hits: number of words (or characters) that are right.
+        substitutions: number that are written as another one.
+        deletions: number that are left out.
+        insertions: number that are written but not in the reference.
     """
 
     hits: int = 0
@@ -46,14 +46,14 @@ class Errors:
 
     @property
     def reference_length(self) -> int:
-        """Words (or characters) of the reference: `H + S + D`."""
+        """Number of words (or characters) of the reference: `H + S + D`."""
         return self.hits + self.substitutions + self.deletions
 
     @property
     def rate(self) -> float:
         """Error rate `(S + D + I) / (H + S + D)`.
 
-        Of an empty reference: 0 if nothing was written, otherwise infinite.
+        For an empty reference it is 0 if nothing was written, otherwise infinite.
         """
         wrong = self.substitutions + self.deletions + self.insertions
         if self.reference_length:
@@ -62,11 +62,11 @@ class Errors:
 
 
 def normalize(text: str, language: str = "en", spelling: Mapping[str, str] | None = None) -> str:
-    """A text as Whisper's authors compare it.
+    """Normalise a text as Whisper's authors do before they compare it.
 
     English loses case, punctuation, fillers (um, uh) and what stands in brackets; contractions are
     spelled out and numbers written in digits. Other languages lose case, symbols, combining marks
-    and what stands in brackets; those written without spaces are spaced letter by letter. As in
+    and what stands in brackets; languages written without spaces are spaced letter by letter. As in
     the published error rates, three dots that end an English text leave the word `.` behind.
 
     Args:
@@ -75,7 +75,7 @@ def normalize(text: str, language: str = "en", spelling: Mapping[str, str] | Non
         spelling: English spellings and what to write instead (a checkpoint's `normalizer.json`).
 
     Returns:
-        Words with single spaces between.
+        Words with single spaces between them.
 
     Raises:
         InputError: a language that Whisper does not know.
@@ -97,7 +97,7 @@ def word_errors(
     Args:
         reference: what is said; may be empty: then every word of the hypothesis is an insertion.
         hypothesis: what the model wrote.
-        language: code or English name. Without spaces in writing, every letter is a word.
+        language: code or English name. In one written without spaces, every letter is a word.
         spelling: as `normalize` takes it.
 
     Returns:
@@ -112,21 +112,15 @@ def word_errors(
     return _errors(jiwer.process_words(said, written))
 
 
-def character_errors(
-    reference: str,
-    hypothesis: str,
-    language: str = "en",
-    spelling: Mapping[str, str] | None = None,
-) -> Errors:
+def character_errors(reference: str, hypothesis: str, language: str = "en") -> Errors:
     """Count the character errors of a transcript, both texts normalised.
 
-    The space between two words is a character, except in languages written without.
+    The space between two words is a character, except in languages written without spaces.
 
     Args:
-        reference: what is said; may be empty: then all of the hypothesis is inserted.
+        reference: what is said; may be empty: then every character written is an insertion.
         hypothesis: what the model wrote.
         language: code or English name.
-        spelling: as `normalize` takes it.
 
     Returns:
         The counts; their `rate` is the character error rate.
@@ -136,14 +130,14 @@ def character_errors(
     """
     import jiwer
 
-    said, written = (normalize(text, language, spelling) for text in (reference, hypothesis))
+    said, written = (normalize(text, language) for text in (reference, hypothesis))
     if language_code(language, language_names()) in _UNSPACED:
         said, written = said.replace(" ", ""), written.replace(" ", "")
     return _errors(jiwer.process_characters(said, written))
 
 
 def words_on_silence(text: str, language: str = "en") -> bool:
-    """Whether the transcript of a clip without speech is a hallucination: it has any word at all.
+    """Tell whether the transcript of a clip without speech is a hallucination: it has any word.
 
     Fillers and what stands in brackets (`um`, `[Music]`) are no words, nor are signs (`♪`, `...`).
 

@@ -21,7 +21,7 @@ from jaxasr_interp.probes.solve import Probe, Solver, Step
 
 @functools.cache
 def adamw(learning_rate: float, n_hidden: int | None) -> Solver:
-    """Make the solver.
+    """Make a solver that takes steps of AdamW.
 
     Args:
         learning_rate: size of every step.

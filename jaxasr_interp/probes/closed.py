@@ -50,7 +50,7 @@ def lda(
     kind: Kind,
     n_outputs: int,
 ) -> LinearProbe:
-    """Fisher's discriminant: `z_c = x Σ⁻¹ μ_c - μ_cᵀ Σ⁻¹ μ_c / 2 + log π_c`.
+    """Compute Fisher's discriminant: `z_c = x Σ⁻¹ μ_c - μ_cᵀ Σ⁻¹ μ_c / 2 + log π_c`.
 
     Σ is the covariance within classes plus λ on its diagonal, μ_c the mean and π_c the share of
     class c in the training examples. With two classes the output is `z_1 - z_0`.

@@ -63,7 +63,8 @@ def fit_probes(
         groups: examples of one group are never on both sides of a split: speakers, words. An
             example without one (`""` or `None`) is its own group.
         options: folds, penalties, method and when a search ends; by default `FitOptions()`.
-        memory: bytes of an accelerator that searches may take; by default a quarter of its memory.
+        memory: bytes that the searches of one batch may take. By default a quarter of an
+            accelerator's memory; on a processor a batch that stays in its cache.
         on_progress: called with the number of probes fitted so far, of all, and `"probes"`.
 
     Returns:
@@ -118,15 +119,17 @@ def _fit_together(
     memory: int | None,
     advance: Callable[[int], None],
 ) -> list[list[LayerProbes]]:
-    """Fit the probes of every layer, and in it of every target, to targets of one kind."""
+    """Fit the probes of every layer for targets of one kind; return a list for each layer."""
     known = np.flatnonzero(targets[0].known)
     # Rows without weight are added, so that similar targets share programs and rows are aligned.
     rows = np.resize(known, -(-len(known) // _ROWS) * _ROWS)
     weights = weigh(splits, rows, len(known), options, x.dtype)
     on_cpu = jax.default_backend() == "cpu"
-    budget = default_memory() if memory is None else memory
-    n_outputs = targets[0].n_outputs
-    batch_size = _CPU_BATCH if on_cpu else _batch_size(len(rows), x.shape[2], n_outputs, budget)
+    if on_cpu and memory is None:
+        batch_size = _CPU_BATCH
+    else:
+        budget = default_memory() if memory is None else memory
+        batch_size = _batch_size(len(rows), x.shape[2], targets[0].n_outputs, budget)
     # A batch takes as many steps as its slowest probe, so shuffled labels, which take more steps,
     # are kept apart from the others.
     hard = np.array([split.labelling.shuffled for split in splits])
@@ -151,7 +154,7 @@ def _fit_layer(
     weights: SplitWeights,
     target: Target,
     options: FitOptions,
-    batches: Sequence[Int[np.ndarray, " probe"]],
+    batches: Sequence[Int[np.ndarray, " _"]],
     advance: Callable[[int], None],
 ) -> Solution:
     """Fit a probe to every split with every penalty.
@@ -226,7 +229,7 @@ def _number_groups(groups: Labels, n_examples: int) -> Int[np.ndarray, " example
 
 
 def _batch_size(n_examples: int, n_features: int, n_outputs: int, memory: int) -> int:
-    """Return how many searches fit into an accelerator's memory."""
+    """Return how many searches fit into this many bytes of memory."""
     # L-BFGS keeps 20 vectors of weights or so, and 10 of outputs and temporaries, in float32.
     each = 4 * n_outputs * (20 * n_features + 10 * n_examples)
     return int(np.clip(memory // each, 1, 16384))

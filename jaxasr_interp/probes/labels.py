@@ -34,7 +34,7 @@ def parse_target(text: str) -> tuple[str, str, dict[str, list[str]]]:
 
 
 def relabel(values: Sequence[str], patterns: dict[str, list[str]], least: int = 0) -> list[str]:
-    """Return the class of each value; `""` if no class takes it or has at least `least` values."""
+    """Return each value's class; `""` if it has none, or one of fewer than `least` values."""
     labels = [str(value) for value in values]
     if patterns:
         labels = [

@@ -53,7 +53,7 @@ class ProbeReport:
         return int(np.argmax(self.curves["probe"].estimate[self.scores[0]]))
 
     def confusion(self, layer: int) -> Float[np.ndarray, "class predicted"]:
-        """Return which share of each class's examples the probes take for each class.
+        """Return the share of each class's examples for which the probes predict each class.
 
         The shares are means over seeds.
 
@@ -131,7 +131,6 @@ def probe_store(
     groups: Labels | None = None,
     options: FitOptions | None = None,
     n_hidden: int | None = None,
-    memory: int | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, ProbeReport]:
     """Probe a variable of an activation store for several targets, with all controls.
@@ -145,7 +144,6 @@ def probe_store(
         options: see `fit_probes`; random weights and the spectrogram are probed in the same way.
         n_hidden: also fit probes with a hidden layer of this many units, with AdamW and early
             stopping.
-        memory: see `fit_probes`.
         on_progress: called with the probes fitted so far, of how many, and what they read:
             `"probe"`, `"random weights"`, `"hidden layer"` or `"mel"`.
 
@@ -173,7 +171,6 @@ def probe_store(
             features=features,
             groups=groups,
             options=options,
-            memory=memory,
             on_progress=report,
         )
 

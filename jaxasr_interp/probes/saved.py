@@ -78,7 +78,7 @@ def load_probes(folder: str | Path) -> Probes:
         )
     except InputError:
         raise
-    except Exception as error:  # Whatever a damaged file makes its readers trip over.
+    except Exception as error:  # A damaged file may raise anything in its readers.
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{folder} holds no probes that can be read: {reason}.") from None
 

@@ -169,7 +169,7 @@ def _score_layers(
 
 
 def majority(probes: Probes) -> Mapping[str, float]:
-    """Score the answer that is always the commonest class, or the mean value, in training."""
+    """Score a constant prediction: the commonest class, or the mean value, in training."""
     target, known = probes.target, probes.target.known
     found = []
     for folds in probes.folds:

@@ -69,7 +69,7 @@ def read_target(labels: Labels, name: str = "target") -> Target:
 
 
 def is_missing(label: Any) -> bool:
-    """Whether a label is not known: `""`, `None` or NaN."""
+    """Tell whether a label is not known: `""`, `None` or NaN."""
     return label is None or label == "" or label != label
 
 

@@ -1,4 +1,4 @@
-"""Results as tables for the terminal."""
+"""Tables of results for the terminal."""
 
 import textwrap
 from collections.abc import Sequence
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     import xarray
 
 _LONGEST_TEXT = 300
+_MOST_HEADS, _MOST_COMPONENTS, _MOST_EDITS = 8, 12, 12
 
 
 def lens_table(lens: LogitLens, tokenizer: Tokenizer, tokens: Sequence[int]) -> Table:
-    """One row for each token read: what each layer would say next, and how sure the last one is."""
+    """Make a row for each token: each layer's next token, and how sure the last layer is."""
     columns = len(lens.targets)
     top = np.asarray(lens.top_tokens)[..., 0].reshape(-1, columns)
     log_prob, entropy = (
@@ -53,8 +54,8 @@ def lens_table(lens: LogitLens, tokenizer: Tokenizer, tokens: Sequence[int]) -> 
     return table
 
 
-def lens_heads_table(lens: LogitLens, start: int = 0, most: int = 8) -> Table:
-    """The heads that by themselves find what the model says most probable, from `start` on."""
+def lens_heads_table(lens: LogitLens, start: int = 0) -> Table:
+    """List the heads that give the model's own tokens the highest probability, from `start` on."""
     log_prob, rank = (np.asarray(x)[..., start:] for x in (lens.target_log_prob, lens.target_rank))
     mean = log_prob.mean(-1)
     table = Table(
@@ -62,7 +63,7 @@ def lens_heads_table(lens: LogitLens, start: int = 0, most: int = 8) -> Table:
     )
     for name in ("layer", "head", "mean log p", "median rank", "on top"):
         table.add_column(name, justify="right")
-    for cell in np.argsort(-mean, axis=None)[:most]:
+    for cell in np.argsort(-mean, axis=None)[:_MOST_HEADS]:
         layer, head = map(int, np.unravel_index(cell, mean.shape))
         ranks = rank[layer, head]
         table.add_row(
@@ -75,8 +76,8 @@ def lens_heads_table(lens: LogitLens, start: int = 0, most: int = 8) -> Table:
     return table
 
 
-def attribution_table(attribution: DirectLogitAttribution, start: int = 0, most: int = 12) -> Table:
-    """The components and heads that add most to the next token's logit, from `start` on."""
+def attribution_table(attribution: DirectLogitAttribution, start: int = 0) -> Table:
+    """List the components and heads that add most to the next token's logit, from `start` on."""
     parts = {name: np.asarray(x) for name, x in attribution.by_component().items()}
     for site, heads in (
         ("attn", attribution.attn_heads),
@@ -92,7 +93,7 @@ def attribution_table(attribution: DirectLogitAttribution, start: int = 0, most:
     )
     for name in ("component", "mean", "least", "most"):
         table.add_column(name, justify="left" if name == "component" else "right")
-    for name in sorted(mean, key=lambda name: -abs(mean[name]))[:most]:
+    for name in sorted(mean, key=lambda name: -abs(mean[name]))[:_MOST_COMPONENTS]:
         part = parts[name][start:]
         table.add_row(name, *(f"{x:.2f}" for x in (mean[name], part.min(), part.max())))
     return table
@@ -101,17 +102,17 @@ def attribution_table(attribution: DirectLogitAttribution, start: int = 0, most:
 def sweep_table(
     quantity: Quantity, labels: Sequence[str], baselines: str = "", most: int = 5
 ) -> Group:
-    """The cells with the largest numbers.
+    """List the cells with the largest numbers.
 
     Args:
-        quantity: from `share` or `change`; of changes the largest in either direction count.
-        labels: what each window holds: from `window_labels`.
-        baselines: what the metric is unpatched, written behind the title.
-        most: how many cells.
+        quantity: from `share` or `change`; changes count by their size, up or down.
+        labels: the content of each window, from `window_labels`.
+        baselines: values of the metric without patches, written after the title.
+        most: number of cells.
 
     Returns:
-        A title, and a row for each cell with whatever there are several of: strengths, components,
-        layers, positions.
+        A title, and a row for each cell. Strengths, components, layers and positions have a column
+        where there are several of them.
     """
     plan, values = quantity.plan, quantity.values
     named = ", ".join(plan.sites) if len(plan.components) > 1 else plan.component_names[0]
@@ -142,12 +143,12 @@ def sweep_table(
         )
         kept = [text for text, wanted in zip(row, several.values(), strict=True) if wanted]
         table.add_row(*kept, quantity.text(float(values.flat[cell])))
-    # The title of a table is wrapped to its width.
+    # A table would wrap its own title to its width.
     return Group(_plain(f"{named}: {quantity.label}{baselines}"), table)
 
 
 def encoder_lens_table(dataset: "xarray.Dataset") -> Table:
-    """One row for each depth: how well it hears the reference, and what it writes."""
+    """Make a row for each depth: the reference's log-probability, errors, and the text."""
     table = Table(title="encoder lens: layers heard", title_justify="left")
     for name in ("depth", "log p", "WER", "loops", "text"):
         table.add_column(name, justify="left" if name == "text" else "right", overflow="fold")
@@ -163,8 +164,8 @@ def encoder_lens_table(dataset: "xarray.Dataset") -> Table:
     return table
 
 
-def text_sweep_table(swept: TextSweep, most: int = 12) -> Group:
-    """The edits that do most: that stop loops if there are any, else that change the text most."""
+def text_sweep_table(swept: TextSweep) -> Group:
+    """List the edits that stop most loops; if there are none, those that change the text most."""
     looped = swept.loops[0]
     known = np.isfinite(swept.rate(0))
     table = Table()
@@ -175,7 +176,7 @@ def text_sweep_table(swept: TextSweep, most: int = 12) -> Group:
     resolved = (~swept.loops[:, looped]).sum(1)
     wrong = np.array([swept.rate(i) for i in range(len(swept.generated))]) if known else changed
     order = np.lexsort((wrong, -resolved) if looped.any() else (-changed,))
-    for i in [0, *(int(i) for i in order if i)][: most + 1]:
+    for i in [0, *(int(i) for i in order if i)][: _MOST_EDITS + 1]:
         row = [
             _plain(swept.interventions[i].text),
             f"{100 * changed[i]:.1f}%",
@@ -192,7 +193,7 @@ def text_sweep_table(swept: TextSweep, most: int = 12) -> Group:
 
 
 def probe_table(name: str, report: ProbeReport) -> Group:
-    """A score of every layer with its interval, and of every control."""
+    """List the score of every layer with its interval, and the scores of every control."""
     score = report.scores[0]
     table = Table()
     table.add_column("layer", justify="right")
@@ -213,7 +214,7 @@ def probe_table(name: str, report: ProbeReport) -> Group:
 
 
 def place(plan: SweepPlan, window: tuple[int, int]) -> str:
-    """A window's positions, or its time."""
+    """Return the positions of a window, or its time."""
     start, stop = window
     if plan.counts_frames:
         return f"{start / FRAMES_PER_SECOND:.2f}-{stop / FRAMES_PER_SECOND:.2f} s"
@@ -221,7 +222,7 @@ def place(plan: SweepPlan, window: tuple[int, int]) -> str:
 
 
 def window_labels(plan: SweepPlan, token_labels: Sequence[str], words: Sequence[Word]) -> list[str]:
-    """What each of a plan's windows holds: its tokens, or the words said in its time."""
+    """Return the content of each window of a plan: its tokens, or the words said in its time."""
     if not plan.counts_frames:
         return [" ".join(token_labels[start:stop]) for start, stop in plan.windows]
     return [

@@ -1,9 +1,9 @@
-"""Zarr stores of which every byte is checked when it is read.
+"""Zarr stores whose every byte is checked when it is read.
 
-A checksum (CRC-32C) stands behind the values of every chunk, all chunks are written, those of
-nothing but fill values too, and the group's attributes hold the SHA-256 of all metadata. So a
-flipped bit, a lost chunk or a lost array is a sentence that names the store, and never another
-number.
+Every chunk ends with a checksum (CRC-32C) of its values. All chunks are written, even those that
+hold nothing but fill values, and the group's attributes hold the SHA-256 of all metadata. So a
+flipped bit, a lost chunk or a lost array raises an error that names the store; it never changes a
+number silently.
 """
 
 import hashlib
@@ -27,23 +27,23 @@ _CHUNK = re.compile(r".+/c(/\d+)*")
 
 
 def codecs() -> tuple[ZstdCodec, Crc32cCodec]:
-    """What the bytes of a chunk go through: compressed, and then its checksum behind it."""
+    """Return the codecs of a chunk: compression, and then a checksum at its end."""
     return ZstdCodec(level=0), Crc32cCodec()
 
 
 def unsealed() -> dict[str, str]:
-    """The attribute that a group is made with in order to be sealed."""
+    """Return the attribute with which a group is created, so that `seal` can be called later."""
     return {_SEAL: _UNSEALED}
 
 
 def seal(path: Path) -> None:
-    """Write the checksum of a store's metadata, which are complete, into its attributes."""
+    """Write the checksum of a store's complete metadata into its attributes."""
     root = path / "zarr.json"
     root.write_bytes(root.read_bytes().replace(_UNSEALED.encode(), _digest(path, _UNSEALED), 1))
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
-    """The attributes of a store whose metadata are what was sealed.
+    """Read the attributes of a store, and check its metadata against their checksum.
 
     Raises:
         InputError: there is no such store, or its metadata are incomplete or damaged.
@@ -71,7 +71,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
 
 
 class CheckedStore(LocalStore):
-    """The files of a store; what is missing or damaged raises `InputError` when it is read."""
+    """The files of a store; a missing or damaged chunk raises `InputError` when it is read."""
 
     async def get(
         self,
@@ -79,7 +79,7 @@ class CheckedStore(LocalStore):
         prototype: "BufferPrototype | None" = None,
         byte_range: "ByteRequest | None" = None,
     ) -> "Buffer | None":
-        """The bytes of a key."""
+        """Read the bytes of a key."""
         return self._checked(key, await super().get(key, prototype, byte_range))
 
     def get_sync(
@@ -89,7 +89,7 @@ class CheckedStore(LocalStore):
         prototype: "BufferPrototype | None" = None,
         byte_range: "ByteRequest | None" = None,
     ) -> "Buffer | None":
-        """The bytes of a key."""
+        """Read the bytes of a key."""
         return self._checked(key, super().get_sync(key, prototype=prototype, byte_range=byte_range))
 
     def _checked(self, key: str, content: "Buffer | None") -> "Buffer | None":
@@ -111,7 +111,7 @@ class CheckedStore(LocalStore):
 
 
 def _digest(path: Path, seal: str) -> bytes:
-    """SHA-256 over the names and contents of all metadata, the seal among them left out."""
+    """Compute SHA-256 over the names and contents of all metadata, but for the seal itself."""
     digest = hashlib.sha256()
     for file in [path / "zarr.json", *sorted(path.glob("*/zarr.json"))]:
         content = file.read_bytes()

@@ -1,4 +1,4 @@
-"""What there is to read of functions and classes, so that their content can be told apart."""
+"""The content of functions and classes, by which two of them can be told apart."""
 
 import dataclasses
 import dis
@@ -34,18 +34,18 @@ _INSTALLED = tuple(
 
 
 class UnknownError(InputError):
-    """What cannot be known again."""
+    """The input holds something that a later process could not recognise."""
 
 
 def major_version(version: str = __version__) -> str:
-    """The part of the version whose change may change numbers: `2`, and `0.2` before version 1."""
+    """Return the part of the version whose change may change numbers: `2`, or `0.2` before 1.0."""
     first, second, *_ = version.split(".")
     return f"{first}.{second}" if first == "0" else first
 
 
 @functools.cache
 def version_of(module: str) -> str | None:
-    """The version of the installed package that a module is of; `None` for a user's own."""
+    """Return the version of a module's installed package; `None` for a user's own module."""
     top = module.partition(".")[0]
     if top == __name__.partition(".")[0]:
         return major_version()
@@ -64,7 +64,7 @@ _distributions = functools.cache(importlib.metadata.packages_distributions)
 
 
 def class_content(cls: type) -> dict[str, Any]:
-    """What a class holds by name, without what Python and dataclasses put there by themselves."""
+    """Return a class's own attributes, without those that Python or `dataclass` generate."""
     left_out = _ABOUT_CLASSES | (_GENERATED if dataclasses.is_dataclass(cls) else set())
     slots = types.MemberDescriptorType | types.GetSetDescriptorType
     return {
@@ -75,7 +75,7 @@ def class_content(cls: type) -> dict[str, Any]:
 
 
 def _unbound(value: Any) -> Any:
-    """What a class holds under a name, without what binds it to instances."""
+    """Return the functions or values inside a method, property or similar wrapper of a class."""
     match value:
         case staticmethod() | classmethod():
             return value.__func__
@@ -90,12 +90,12 @@ def _unbound(value: Any) -> Any:
 
 
 def globals_read(code: types.CodeType, around: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Name and value of each global that a function's own instructions read.
+    """Yield the name and value of each global that a function's own instructions read.
 
-    Of a user's module whose attributes alone are read, those attributes.
+    Where only attributes of a user's module are read, they are yielded instead of the module.
 
     Raises:
-        UnknownError: the function reads by ways that cannot be followed.
+        UnknownError: the function reads something in a way that cannot be followed.
     """
     read: dict[str, Any] = {}
     steps = list(dis.get_instructions(code))
@@ -119,7 +119,7 @@ def globals_read(code: types.CodeType, around: Mapping[str, Any]) -> Iterator[tu
 
 
 def cell_content(cell: types.CellType) -> Any:
-    """The value that a function closes over."""
+    """Return the value that a function closes over."""
     try:
         return cell.cell_contents
     except ValueError:  # Nothing has been assigned to the variable yet.

@@ -1,12 +1,13 @@
-"""What the numbers of a job depend on, as one digest for each part of it.
+"""The identity of a job: a digest of each part that its numbers depend on.
 
-Whatever can go on where it was cut off (sweeps, sweeps on text, extractions, tuned lenses) keeps
-its identity beside what it has computed, and goes on only with work of the same identity: the same
-weights, inputs, edits, metrics and settings, compared by their content and not by their names.
+Work that can be resumed (sweeps, sweeps on text, extractions, tuned lenses) stores its identity
+beside what it has computed, and is resumed only by work of the same identity: the same weights,
+inputs, edits, metrics and settings, compared by their content and not by their names.
 
-A function is its code, its defaults, the values that it closes over and the globals that it reads;
-functions of installed packages are known by name and version. What cannot be told apart in this way
-(a file that a function opens, an object of an unknown class) is refused with a sentence.
+A function is identified by its code, its defaults, the values that it closes over and the globals
+that it reads; functions of installed packages are identified by name and version. What cannot be
+identified in this way (a file that a function opens, an object of an unknown class) is refused with
+one clear sentence.
 """
 
 import dataclasses
@@ -40,17 +41,18 @@ _WRAPPERS = {type(jax.jit(lambda: None)), type(functools.cache(lambda: None))}
 
 
 def identify(**parts: Any) -> dict[str, str]:
-    """A digest of each part, and of what the numbers of every job depend on.
+    """Compute a digest of each part, and of what the numbers of every job depend on.
 
     Args:
-        parts: what this job's numbers depend on: arrays, models, edits, metrics, dataclasses,
-            functions, containers and plain values.
+        parts: everything that the numbers of this job depend on: arrays, models, edits, metrics,
+            dataclasses, functions, containers and plain values.
 
     Returns:
-        Hexadecimal SHA-256 by name; the library's version and JAX's precision are added.
+        Hexadecimal SHA-256 of each part by its name, and of the library's version and JAX's
+        precision.
 
     Raises:
-        InputError: a part holds something that cannot be known again.
+        InputError: a part holds something that cannot be identified.
     """
     settings = ("jax_enable_x64", "jax_default_matmul_precision")
     precision = [getattr(jax.config, name) for name in settings]
@@ -70,13 +72,13 @@ def identify(**parts: Any) -> dict[str, str]:
 def check_identity(
     path: Path, kept: Mapping[str, Any], identity: Mapping[str, Any], what: str
 ) -> None:
-    """Raise `InputError` unless what is kept at `path` is of the same work.
+    """Raise `InputError` unless what is stored at `path` belongs to the same work.
 
     Args:
-        path: where it is kept.
-        kept: the identity that is kept with it, from `identify`.
-        identity: of the work to be done.
-        what: kind of work, for the sentence.
+        path: the file or folder.
+        kept: the identity that is stored with it, from `identify`.
+        identity: identity of the work to be done.
+        what: kind of work, for the error message.
     """
     names = [name for name in {**kept, **identity} if kept.get(name) != identity.get(name)]
     if names:
@@ -87,16 +89,18 @@ def check_identity(
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a value's content, in hexadecimal; that of plain values and arrays never changes.
+    """Compute the SHA-256 of a value's content, in hexadecimal.
+
+    The digests of plain values and arrays are the same in every version of this library.
 
     Raises:
-        InputError: it holds something that cannot be known again.
+        InputError: it holds something that cannot be identified.
     """
     return _Digests().of(value)
 
 
 def _hash(kind: str, *contents: str | bytes) -> str:
-    """SHA-256 of a kind and contents, with their sizes between them."""
+    """Compute the SHA-256 of a kind and of contents, each preceded by its size."""
     digest = hashlib.sha256(kind.encode())
     for content in contents:
         data = content.encode() if isinstance(content, str) else content
@@ -106,10 +110,10 @@ def _hash(kind: str, *contents: str | bytes) -> str:
 
 
 class _Digests:
-    """The digests of values, and of the values in them; one that holds itself ends there.
+    """Computes the digests of values, and of the values inside them, even if a value holds itself.
 
-    What is not of a type that is known here is refused: a digest that left something out would call
-    two different things the same.
+    A value of an unknown type is refused: a digest that left something out would take two different
+    values for the same.
     """
 
     def __init__(self):
@@ -118,7 +122,7 @@ class _Digests:
         self.outermost = math.inf
 
     def of(self, value: Any) -> str:
-        """The digest of one value."""
+        """Return the digest of one value."""
         if type(value) in _PLAIN or isinstance(value, np.dtype):
             return _hash(type(value).__name__, repr(value))
         if type(value) in (np.ndarray, np.memmap) or isinstance(value, np.generic | jax.Array):
@@ -135,7 +139,7 @@ class _Digests:
         digest = self._of_compound(value)
         self.within.pop()
         if self.outermost >= at:
-            # Inside a circle a digest depends on where the circle was entered.
+            # Where values hold each other in a circle, a digest depends on which one came first.
             self.known[id(value)] = value, digest
             self.outermost = math.inf
         self.outermost = min(self.outermost, outermost)
@@ -185,7 +189,7 @@ class _Digests:
         return _hash(f"array {array.dtype} {array.shape}", array.tobytes())
 
     def _of_model(self, model: Whisper) -> str:
-        """The weights, and what decides beside them what is written; not where they came from."""
+        """Digest the weights, and the settings and tokenizer that also decide what is generated."""
         paths, _ = jax.tree_util.tree_flatten_with_path(model)
         weights = [x for path, leaf in paths for x in (jax.tree_util.keystr(path), leaf)]
         tokenizer = None if model.tokenizer is None else Path(model.tokenizer.path).read_bytes()
@@ -198,7 +202,7 @@ class _Digests:
         return self._of_all("dataclass", [type(value), fields])
 
     def _of_module(self, module: types.ModuleType) -> str:
-        """An installed one by its version, a user's own by all that is in it."""
+        """Digest an installed module by its version, a user's own module by its content."""
         version = version_of(module.__name__)
         if version is not None:
             return _hash("module", module.__name__, version)
@@ -215,7 +219,7 @@ class _Digests:
         return self._of_all(f"class {_name(cls)}", [type(cls), cls.__bases__, class_content(cls)])
 
     def _of_function(self, function: types.FunctionType) -> str:
-        # Of the code: what is wrapped around a function goes by the name of that.
+        # The code's own name: a wrapper has the name of the function that it wraps.
         module, name = function.__globals__.get("__name__", ""), function.__code__.co_qualname
         if (version := version_of(module)) is not None and "<" not in name:
             return _hash("function", module, name, version)
@@ -226,7 +230,7 @@ class _Digests:
         return _hash("function", code, *map(self.of, around))
 
     def _of_code(self, code: types.CodeType, around: Mapping[str, Any]) -> str:
-        """A function's instructions, its constants, and the globals that it reads."""
+        """Digest a function's instructions, its constants, and the globals that it reads."""
         constants = [
             self._of_code(one, around) if isinstance(one, types.CodeType) else self.of(one)
             for one in code.co_consts
@@ -237,8 +241,8 @@ class _Digests:
         return _hash("code", code.co_code, *constants, self.of([*counts, *names]), read)
 
     def _of_other(self, value: Any) -> str:
-        """An installed function that is not Python's, a wrapped one, a tree of JAX's."""
-        if type(value) is object:  # A mark without content.
+        """Digest an installed function that is not Python, a wrapped function, or a JAX pytree."""
+        if type(value) is object:  # A sentinel without content.
             return _hash("object")
         module, name = getattr(value, "__module__", None), getattr(value, "__name__", None)
         if isinstance(module, str) and isinstance(name, str):

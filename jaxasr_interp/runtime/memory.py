@@ -1,4 +1,4 @@
-"""How much memory work may take beside the model."""
+"""The memory that work may take in addition to the model."""
 
 import os
 
@@ -6,7 +6,7 @@ import jax
 
 
 def default_memory() -> int:
-    """A quarter of the device's memory in bytes, or of the machine's where it is the processor."""
+    """Return a quarter of the device's memory in bytes; on a processor, of the machine's."""
     stats = jax.devices()[0].memory_stats() or {}
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return stats.get("bytes_limit", machine) // 4

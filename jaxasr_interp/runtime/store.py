@@ -1,4 +1,4 @@
-"""Writing results: JSON and Zarr, whole or not at all, with where they came from."""
+"""Writing results as JSON and Zarr, completely or not at all, with their provenance."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ _CHECKSUM = "sha256"
 
 
 def provenance(model: "Whisper") -> dict[str, str]:
-    """What a result depends on: model and hash, sizes, dtype, versions, device and time."""
+    """Return what a result depends on: model and hash, sizes, dtype, versions, device and time."""
     return {
         "model": model.source,
         "model_config": json.dumps(dataclasses.asdict(model.config)),
@@ -40,10 +40,10 @@ def provenance(model: "Whisper") -> dict[str, str]:
 
 
 def file_provenance(**files: str) -> dict[str, str]:
-    """The name of each file that a result was made from, and the SHA-256 of its content.
+    """Return the name of each file that a result was made from, and the SHA-256 of its content.
 
     Args:
-        files: paths by what they are; what is no file (`noise`) has its name alone.
+        files: paths by what they are; one that is no file (`noise`) has no SHA-256.
     """
     attributes = {}
     for name, path in files.items():
@@ -56,10 +56,10 @@ def file_provenance(**files: str) -> dict[str, str]:
 def reserve(path: Path, overwrite: bool) -> None:
     """Make the folder that `path` will be written in.
 
-    Called before the work, so that nothing computed is lost to a bad name.
+    Call it before the work, so that no result is lost because its path is bad.
 
     Raises:
-        InputError: something is at `path` and may not be replaced, or its folder cannot be made.
+        InputError: `path` exists and may not be replaced, or its folder cannot be made.
     """
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists: choose another --out, or replace it with --overwrite.")
@@ -70,10 +70,10 @@ def reserve(path: Path, overwrite: bool) -> None:
 
 
 def start_partial(path: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make way for a new partial result, unless there is one to go on from.
+    """Remove an old partial result, unless the work is to resume from it.
 
     Raises:
-        InputError: one is there, and nothing says whether to go on from it or to replace it.
+        InputError: there is one, and the caller asks neither to resume nor to overwrite it.
     """
     if resume or not path.exists():
         return
@@ -93,7 +93,7 @@ def save_dataset(
     Args:
         dataset: arrays with named axes.
         path: of the store; it appears complete or not at all.
-        model: what computed it.
+        model: the model that computed the results.
         overwrite: replace what is at `path`.
 
     Returns:
@@ -106,7 +106,7 @@ def save_dataset(
 
 
 def write_dataset(dataset: "xarray.Dataset", path: Path, *, overwrite: bool = False) -> Path:
-    """Write a dataset as a Zarr store, whole or not at all.
+    """Write a dataset as a Zarr store, completely or not at all.
 
     Raises:
         InputError: `path` exists.
@@ -117,7 +117,7 @@ def write_dataset(dataset: "xarray.Dataset", path: Path, *, overwrite: bool = Fa
     dataset = dataset.assign_attrs(checked.unsealed())
     for name in dataset.variables:
         if dataset[name].dtype.kind == "U":
-            # Zarr has a standard for strings of variable length and none for fixed ones.
+            # Zarr has a standard for strings of variable length, but not for those of fixed length.
             dataset[name] = dataset[name].astype("T")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
         partial = Path(temporary) / "new"
@@ -146,8 +146,8 @@ def open_dataset(path: str | Path) -> "xarray.Dataset":
         Its arrays with named axes; values are read when they are used.
 
     Raises:
-        InputError: there is no such store, or it is incomplete or damaged: now, or when the values
-            that are concerned are used.
+        InputError: there is no such store, or it is incomplete or damaged. Damaged values raise
+            it when they are used.
     """
     import xarray
 
@@ -160,7 +160,7 @@ def open_dataset(path: str | Path) -> "xarray.Dataset":
 
 @contextlib.contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A folder to fill; it appears under its name only once the block has ended.
+    """Give a folder to fill, which appears under its name only when the block has ended.
 
     Raises:
         InputError: the folder exists.
@@ -177,12 +177,12 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def sealed(description: Mapping[str, Any], content: Any) -> dict[str, Any]:
-    """A description in JSON of arrays beside it, with the checksum of both."""
+    """Return a description, to be stored as JSON beside arrays, with the checksum of both."""
     return {**description, _CHECKSUM: _checksum(description, content)}
 
 
 def check_sealed(path: Path, description: Mapping[str, Any], content: Any) -> None:
-    """Raise `InputError` unless what was read at `path` is what was written there."""
+    """Raise `InputError` unless what was read from `path` is what was written to it."""
     described = {key: value for key, value in description.items() if key != _CHECKSUM}
     if _CHECKSUM not in description:
         raise InputError(f"{path} holds no checksum: it is of an earlier version; make it again.")
@@ -202,7 +202,7 @@ def write_json(path: Path, content: Any) -> Path:
 
 
 def to_json(content: Any) -> str:
-    """`content` as JSON, which has no word for numbers that are not finite: they become null."""
+    """Return `content` as JSON; numbers that are not finite become null."""
     return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
 
 

@@ -1,1 +1,1 @@
-"""How alike layers are, and how many directions they use."""
+"""How similar layers are, and how many directions each of them uses."""

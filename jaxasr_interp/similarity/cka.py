@@ -1,18 +1,18 @@
-"""Centred kernel alignment: how alike two layers arrange the same clips, whatever their axes.
+"""Centred kernel alignment: how similarly two layers arrange the same clips, whatever their axes.
 
 `CKA(X, Y) = HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y))` with linear kernels: 1 for representations
 that are equal up to rotation and scale. Kornblith et al. 2019 (arXiv 1905.00414).
 
 The usual estimate of HSIC, `‖XᵀY‖² / (n - 1)²` of centred rows, is biased: with as many features as
-rows even unrelated noise comes out alike. The unbiased one of Song et al. 2012 (JMLR 13) leaves out
-each row's kernel with itself; Nguyen et al. 2021 (arXiv 2010.15327) use it batch by batch. Here it
-is that of all rows together: for linear kernels it is a function of sums over rows, which are
-gathered block by block.
+rows even unrelated noise seems similar. The unbiased estimate of Song et al. 2012 (JMLR 13) leaves
+out each row's kernel with itself; Nguyen et al. 2021 (arXiv 2010.15327) use it batch by batch. Here
+it is computed from all rows together: for linear kernels it is a function of sums over rows, which
+are gathered block by block.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ from jaxtyping import Float
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.representations import features_of, layers_of, row_axes, row_blocks
 from jaxasr_interp.runtime.memory import default_memory
+from jaxasr_interp.runtime.progress import Progress
 
 if TYPE_CHECKING:
     import xarray
@@ -36,11 +37,12 @@ class Similarity:
 
     Attributes:
         first: name of the variable whose layers are the rows.
-        second: name of that whose layers are the columns.
-        cka: 1 where two layers are alike; unbiased, also a little beyond 0 and 1, and NaN where a
-            layer does not differ between clips more than chance has it.
-        rows: how many clips, or positions of clips, it is of.
-        unbiased: which estimate of HSIC.
+        second: name of the variable whose layers are the columns.
+        cka: 1 where two layers arrange the rows in the same way. The unbiased estimate can lie a
+            little below 0 or above 1, and is NaN where a layer differs between clips no more than
+            by chance.
+        rows: number of clips, or of positions of clips, that were compared.
+        unbiased: whether HSIC was estimated without bias.
     """
 
     first: str
@@ -50,7 +52,7 @@ class Similarity:
     unbiased: bool
 
     def to_dataset(self) -> "xarray.Dataset":
-        """The matrix with named axes."""
+        """Return the matrix with named axes."""
         import xarray
 
         return xarray.Dataset(
@@ -71,21 +73,21 @@ def cka(
     *,
     unbiased: bool = True,
     memory: int | None = None,
-    on_progress: Callable[[int, int, str], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Similarity:
     """Compare all layers of a variable with each other, or with those of another.
 
     The store is read a few clips at a time; where the sums of all pairs of layers do not fit into
-    memory, more than once. The unbiased estimate takes rows for independent, as clips are and the
-    frames of one clip are not: of positions it counts more rows than there are.
+    memory, more than once. The unbiased estimate assumes that rows are independent. Clips are; the
+    frames of one clip are not, so positions count as more independent rows than there are.
 
     Args:
         dataset: an activation store, from `open_activations`.
         first: a variable, such as `encoder.resid_post.mean`.
-        second: another with the same rows; by default the same.
+        second: another variable with the same rows; by default `first`.
         unbiased: estimate HSIC without bias, rather than as Kornblith et al. do.
         memory: bytes that the sums may take; by default a quarter of the machine's.
-        on_progress: called with the clips read, of how many, and the variables.
+        on_progress: called with the number of clips read so far, of all, and the variables.
 
     Returns:
         One value for each pair of layers.
@@ -129,7 +131,7 @@ def cka(
 
 
 class HsicSums:
-    """Sums over rows `x_i`, `y_i` that HSIC with linear kernels is a function of."""
+    """Sums over rows `x_i`, `y_i`, from which HSIC with linear kernels is computed."""
 
     def __init__(self, d_first: int, d_second: int):
         self.n = 0
@@ -141,7 +143,7 @@ class HsicSums:
     def add(
         self, x: Float[np.ndarray, "rows d_first"], y: Float[np.ndarray, "rows d_second"]
     ) -> None:
-        """Take in some rows."""
+        """Add some rows to the sums."""
         x_norm, y_norm = np.square(x).sum(1), np.square(y).sum(1)
         self.n += len(x)
         self._x += x.sum(0)
@@ -154,7 +156,7 @@ class HsicSums:
         self._norms += float(x_norm @ y_norm)
 
     def hsic(self, unbiased: bool) -> float:
-        """The Hilbert-Schmidt independence criterion of the rows so far.
+        """Compute the Hilbert-Schmidt independence criterion of the rows added so far.
 
         Unbiased, with `K̃` and `L̃` the kernels without their diagonals, `(tr K̃L̃ +
         1ᵀK̃1 1ᵀL̃1 / ((n - 1)(n - 2)) - 2 / (n - 2) 1ᵀK̃L̃1) / (n (n - 3))`; biased,
@@ -183,7 +185,7 @@ class HsicSums:
 
 
 def _blocks(dataset: "xarray.Dataset", layers: Iterable[Layer]):
-    """The rows of each of these layers, block after block."""
+    """Yield the rows of each of these layers, block after block."""
     chosen: dict[str, list[int]] = {}
     for name, layer in sorted(layers):
         chosen.setdefault(name, []).append(layer)
@@ -204,7 +206,7 @@ def _alignment(values: dict[tuple[Layer, Layer], float], a: Layer, b: Layer) -> 
 
 
 def _ordered(pair: tuple[Layer, Layer]) -> tuple[Layer, Layer]:
-    """HSIC is symmetric."""
+    """Put a pair of layers in a fixed order, since HSIC is symmetric."""
     return min(pair), max(pair)
 
 

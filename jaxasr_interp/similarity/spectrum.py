@@ -1,7 +1,6 @@
 """How many directions a layer uses: the spectrum of its activations, and their effective rank."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +8,7 @@ from jaxtyping import Float
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.representations import features_of, layers_of, row_blocks
+from jaxasr_interp.runtime.progress import Progress
 
 if TYPE_CHECKING:
     import xarray
@@ -19,10 +19,10 @@ class Spectrum:
     """The variances of a variable's layers along their principal directions.
 
     Attributes:
-        name: of the variable.
-        variances: eigenvalues of the covariance, largest first.
-        rows: how many clips, or positions of clips, they are of. Fewer rows than features leave
-            the last variances 0, and an effective rank of no more than `rows - 1`.
+        name: name of the variable.
+        variances: eigenvalues of the covariance, the largest first.
+        rows: number of clips, or of positions of clips. With fewer rows than features the last
+            variances are 0, and the effective rank is at most `rows - 1`.
     """
 
     name: str
@@ -33,8 +33,8 @@ class Spectrum:
     def effective_rank(self) -> Float[np.ndarray, " layer"]:
         """`exp(-Σ p log p)`, `p = σ / Σ σ` of the singular values σ of the centred rows.
 
-        Roy & Vetterli 2007, "The effective rank": of k equal singular values k. NaN for a layer
-        that is the same in all rows.
+        Roy & Vetterli 2007, "The effective rank": it is k for k equal singular values, and NaN for
+        a layer that is the same in all rows.
         """
         sizes = np.sqrt(self.variances)
         with np.errstate(invalid="ignore"):
@@ -43,7 +43,7 @@ class Spectrum:
         return np.exp(-(shares * logs).sum(-1))
 
     def to_dataset(self) -> "xarray.Dataset":
-        """Variances and effective ranks with named axes."""
+        """Return variances and effective ranks with named axes."""
         import xarray
 
         return xarray.Dataset(
@@ -59,17 +59,17 @@ def spectrum(
     dataset: "xarray.Dataset",
     name: str,
     *,
-    on_progress: Callable[[int, int, str], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Spectrum:
     """Find the variances of every layer of a variable along its principal directions.
 
-    The eigenvalues of `Σ (x - x̄)(x - x̄)ᵀ / (n - 1)`, gathered in float64 over a few clips at a
-    time.
+    They are the eigenvalues of `Σ (x - x̄)(x - x̄)ᵀ / (n - 1)`, which is summed in float64 over a few
+    clips at a time.
 
     Args:
         dataset: an activation store, from `open_activations`.
         name: a variable, such as `encoder.resid_post.mean`.
-        on_progress: called with the clips read, of how many, and the variable.
+        on_progress: called with the number of clips read so far, of all, and the variable.
 
     Returns:
         The spectrum of each layer.

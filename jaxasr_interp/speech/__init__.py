@@ -1,1 +1,1 @@
-"""Audio, text and time: what a run hears and is given."""
+"""Audio, text and time: the inputs of a run."""

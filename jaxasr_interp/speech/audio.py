@@ -25,14 +25,14 @@ _LOUDEST = 1e16
 
 
 def load_audio(path: str | Path) -> Float[np.ndarray, " samples"]:
-    """Read an audio file as 16 kHz mono, to its end whatever its header says.
+    """Read an audio file as 16 kHz mono, to its end, whatever length its header states.
 
     Args:
         path: WAV, FLAC, Ogg, MP3, M4A, WebM or anything else that FFmpeg reads; any rate from 1 kHz
             to 768 kHz, any channel count.
 
     Returns:
-        float32 samples, full scale being ±1: channels averaged, resampled with soxr.
+        float32 samples with full scale ±1: channels are averaged, and resampled with soxr.
 
     Raises:
         InputError: the file is missing, not audio, empty, or holds values that are not finite.
@@ -56,7 +56,7 @@ def load_audio(path: str | Path) -> Float[np.ndarray, " samples"]:
 
 
 def read_audio(content: bytes, origin: str) -> Float[np.ndarray, " samples"]:
-    """`load_audio` for the content of a file; `origin` names it in errors and warnings."""
+    """Do what `load_audio` does for the content of a file, which messages call `origin`."""
     pieces = [as_audio(one.samples, one.rate, origin) for one in decode_audio(content, origin)]
     return check_audio(np.concatenate([np.zeros(0, np.float32), *pieces]), origin)
 
@@ -66,16 +66,16 @@ def as_audio(
     rate: int,
     origin: str,
 ) -> Float[np.ndarray, " _"]:
-    """Samples at any rate as 16 kHz float32, their channels averaged.
+    """Convert samples at any rate to 16 kHz float32, and average their channels.
 
     Args:
-        samples: floats, full scale being ±1, or signed integers of 16 or 32 bits.
-        rate: samples a second.
-        origin: names them in errors and warnings.
+        samples: floats with full scale ±1, or signed integers of 16 or 32 bits.
+        rate: samples per second.
+        origin: name of the samples in errors and warnings.
 
     Raises:
-        InputError: there are none, they are of another kind or shape, not finite, or their rate is
-            not between 1 kHz and 768 kHz.
+        InputError: there are no samples, they have another type or shape, they are not finite, or
+            their rate is not between 1 kHz and 768 kHz.
     """
     import soxr
 
@@ -100,14 +100,14 @@ def as_audio(
 def _mixed(
     samples: Float[np.ndarray, "channel samples"], origin: str
 ) -> Float[np.ndarray, " samples"]:
-    """The mean of the channels; warn if it is near silent though they are not."""
+    """Average the channels; warn if the mean is almost silent though they are not."""
     if not 1 <= len(samples) <= _MOST_CHANNELS:
         raise InputError(
             f"{origin} has shape {list(samples.shape)}: expected one row of samples, or one for "
             f"each of at most {_MOST_CHANNELS} channels."
         )
     mix = samples.mean(axis=0)
-    # What is left of channels that have nothing in common is 1.
+    # The power that is left, as a share of what uncorrelated channels would leave.
     independent = np.square(samples, dtype=np.float64).sum() / len(samples) ** 2
     left = np.square(mix, dtype=np.float64).sum() / independent if independent else 1.0
     if left < _CANCELLED:
@@ -144,7 +144,7 @@ def log_mel_spectrogram(
     n_mels: int = 80,
     frames: int = CHUNK_SECONDS * MEL_FRAMES_PER_SECOND,
 ) -> Float[Array, "n_mels mel_frame"]:
-    """Whisper's log-mel spectrogram.
+    """Compute Whisper's log-mel spectrogram.
 
     `S = log10(max(M |STFT(x)|², 1e-10))`, then `(max(S, max S - 8) + 4) / 4`, where the STFT has a
     periodic Hann window of 25 ms every 10 ms and `M` is Slaney's mel filterbank.
@@ -187,7 +187,7 @@ def _log_mel(
 
 @functools.cache
 def mel_filterbank(n_mels: int) -> Float[np.ndarray, "n_bins n_mels"]:
-    """Slaney's triangular mel filters with unit area, 0 to 8 kHz.
+    """Make Slaney's triangular mel filters with unit area, 0 to 8 kHz.
 
     The mel scale is linear below 1 kHz (200/3 Hz per mel) and logarithmic above (27 mel per factor
     of 6.4). Slaney 1998, "Auditory Toolbox".

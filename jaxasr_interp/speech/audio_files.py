@@ -1,8 +1,8 @@
-"""The content of audio files to samples, to their end: whatever FFmpeg or libsndfile decodes.
+"""Decoding the content of audio files to their end, with FFmpeg or libsndfile.
 
-A header may promise too little (an MP3 of variable bit rate without a table), too much (a file that
-was cut off), or nothing (a stream): what counts are the packets, up to the last. What was promised
-and is not there is said in a warning.
+A header may state a length that is too short (an MP3 of variable bit rate without a table), too
+long (a file that was cut off), or none (a stream). So all packets are read, up to the last one. A
+warning says so where a file holds less than its header states.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ _OFFSET_AND_SCALE = {"u1": (128, 128), "i2": (0, 2**15), "i4": (0, 2**31), "i8":
 
 
 class AudioWarning(UserWarning):
-    """Something about an audio file that its user should know of."""
+    """A problem of an audio file that does not keep it from being read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Sound:
     """Samples at one rate.
 
     Attributes:
-        samples: full scale is ±1.
-        rate: samples a second.
+        samples: the samples of each channel, with full scale ±1.
+        rate: samples per second.
     """
 
     samples: Float[np.ndarray, "channel samples"]
@@ -52,7 +52,7 @@ class Sound:
 
     @property
     def seconds(self) -> float:
-        """How long it lasts."""
+        """Return the duration in seconds."""
         return self.samples.shape[1] / self.rate
 
 
@@ -60,12 +60,12 @@ def decode_audio(content: bytes, origin: str) -> Iterator[Sound]:
     """Decode the content of a file, link by link where Ogg streams are chained.
 
     Args:
-        content: of a WAV, FLAC, Ogg, MP3, M4A, WebM or any other file that FFmpeg reads.
-        origin: names the file in errors and warnings.
+        content: bytes of a WAV, FLAC, Ogg, MP3, M4A, WebM or any other file that FFmpeg reads.
+        origin: name of the file in errors and warnings.
 
     Yields:
-        What the first audio stream holds; more than one piece where Ogg streams are chained or the
-        rate or the number of channels changes.
+        The samples of the first audio stream; more than one piece where Ogg streams are chained or
+        the rate or the number of channels changes.
 
     Raises:
         InputError: the content is not audio, or its rate is not between 1 kHz and 768 kHz.
@@ -115,7 +115,7 @@ def _opened(content: bytes, origin: str) -> "InputContainer":
     from av.error import FFmpegError
 
     try:
-        # No playlist or session description is to make FFmpeg open other files or the network.
+        # FFmpeg must not open other files or the network because a playlist says so.
         container = av.open(io.BytesIO(content), "r", options={"protocol_whitelist": "none"})
     except (FFmpegError, ValueError, OSError) as error:
         raise _not_audio(origin, getattr(error, "strerror", None) or str(error)) from None
@@ -133,7 +133,7 @@ def _not_audio(origin: str, reason: str) -> InputError:
 
 
 def _ffmpeg_is_wrong(container: "InputContainer", stream: "AudioStream", content: bytes) -> bool:
-    """Whether libsndfile is to decode the content.
+    """Tell whether libsndfile must decode the content, because FFmpeg gets it wrong.
 
     FFmpeg swaps the bytes of big-endian WAV and the bits of G.721 and G.723, and cuts Ogg Vorbis of
     one page up to 128 samples short or leaves it as long as its blocks are.
@@ -156,14 +156,14 @@ def _by_libsndfile(content: bytes, origin: str) -> Sound:
 def _by_ffmpeg(
     container: "InputContainer", stream: "AudioStream"
 ) -> tuple[list[Sound], int, bytes]:
-    """What the packets hold, up to the last; how many of sound fail; and the last packet."""
+    """Decode all packets; return the sound, how many packets failed, and the last packet."""
     from av.error import FFmpegError
 
     if _is_lossless(stream):
-        # Without this, frames whose checksum is wrong are taken as they are.
+        # Without this, frames with a wrong checksum are decoded as if they were right.
         stream.codec_context.options = {"err_detect": "crccheck+explode"}
         if container.format.name == "caf":
-            # FFmpeg takes what pads the last packet away, and then as much again.
+            # FFmpeg removes the padding of the last packet twice.
             stream.codec_context.options |= {"flags2": "+skip_manual"}
     packets = container.demux(stream)
     frames, failed, last = [], 0, b""
@@ -183,7 +183,7 @@ def _is_lossless(stream: "AudioStream") -> bool:
 
 
 def _ends(kind: str, stream: "AudioStream", content: bytes, last: bytes) -> bool:
-    """Whether the last Ogg page or MP3 frame is whole; other files do not say."""
+    """Tell whether the last Ogg page or MP3 frame is complete; other files count as complete."""
     from av import CodecContext
 
     if content[:4] == b"OggS":
@@ -194,7 +194,7 @@ def _ends(kind: str, stream: "AudioStream", content: bytes, last: bytes) -> bool
 
 
 def check_rate(rate: int, origin: str) -> None:
-    """Raise `InputError` if the rate is none that sound is sampled at."""
+    """Raise `InputError` if no sound is sampled at this rate."""
     least, most = RATES
     if not least <= rate <= most:
         raise InputError(
@@ -203,7 +203,7 @@ def check_rate(rate: int, origin: str) -> None:
 
 
 def _joined(frames: "list[AudioFrame]") -> list[Sound]:
-    """Frames as floats, those of one rate and number of channels joined."""
+    """Convert frames to floats, and join those of one rate and number of channels."""
     pieces: list[tuple[tuple[int, int], list[np.ndarray]]] = []
     for frame in frames:
         samples = _as_float(frame)
@@ -225,5 +225,5 @@ def _as_float(frame: "AudioFrame") -> Float[np.ndarray, "channel samples"]:
 
 
 def warn(text: str) -> None:
-    """Warn of an audio file."""
+    """Warn of a problem of an audio file."""
     warnings.warn(text, AudioWarning, stacklevel=2)

@@ -1,4 +1,4 @@
-"""What the headers of audio files promise: how long they last, where they end, checksums."""
+"""What the headers of audio files state: durations, ends of streams, and checksums."""
 
 import struct
 import zlib
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from av import AudioStream
     from av.container import InputContainer
 
-# Those whose length is a guess of FFmpeg's from the size of the file are not among them.
+# Formats whose header states a length. For the others FFmpeg estimates it from the file size.
 _STATES_ITS_LENGTH = {
     *("au", "caf", "flac", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "nistsphere"),
     *("tta", "wav", "wv"),
@@ -25,7 +25,7 @@ _BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 def promised_seconds(
     container: "InputContainer", stream: "AudioStream", content: bytes
 ) -> float | None:
-    """How long the header says that the sound lasts, if it does."""
+    """Return the duration that the header states, or `None` if it states none."""
     name = container.format.name
     if content[:4] in (b"RIFF", b"RIFX"):
         return _wav_seconds(content)
@@ -43,9 +43,9 @@ def promised_seconds(
 
 
 def _wav_seconds(content: bytes) -> float | None:
-    """What the data chunk claims to hold; `None` if it claims nothing, as a stream's does not.
+    """Return the duration of the data chunk by its stated size; `None` where none is stated.
 
-    FFmpeg shortens its duration to what is there.
+    FFmpeg does not tell it: it reports the duration of the data that are there.
     """
     order = "<" if content[:4] == b"RIFF" else ">"
     at, bytes_per_second = 12, 0
@@ -53,7 +53,7 @@ def _wav_seconds(content: bytes) -> float | None:
         name, size = struct.unpack_from(f"{order}4sI", content, at)
         if name == b"fmt " and at + 24 <= len(content):
             kind, _, rate, average, block = struct.unpack_from(f"{order}HHIIH", content, at + 8)
-            # Of samples it can be counted, and some files state it wrongly.
+            # For plain samples it can be computed, and some files state it wrongly.
             bytes_per_second = rate * block if kind in _SAMPLES else average
         if name == b"data":
             known = 0 < size < _LONGEST_IN_WAV and bytes_per_second
@@ -63,9 +63,9 @@ def _wav_seconds(content: bytes) -> float | None:
 
 
 def _mp3_seconds(content: bytes, rate: int) -> float | None:
-    """How many frames an MP3's first one says that there are, as seconds, if it does.
+    """Return the duration by the number of frames that the first MP3 frame states, if it does.
 
-    FFmpeg guesses where other data follow the sound.
+    FFmpeg's own duration is an estimate where other data follow the sound.
     """
     start = 0
     if content[:3] == b"ID3":
@@ -81,7 +81,7 @@ def _mp3_seconds(content: bytes, rate: int) -> float | None:
 
 
 class _Page(NamedTuple):
-    """Where an Ogg page begins and would end, and its flags."""
+    """Where an Ogg page starts, where it should end, and its flags."""
 
     start: int
     end: int
@@ -98,9 +98,9 @@ def _ogg_pages(content: bytes) -> Iterator[_Page]:
 
 
 def ogg_links(content: bytes) -> list[bytes]:
-    """The links of chained Ogg streams; any other content as it is.
+    """Split chained Ogg streams into their links; return other content as one link.
 
-    A link begins with the first pages of its streams: where one follows a page that is none.
+    A link begins with the first pages of its streams, so at a first page that follows another page.
     """
     if content[:4] != b"OggS":
         return [content]
@@ -114,15 +114,15 @@ def ogg_links(content: bytes) -> list[bytes]:
 
 
 def ogg_ends(content: bytes) -> bool:
-    """Whether an Ogg stream's last page is whole and says that it is the last."""
+    """Tell whether the last page of an Ogg stream is complete and marked as the last."""
     *_, last = _ogg_pages(content)
     return bool(last.flags & _LAST_PAGE) and last.end <= len(content)
 
 
 def damaged_ogg_pages(content: bytes) -> int:
-    """How many pages differ from their checksum or do not follow the one before.
+    """Count the pages that differ from their checksum or do not follow the page before.
 
-    FFmpeg leaves them out without a word.
+    FFmpeg leaves such pages out silently.
     """
     pages = [*_ogg_pages(content)]
     astray = sum(page.end != following.start for page, following in pairwise(pages))
@@ -130,9 +130,9 @@ def damaged_ogg_pages(content: bytes) -> int:
 
 
 def _is_whole(page: bytes) -> bool:
-    """Whether an Ogg page's checksum is right.
+    """Tell whether an Ogg page's checksum is right.
 
-    It is CRC-32 with zlib's polynomial, but its bits the other way round and nothing inverted.
+    It is CRC-32 with zlib's polynomial, but with its bits reversed and without inversions.
     """
     blank = page[:22] + bytes(4) + page[26:]
     checksum = zlib.crc32(blank.translate(_BITS_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF

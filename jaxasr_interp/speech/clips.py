@@ -30,7 +30,7 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
             `.jsonl` (one object a line, whose values become text; see `as_label`).
 
     Returns:
-        The rows, all with the same columns, among them `path`; what a row lacks is `""`.
+        The rows. All have the same columns, among them `path`; a missing cell is `""`.
 
     Raises:
         InputError: the table cannot be read, has no rows or no column `path`, or a row has more
@@ -49,14 +49,14 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
 
 
 def as_label(value: object) -> str | None:
-    """A cell as text: `""` for nothing, `None` where it is no single value."""
+    """Return a cell as text: `""` for an empty cell, `None` for anything but a single value."""
     if value is None:
         return ""
     return str(value) if isinstance(value, str | bool | int | float | np.generic) else None
 
 
 def label_rows(rows: list[dict[str, object]]) -> list[dict[str, str]]:
-    """Rows of text with the same columns, from rows of values; columns of no such are left out."""
+    """Turn rows of values into rows of text with the same columns, without compound values."""
     texts = [{name: as_label(value) for name, value in row.items()} for row in rows]
     compound = {name for row in texts for name, value in row.items() if value is None}
     columns = [c for c in dict.fromkeys(name for row in texts for name in row) if c not in compound]

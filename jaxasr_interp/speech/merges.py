@@ -1,8 +1,8 @@
-"""Byte-pair merges against the vocabulary that they make, and what a damaged list lacks.
+"""Byte-pair merges: finding and restoring those that a damaged tokenizer file lacks.
 
-GPT-2's vocabulary, which Whisper's are made like, is 256 bytes and then what each merge makes, in
-order: id `256 + k` is what merge `k` makes. A list that has lost some of its merges shows thereby
-which: files in circulation lack the first, `Ġ t`, so that every word that begins with t is encoded
+The vocabulary of GPT-2, like those of Whisper, holds 256 bytes and then the token of each merge, in
+order: id `256 + k` is the token that merge `k` makes. So the ids tell which merges a file has lost.
+Files in circulation lack the first merge, `Ġ t`, and every word that begins with t is then encoded
 in pieces that the model never writes.
 """
 
@@ -21,10 +21,11 @@ class Merges:
     """The merges of a vocabulary.
 
     Attributes:
-        pairs: in the order of their ranks.
-        restored: how many of them were missing.
-        state: `"complete"`, as it came or now that it is restored; `"other"` if the vocabulary is
-            of another build, in which ids do not tell merges: then nothing is changed.
+        pairs: the merges in the order of their ranks.
+        restored: number of merges that were missing.
+        state: `"complete"` if no merge is missing, or none is missing any more; `"other"` if the
+            vocabulary is built in another way, so that ids do not tell merges and nothing is
+            changed.
     """
 
     pairs: tuple[Merge, ...]
@@ -35,14 +36,14 @@ class Merges:
 def complete_merges(
     vocabulary: Mapping[str, int], merges: Sequence[Merge], ordinary: int
 ) -> Merges:
-    """Put merges that are missing back at their rank.
+    """Put missing merges back at their rank.
 
-    A missing merge is the last step of encoding its token with all that rank before it.
+    A missing merge joins the two pieces that all merges before it make of its token.
 
     Args:
         vocabulary: id of each token.
-        merges: in the order of their ranks.
-        ordinary: how many ids are of ordinary tokens; those from there on are special.
+        merges: the merges in the order of their ranks.
+        ordinary: number of ordinary tokens; special tokens have the ids from there on.
     """
     tokens = {number: token for token, number in vocabulary.items()}
     given, found, ranks = tuple(merges), [], {}
@@ -67,7 +68,7 @@ def complete_merges(
 
 
 def _last_step(token: str, ranks: Mapping[Merge, int]) -> Merge | None:
-    """The two pieces that merges make of a token; `None` if they make more or fewer."""
+    """Return the two pieces that merges make of a token; `None` if there are not two."""
     pieces = list(token)
     while len(pieces) > 2:
         best = min(itertools.pairwise(pieces), key=lambda pair: ranks.get(pair, len(ranks)))

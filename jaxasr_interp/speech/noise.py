@@ -1,6 +1,6 @@
-"""Reference clips with nothing to hear: what a run is compared with when there is no second clip.
+"""Reference clips without speech, with which a run is compared when there is no second clip.
 
-Pure numpy: the samples are the same on every device and with every version of JAX.
+This uses numpy alone: the samples are the same on every device and with every version of JAX.
 """
 
 from pathlib import Path
@@ -15,13 +15,13 @@ from jaxasr_interp.speech.audio import check_audio, load_audio
 def noise_like(
     audio: Float[np.ndarray, " samples"], seed: int = 0
 ) -> Float[np.ndarray, " samples"]:
-    """White Gaussian noise as long and as loud as a clip: the same root mean square.
+    """Make white Gaussian noise as long and as loud as a clip: with the same root mean square.
 
     `n = ε · rms(audio) / rms(ε)` with `ε ~ N(0, 1)` and `rms(x) = sqrt(mean(x²))`.
 
     Args:
         audio: 16 kHz samples.
-        seed: the same noise for the same seed.
+        seed: the same seed gives the same noise.
 
     Returns:
         float32 samples.
@@ -37,7 +37,7 @@ def noise_like(
 
 
 def silence_like(audio: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
-    """Silence as long as a clip: float32 zeros.
+    """Make silence as long as a clip: float32 zeros.
 
     Args:
         audio: 16 kHz samples.
@@ -56,7 +56,7 @@ def silence_like(audio: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " sa
 def reference_audio(
     name: str, clean: Float[np.ndarray, " _"], seed: int = 0
 ) -> Float[np.ndarray, " _"]:
-    """What a reference run hears.
+    """Make or load the audio of a reference run.
 
     Args:
         name: `"noise"`, white noise as loud as the clip; `"silence"`; or an audio file.
@@ -64,7 +64,7 @@ def reference_audio(
         seed: of the noise.
 
     Returns:
-        float32 samples, as many as the clip's but for a file.
+        float32 samples: as many as the clip has, unless they come from a file.
 
     Raises:
         InputError: see `check_reference`, `noise_like`, `silence_like` and `load_audio`.

@@ -1,4 +1,4 @@
-"""Which positions a sweep patches: tokens, words, frames, milliseconds or seconds.
+"""Reading the positions that a sweep patches: tokens, words, frames, milliseconds or seconds.
 
 A window is `(start, stop)`, tokens of the decoder or frames of the encoder, `stop` excluded. As
 text, comma-separated:
@@ -36,7 +36,7 @@ def resolve_windows(
     words: Sequence[tuple[str, Window]] = (),
     timed: bool = False,
 ) -> tuple[Window, ...]:
-    """Name positions by index, range, window, time or word.
+    """Turn positions, named by index, range, window, time or word, into windows.
 
     Args:
         positions: text as above, or a sequence of positions, `(start, stop)` windows and texts;
@@ -53,7 +53,7 @@ def resolve_windows(
         The windows, in the order given.
 
     Raises:
-        InputError: an empty set, a window named twice, or one that is not there.
+        InputError: the set is empty, a window is named twice, or it is outside the run.
     """
     width = _width("window", width, timed)
     stride = width if stride is None else _width("stride", stride, timed)
@@ -101,7 +101,7 @@ def _frames(time: re.Match[str]) -> int:
 
 
 def words_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[tuple[str, Window]]:
-    """The words of a transcript, lower case without punctuation, with their windows of tokens."""
+    """Return a transcript's words, lower case without punctuation, with their token windows."""
     words: list[tuple[str, Window]] = []
     for pos, token in enumerate(int(token) for token in tokens):
         if not tokenizer.is_text(token):
@@ -116,7 +116,7 @@ def words_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[tuple[str, Win
 
 
 def plain_word(text: str) -> str:
-    """A word in lower case without the punctuation around it, as positions name it."""
+    """Return a word in lower case without the punctuation around it, as positions name it."""
     return re.sub(r"^\W+|\W+$", "", text.casefold())
 
 

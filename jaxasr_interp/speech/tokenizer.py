@@ -1,7 +1,7 @@
 """Text to tokens and back, and the prompts that tell Whisper what to do.
 
 A token is ordinary text, a word that a fine-tune has added, one of Whisper's special tokens, or a
-timestamp. The first two are what a transcript says.
+timestamp. A transcript consists of the first two.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ _SPECIAL = frozenset(
     )
 )
 _MARK = re.compile(r"<\|.*\|>")
-"""How special tokens are written: a fine-tune's own language or task among them."""
+"""The form of special tokens, including the languages and tasks that a fine-tune adds."""
 _TIMESTAMP = re.compile(r"<\|\d+\.\d\d\|>")
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Tokenizer:
     path: str
 
     def special(self, name: str) -> int:
-        """The id of the special token `<|name|>`.
+        """Return the id of the special token `<|name|>`.
 
         Raises:
             InputError: the vocabulary has no such token.
@@ -84,7 +84,7 @@ class Tokenizer:
 
     @property
     def no_speech(self) -> int:
-        """Id of the token whose probability at the start says that nobody speaks."""
+        """Id of the token whose probability at the start is that of a clip without speech."""
         return self.special("notimestamps") - 1
 
     @property
@@ -101,7 +101,7 @@ class Tokenizer:
         return {code: ids[f"<|{code}|>"] for code in names if f"<|{code}|>" in ids}
 
     def language_code(self, language: str) -> str:
-        """The code of a language given by code or English name (`"de"`, `"German"`).
+        """Return the code of a language given by code or English name (`"de"`, `"German"`).
 
         Raises:
             InputError: the model does not know the language.
@@ -115,7 +115,7 @@ class Tokenizer:
         timestamps: bool = False,
         previous: Sequence[int] = (),
     ) -> list[int]:
-        """The tokens that the decoder is given before it writes.
+        """Return the tokens that the decoder is given before it generates.
 
         Args:
             language: code or English name of the spoken language.
@@ -146,35 +146,35 @@ class Tokenizer:
 
     @property
     def merges(self) -> Merges:
-        """The byte-pair merges, those that the file lacks put back; see `merges`."""
+        """The byte-pair merges, with those that the file lacks restored; see `merges`."""
         return _load(self.path).merges
 
     def is_text(self, token: int) -> bool:
-        """Whether a transcript says the token: not if it is a special token or a timestamp."""
+        """Tell whether the token is text of a transcript: no special token and no timestamp."""
         return token < self.end_of_text or token in self.added_words
 
     def is_timestamp(self, token: int) -> bool:
-        """Whether the token is one of `<|0.00|>` to `<|30.00|>`."""
+        """Tell whether the token is one of `<|0.00|>` to `<|30.00|>`."""
         step = token - self.timestamp_begin
         return 0 <= step < N_TIMESTAMPS and token not in self.added_words
 
     def text_mask(self, d_vocab: int) -> Bool[np.ndarray, " d_vocab"]:
-        """`is_text` of every id."""
+        """Return `is_text` of every id."""
         mask = np.arange(d_vocab) < self.end_of_text
         mask[[token for token in self.added_words if token < d_vocab]] = True
         return mask
 
     def timestamp_mask(self, d_vocab: int) -> Bool[np.ndarray, " d_vocab"]:
-        """`is_timestamp` of every id."""
+        """Return `is_timestamp` of every id."""
         steps = np.arange(d_vocab) - self.timestamp_begin
         return (steps >= 0) & (steps < N_TIMESTAMPS) & ~self.text_mask(d_vocab)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text, as written (a transcript's words start with a space)."""
+        """Return the token ids of text as it is (a transcript's words start with a space)."""
         return _load(self.path).backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """The text of some tokens, without Whisper's special tokens and timestamps."""
+        """Return the text of some tokens, without Whisper's special tokens and timestamps."""
         text = [token for token in map(int, tokens) if self.is_text(token)]
         words = self.added_words
         return "".join(
@@ -183,7 +183,7 @@ class Tokenizer:
         )
 
     def label(self, token: int) -> str:
-        """How one token is written on an axis: its text, `<|special|>` or `<|1.24|>`."""
+        """Return the label of one token on an axis: its text, `<|special|>` or `<|1.24|>`."""
         if self.is_timestamp(token):
             return f"<|{(token - self.timestamp_begin) * SECONDS_PER_TIMESTAMP:.2f}|>"
         return self.added_words.get(token) or self._decode([token])
@@ -193,10 +193,10 @@ class Tokenizer:
 
 
 def language_code(language: str, known: Collection[str]) -> str:
-    """The code of a language given by code or English name.
+    """Return the code of a language given by code or English name.
 
     Raises:
-        InputError: it is not among the known codes.
+        InputError: its code is not among the known ones.
     """
     names = language_names()
     by_name = {names[code]: code for code in known if code in names}
@@ -210,7 +210,7 @@ def language_code(language: str, known: Collection[str]) -> str:
 
 @functools.cache
 def language_names() -> dict[str, str]:
-    """English names, in lower case, of the languages that Whisper knows, by their codes."""
+    """Return the lower-case English names of the languages that Whisper knows, by code."""
     with without_warnings():
         from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
@@ -222,10 +222,10 @@ class _Loaded:
     """What a `tokenizer.json` holds.
 
     Attributes:
-        backend: encodes and decodes.
-        merges: of byte pairs.
-        added: ids of the special tokens and of the words added, by their content.
-        words: those that are no special token or timestamp of Whisper's, by id.
+        backend: encodes and decodes text.
+        merges: the merges of byte pairs.
+        added: ids of all added tokens, special ones and words, by their text.
+        words: texts of the added words, which are no special tokens or timestamps, by id.
     """
 
     backend: Any
@@ -248,14 +248,14 @@ def _load(path: str) -> _Loaded:
         added = {token["content"]: int(token["id"]) for token in content["added_tokens"]}
         vocabulary, pairs = content["model"]["vocab"], content["model"]["merges"]
         given = [_merge(pair) for pair in pairs]
-        # Ordinary tokens end where the special ones begin; some files list ordinary ones as added.
+        # Ordinary tokens end where special ones begin; some files list ordinary ones as added too.
         ordinary = added.get("<|endoftext|>", len(vocabulary))
         merges = complete_merges(vocabulary, given, ordinary)
         content["model"]["merges"] = [" ".join(pair) for pair in merges.pairs]
-        # Settings of a training's batches, which would cut or fill every text without a word.
+        # Settings from training, which would silently cut or pad every text.
         content["truncation"] = content["padding"] = None
         backend = tokenizers.Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # Of the library too, which raises nothing narrower.
+    except Exception as error:  # The tokenizers library raises nothing narrower.
         raise InputError(f"{path} is not a Whisper tokenizer.json: {error}.") from error
     for token, number in added.items():
         if backend.token_to_id(token) != number:
@@ -272,7 +272,7 @@ def _load(path: str) -> _Loaded:
             len(merges.pairs),
             ", ".join(lost[:3]),
         )
-    # Hebrew goes by its old code in the tokenizers of English-only models.
+    # English-only tokenizers have the old code of Hebrew.
     languages = {f"<|{code}|>" for code in (*language_names(), "iw")}
     marks = {
         token["content"]
@@ -289,7 +289,7 @@ def _load(path: str) -> _Loaded:
 
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
-    """transformers logs, when imported, that torch is absent: it is not needed here."""
+    """Silence transformers, which warns when imported that torch is absent."""
     logging.disable(logging.WARNING)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Reading hidden states through the unembedding matrix."""
+"""Statistics of the next-token distributions that hidden states have under the unembedding."""
 
 from .api import log_sum_exp, mean_embedding, readout
 from .reference import Readout

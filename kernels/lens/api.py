@@ -1,4 +1,4 @@
-"""The public face of the lens readout."""
+"""The public functions of the lens readout."""
 
 from types import ModuleType
 
@@ -22,14 +22,14 @@ def readout(
 ) -> reference.Readout:
     """Statistics of the next-token distributions `softmax(hidden Eᵀ)`, in one pass.
 
-    The logits of more than a chunk of the vocabulary never exist.
+    Only the logits of one chunk of the vocabulary exist at a time.
 
     Args:
-        hidden: states after the final LayerNorm: of layers, or of layers and heads, or of one.
-        final: the last layer's states after the final LayerNorm, what `kl` compares with.
+        hidden: states after the final LayerNorm: of layers, of layers and heads, or of one layer.
+        final: the last layer's states after the final LayerNorm, with which `kl` compares.
         unembedding: token embedding matrix.
         targets: the token whose log-probability and rank are read at each position.
-        top_k: how many of the most probable tokens to return.
+        top_k: number of most probable tokens to return.
         implementation: `"xla"`, or `None` for the best one available here.
 
     Returns:
@@ -49,9 +49,9 @@ def log_sum_exp(
 ) -> Float[Array, " rows"]:
     """`log Σ_v exp(h · E_v)` of each row, differentiable in both arguments.
 
-    Neither direction holds the logits of more than a chunk of the vocabulary. Differentiated, the
-    forward pass also finds `∂/∂h = softmax(h Eᵀ) E`, so the backward pass has nothing left to do
-    but for `E`.
+    Forward and backward pass hold the logits of one chunk of the vocabulary at a time. When it is
+    differentiated, the forward pass also computes `∂/∂h = softmax(h Eᵀ) E`, so that the backward
+    pass has only to compute the gradient of `E`.
 
     Args:
         hidden: states after the final LayerNorm.
@@ -75,7 +75,7 @@ def mean_embedding(
 ) -> tuple[Float[Array, " rows"], Float[Array, "rows d_model"]]:
     """`log Σ_v exp(h · E_v)` and `softmax(h Eᵀ) E` of each row, in one pass.
 
-    With them `KL(p_f ‖ p) = (h_f - h) · mean_f - lse_f + lse` needs no pass over both.
+    With them, `KL(p_f ‖ p) = (h_f - h) · mean_f - lse_f + lse` takes no further pass.
 
     Args:
         hidden: states after the final LayerNorm.

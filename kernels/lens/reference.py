@@ -1,4 +1,4 @@
-"""The lens readout in plain XLA: every other implementation is held against this one."""
+"""The lens readout in plain XLA, against which every other implementation is tested."""
 
 from collections.abc import Callable
 
@@ -9,26 +9,27 @@ from jaxtyping import Array, Float, Int
 from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.pytree import pytree_dataclass
 
-# Tokens a chunk. Six layers of `base` (d_model 512), two cores, processor seconds of the readout:
+# Tokens in a chunk. Processor seconds of the readout of six layers of `base` (d_model 512), on two
+# cores:
 #   chunk           512   1024   2048   4096   8192   whole vocabulary
 #   32 positions   0.23   0.20   0.21   0.23   0.25   0.24
 #   128 positions  0.74   0.71   0.72   0.74   0.83   1.09
-# Narrower ones leave too little to each matrix product, wider ones leave the cache.
+# Narrower chunks make the matrix products too small, wider ones do not fit into the cache.
 _WIDEST = 1024
-# So many rows that a chunk of that width is large (every head of a large model) get a narrower one,
-# but none that would make the matrix products thin.
+# With many rows (every head of a large model) a chunk of that width would be too large, so it is
+# narrower, but not so narrow that the matrix products become inefficient.
 _TILE, _NARROWEST = 1 << 24, 256
 
 
 @pytree_dataclass
 class Readout:
-    """What the next-token distribution `p = softmax(h Eᵀ)` of each state says.
+    """Statistics of the next-token distribution `p = softmax(h Eᵀ)` of each state.
 
     Attributes:
         top_tokens: the most probable tokens, best first; the lowest id first among equals.
         top_log_probs: their natural log-probabilities.
         target_log_prob: log-probability of the position's target token.
-        target_rank: how many tokens have a higher logit than the target (0: it is the top).
+        target_rank: number of tokens with a higher logit than the target; 0 if it is the top one.
         entropy: `-Σ p log p`, in nats.
         kl: `KL(p_final ‖ p)`, in nats.
     """
@@ -42,7 +43,7 @@ class Readout:
 
 
 def _chunk(rows: int) -> int:
-    """How many tokens at a time."""
+    """Return how many tokens make a chunk."""
     return min(_WIDEST, max(_NARROWEST, _TILE // rows))
 
 
@@ -54,10 +55,11 @@ def _fold[T](
 ) -> T:
     """Fold `carry = step(carry, logits, embed, start)` over chunks of the vocabulary.
 
-    Step by step `logits = hidden embedᵀ`, `[rows, chunk]` in float32 or wider, of the tokens from
-    `start` on, whose embeddings are `embed`. The last chunk is moved back to end with the
-    vocabulary, so that the matrix is never padded; the logits there that an earlier chunk has shown
-    are the dtype's lowest number: finite, so that times a probability of 0 it stays 0.
+    In each step `logits = hidden embedᵀ` is `[rows, chunk]` in float32 or wider, of the tokens from
+    `start` on, whose embeddings are `embed`. The last chunk is moved back so that it ends with the
+    vocabulary and the matrix is never padded. Logits there that an earlier chunk has already given
+    are set to the lowest number of their dtype: it is finite, so that a probability of 0 times this
+    number is 0.
     """
     d_vocab = len(unembedding)
     chunk = min(_chunk(len(hidden)), d_vocab)
@@ -93,7 +95,7 @@ def mean_embedding(
         largest, total, mean = carry
         new = jnp.maximum(largest, logits.max(1))
         weights, kept = jnp.exp(logits - new[:, None]), jnp.exp(largest - new)
-        # Narrow weights would say the embedding to within 1 in 500 only.
+        # Weights in bfloat16 would give the mean embedding to 1 part in 500 only.
         added = jnp.einsum("rv,vd->rd", weights, embed.astype(wide))
         return new, total * kept + weights.sum(1), mean * kept[:, None] + added
 
@@ -110,7 +112,7 @@ def _log_sum_exp_forward(hidden, unembedding):
 
 
 def _log_sum_exp_backward(saved, cotangent):
-    """`∂lse/∂h = softmax(h Eᵀ) E`, known from the forward pass; `∂lse/∂E = softmax(h Eᵀ)ᵀ h`."""
+    """Use `∂lse/∂h = softmax(h Eᵀ) E`, kept by the forward pass; `∂lse/∂E = softmax(h Eᵀ)ᵀ h`."""
     hidden, unembedding, value, mean = saved
     wide_hidden = hidden.astype(value.dtype)
 
@@ -130,15 +132,15 @@ log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)
 
 @pytree_dataclass
 class _Seen:
-    """What is known of each row's distribution after some chunks of the vocabulary.
+    """Statistics of each row's distribution over the chunks of the vocabulary so far.
 
     Attributes:
-        largest: logit so far.
+        largest: largest logit.
         total: `Σ exp(logit - largest)`.
         depth: `Σ exp(logit - largest) (logit - largest)`.
-        higher: how many logits are above the target's.
-        top_logits: the highest ones, best first.
-        top_tokens: whose they are.
+        higher: number of logits above that of the target.
+        top_logits: the highest logits, best first.
+        top_tokens: the tokens that have them.
     """
 
     largest: Float[Array, " rows"]
@@ -175,7 +177,7 @@ def readout(
         target_log_prob=of_targets - lse,
         target_rank=seen.higher,
         entropy=log_total - seen.depth / seen.total,
-        # Rounding must not make it negative.
+        # Rounding must not make the KL divergence negative.
         kl=jnp.maximum(kl, 0),
     )
     return jax.tree.map(lambda x: x.reshape(*hidden.shape[:-1], *x.shape[1:]), read)
@@ -188,17 +190,17 @@ def _see(
     of_targets: Float[Array, " rows"],
     top_k: int,
 ) -> _Seen:
-    """Fold over the vocabulary what `readout` asks of each row."""
+    """Compute the statistics that `readout` needs of each row, over the whole vocabulary."""
 
     def step(seen: _Seen, logits: Array, embed: Array, start: Array) -> _Seen:
         largest = jnp.maximum(seen.largest, logits.max(1))
         fall, below = seen.largest - largest, logits - largest[:, None]
         weights, kept = jnp.exp(below), jnp.exp(fall)
         tokens = start + jnp.arange(len(embed), dtype=jnp.int32)
-        # The target's own logit may differ in the last bit: it comes from another dot.
+        # The target's own logit comes from another dot product, so its last bit may differ.
         above = (logits > of_targets[:, None]) & (tokens[None] != targets[:, None])
         chunk_logits, places = jax.lax.top_k(logits, min(top_k, len(embed)))
-        # What was seen before has lower ids: first among equals.
+        # Earlier chunks have lower ids, which come first among equal logits.
         candidates = jnp.concatenate([seen.top_logits, chunk_logits], 1)
         candidate_tokens = jnp.concatenate([seen.top_tokens, start + places], 1)
         top_logits, best = jax.lax.top_k(candidates, top_k)

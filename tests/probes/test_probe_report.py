@@ -126,6 +126,16 @@ def test_intervals_hold_the_estimate_and_widen_with_groups(report):
     assert widths[1] > widths[0]
 
 
+def test_intervals_narrow_with_their_level_and_depend_on_the_resamples(report):
+    wide, _ = ji.score_probes(report.probes, n_resamples=200)
+    narrow, _ = ji.score_probes(report.probes, level=0.5, n_resamples=200)
+    other, _ = ji.score_probes(report.probes, n_resamples=200, seed=1)
+    width = wide.high["auc"] - wide.low["auc"]
+    assert (narrow.high["auc"] - narrow.low["auc"] < width).all()
+    np.testing.assert_array_equal(narrow.estimate["auc"], wide.estimate["auc"])
+    assert (other.high["auc"] != wide.high["auc"]).any()
+
+
 def test_confusions_are_shares_of_each_class(report):
     confusion = report.confusion(1)
     np.testing.assert_allclose(confusion.sum(1), 1)

@@ -174,6 +174,24 @@ def test_many_targets_and_seeds_equal_one_at_a_time(x64, data):
         )
 
 
+def test_small_batches_equal_one_large_batch(x64, data):
+    options = ji.FitOptions(l2=STRENGTHS, tolerance=1e-11)
+    x, done = data["x"], []
+    whole = ji.fit_probes(x, data["two"], options=options)["target"]
+    parts = ji.fit_probes(
+        x,
+        data["two"],
+        options=options,
+        memory=3 * 4 * (20 * FEATURES + 10 * 128),
+        on_progress=lambda *seen: done.append(seen),
+    )["target"]
+    np.testing.assert_allclose(parts.held_out.outputs, whole.held_out.outputs, atol=1e-3)
+    np.testing.assert_array_equal(parts.l2_index, whole.l2_index)
+    # Each layer has 11 splits, in batches of 3.
+    assert len(done) == LAYERS * 4
+    assert done[-1] == (LAYERS * 2 * 11, LAYERS * 2 * 11, "probes")
+
+
 def test_unknown_labels_take_no_part(x64, data):
     labels = data["two"].astype(object)
     labels[::3] = None

@@ -1,4 +1,4 @@
-"""Pictures: layers upwards, tokens or time to the right."""
+"""Pictures of results, with layers from bottom to top and tokens or time from left to right."""
 
 from jaxasr_interp.report.plots.ablation import plot_ablation
 from jaxasr_interp.report.plots.attention import plot_attention

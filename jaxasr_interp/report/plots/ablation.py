@@ -1,4 +1,4 @@
-"""Ablations: layers × components, and layers × heads of the sites that have them."""
+"""Pictures of ablations: layers × components, and layers × heads of sites with heads."""
 
 import dataclasses
 from pathlib import Path
@@ -24,7 +24,7 @@ _WIDTH = 18.0
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """Components side by side: whole sites, or the heads of one."""
+    """Components side by side: whole sites, or the heads of one site."""
 
     title: str
     names: tuple[str, ...]
@@ -32,12 +32,12 @@ class _Block:
 
 
 def plot_ablation(quantity: Quantity, title: str, path: Path) -> Path:
-    """Draw what each component of each layer does; one line of panels for each strength.
+    """Draw the effect of each component of each layer, with one line of panels for each strength.
 
-    Whole sites and single heads have colours of their own: a head does less than a layer.
+    Whole sites and single heads have separate colour scales, because a head has less effect.
 
     Args:
-        quantity: from `change` or `share`; of several windows, the strongest of each cell counts.
+        quantity: from `change` or `share`; where there are several windows, the strongest counts.
         title: written above.
         path: PNG to write.
 
@@ -89,13 +89,13 @@ def plot_ablation(quantity: Quantity, title: str, path: Path) -> Path:
 def _strongest(
     values: Float[np.ndarray, "alpha component layer pos"],
 ) -> Float[np.ndarray, "alpha component layer"]:
-    """The value of largest size over positions."""
+    """Return, over positions, the value of largest size."""
     sizes = np.nan_to_num(np.abs(values), nan=-1.0).argmax(-1)
     return np.take_along_axis(values, sizes[..., None], axis=-1)[..., 0]
 
 
 def _blocks(quantity: Quantity) -> tuple[list[_Block], list[_Block]]:
-    """One block of whole sites, and one for the heads of each site that is patched by head."""
+    """Make one block of whole sites, and one block for each site that is patched by head."""
     whole = [(i, site) for i, (site, head) in enumerate(quantity.plan.components) if head is None]
     heads: dict[str, list[tuple[int, int]]] = {}
     for i, (site, head) in enumerate(quantity.plan.components):

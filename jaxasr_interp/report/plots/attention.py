@@ -1,4 +1,4 @@
-"""Where in the audio each token looks: cross-attention over time, the words above it."""
+"""A picture of cross-attention: where in the audio each token looks, with the words above."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ def plot_attention(
     Args:
         pattern: one head's `cross_pattern`, or the mean of several, over the clip's frames.
         labels: text of every token.
-        words: when they are said, from `align_words`.
+        words: the words and their times, from `align_words`.
         title: written above.
         path: PNG to write.
 
@@ -45,7 +45,7 @@ def plot_attention(
     width, height = max(6.0, min(20.0, 2.0 + 1.6 * seconds)), 0.22 if rows <= 40 else 0.15
     figure = new_figure(width, 1.9 + height * rows)
     axes = figure.subplots()
-    # Each token's own scale: the first ones look at one frame and would hide all others.
+    # Each token has its own scale: the first tokens look at one frame and would hide all others.
     shown = pattern / np.maximum(pattern.max(1, keepdims=True), 1e-30)
     image = axes.imshow(
         shown, cmap="Blues", aspect="auto", extent=(0, seconds, rows - 0.5, -0.5), vmin=0, vmax=1
@@ -76,7 +76,7 @@ def plot_attention(
 
 
 def _apart(words: Sequence[Word], gap: float) -> list[Word]:
-    """The words that start `gap` seconds after the one before: there is no room for others."""
+    """Keep the words that start at least `gap` seconds after the last one that was kept."""
     kept: list[Word] = []
     for word in words:
         if not kept or word.seconds[0] >= kept[-1].seconds[0] + gap:

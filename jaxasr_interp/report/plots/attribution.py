@@ -1,4 +1,4 @@
-"""Direct logit attribution: what every component adds to the logit of the next token."""
+"""Pictures of direct logit attribution: what each component adds to the next token's logit."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,7 +109,7 @@ def plot_attribution_heads(
 def _label(
     what: str, attribution: DirectLogitAttribution, values: Float[np.ndarray, "*cells"]
 ) -> str:
-    """What the colours are, and how far values go that they do not reach."""
+    """Say what the colours show, and the range of the values where colours do not reach it."""
     of = "logit" if attribution.others is None else "logit difference"
     beyond = np.abs(values).max() > _limit(values)
     ends = f"; from {values.min():.3g} to {values.max():.3g}" if beyond else ""
@@ -117,14 +117,14 @@ def _label(
 
 
 def _limit(values: Float[np.ndarray, "*cells"]) -> float:
-    """Where the colours end: a few cells (the last MLP's) must not take them from all others."""
+    """Return where the colours end: a few large cells (the last MLP's) may lie beyond it."""
     return float(max(np.quantile(np.abs(values), 1 - _BEYOND), 1e-6))
 
 
 def _draw(
     axes: Any, values: Float[np.ndarray, "row column"], limit: float, size: float | None
 ) -> Any:
-    """Colour the cells; write the larger numbers in letters of `size`, if any."""
+    """Colour the cells, and write the larger numbers in letters of `size`, unless it is `None`."""
     image = axes.imshow(
         values, cmap=diverging(), vmin=-limit, vmax=limit, origin="lower", aspect="auto"
     )

@@ -1,4 +1,4 @@
-"""The house style: ink, colours, cells with their numbers, colour bars, files."""
+"""The style that all pictures share: colours, cells with numbers, colour bars, titles, files."""
 
 import textwrap
 import warnings
@@ -23,50 +23,50 @@ _SHORT = {"<|startoftranscript|>": "‹start›", "<|notimestamps|>": "‹no tim
 
 
 def axis_labels(tokenizer: Tokenizer, tokens: Sequence[int] | np.ndarray) -> list[str]:
-    """What is written on an axis for some tokens: their text, a word's leading space left out."""
+    """Return the labels of tokens on an axis: their text without a leading space."""
     return [tokenizer.label(int(token)).strip() or "␣" for token in tokens]
 
 
 def shorten(text: str, longest: int) -> str:
-    """`text` in at most `longest` characters, special tokens in quotes of their own."""
+    """Cut `text` to at most `longest` characters, and write special tokens as `‹name›`."""
     text = _SHORT.get(text, text).replace("<|", "‹").replace("|>", "›")
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def plain(text: str) -> str:
-    """`text` without matplotlib's mathematics."""
+    """Escape `text` so that matplotlib reads no mathematics in it."""
     return text.replace("$", r"\$")
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of that many inches."""
+    """Make an empty figure of this width and height in inches."""
     import matplotlib.figure
 
     return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
 
 
 def wrap_columns(columns: int, width: float) -> list[slice]:
-    """Columns that are `width` inches wide in as few lines as fit the page, evenly filled."""
+    """Split columns of `width` inches into as few lines as the page allows, evenly filled."""
     fit = max(1, int(_PAGE / width))
     per_line = -(-columns // -(-columns // fit))
     return [slice(i, min(i + per_line, columns)) for i in range(0, columns, per_line)]
 
 
 def write_title(figure: Any, title: str, note: str = "") -> None:
-    """The title and a note at the top left, in lines as long as the figure is wide."""
+    """Write the title and a note at the top left, wrapped to the width of the figure."""
     text = f"{title} ({note})" if note else title
     letters = max(20, int(figure.get_figwidth() / _TITLE_LETTER))
     figure.suptitle(plain(textwrap.fill(text, letters)), x=0.01, ha="left", fontsize=11, color=INK)
 
 
 def bare(axes: Any) -> None:
-    """Leave out the frame and the ticks' marks."""
+    """Remove the frame and the tick marks."""
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
 
 
 def diverging() -> Any:
-    """Blue below 0, red above, grey where there is no number."""
+    """Return a colour map: blue below 0, red above, grey where there is no number."""
     import matplotlib
 
     return matplotlib.colormaps["RdBu_r"].with_extremes(bad=NOTHING)
@@ -79,14 +79,14 @@ def draw_cells(
     limit: float,
     cell: tuple[float, float],
 ) -> Any:
-    """Colour a grid of cells, with their numbers where there is room.
+    """Colour a grid of cells, and write their numbers where there is room.
 
     Args:
         axes: where to draw.
         values: first row at the bottom.
-        quantity: how to write them.
-        limit: where the colours end.
-        cell: inches that a cell is wide and high.
+        quantity: says how numbers are written.
+        limit: value at which the colours end.
+        cell: width and height of a cell in inches.
 
     Returns:
         The image.
@@ -118,15 +118,15 @@ def add_colour_bar(
     limit: float,
     size: tuple[float, float],
 ) -> None:
-    """A colour bar that says what the colours are; pointed where values lie beyond it.
+    """Add a colour bar with its label; an end is pointed if values lie beyond it.
 
     Args:
         figure: the figure.
-        image: whose colours.
-        axes: beside which it stands.
-        quantity: what is shown.
-        limit: where the colours end.
-        size: inches that those axes are wide and high.
+        image: the image whose colours it explains.
+        axes: the axes beside which it stands.
+        quantity: the numbers that are shown.
+        limit: value at which the colours end.
+        size: width and height of those axes in inches.
     """
     values = quantity.values[np.isfinite(quantity.values)]
     ends = (bool((values < -limit).any()), bool((values > limit).any()))
@@ -153,7 +153,7 @@ def save(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with warnings.catch_warnings():
-        # A letter that the font lacks (layers say tokens of any language) is drawn as a box.
+        # A letter that the font lacks is drawn as a box: tokens may be of any language.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         figure.savefig(partial, format="png", dpi=130)
     partial.replace(path)

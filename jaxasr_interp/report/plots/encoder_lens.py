@@ -1,4 +1,4 @@
-"""The encoder lens: one row of text for every depth."""
+"""A picture of the encoder lens, with one row of text for every depth."""
 
 import textwrap
 from pathlib import Path
@@ -14,7 +14,7 @@ _LOOP = "#b3541e"
 
 
 def plot_encoder_lens(lens: EncoderLens, title: str, path: Path) -> Path:
-    """Draw what is heard from every depth, beside the probability of the reference transcript.
+    """Draw the text generated from every depth, beside the probability of the reference.
 
     Args:
         lens: from `encoder_lens`.

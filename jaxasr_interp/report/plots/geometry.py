@@ -1,4 +1,4 @@
-"""Layers against layers, and how many directions each uses."""
+"""Pictures of layer similarity, and of how many directions each layer uses."""
 
 from pathlib import Path
 
@@ -58,11 +58,11 @@ def plot_similarity(similarity: Similarity, title: str, path: Path) -> Path:
 
 
 def plot_spectrum(spectrum: Spectrum, control: Spectrum | None, title: str, path: Path) -> Path:
-    """Draw the effective rank by layer, and every layer's share of variance by direction.
+    """Draw the effective rank of each layer, and its share of variance by direction.
 
     Args:
         spectrum: from `spectrum`.
-        control: the same of random weights, if it is known.
+        control: the spectrum of a model with random weights, if there is one.
         title: written above.
         path: PNG to write.
 
@@ -95,7 +95,7 @@ def plot_spectrum(spectrum: Spectrum, control: Spectrum | None, title: str, path
     left.set_xticks(layers if len(layers) <= _MOST_NUMBERS else layers[::4])
     colours = matplotlib.colormaps["viridis"]
     for layer, variances in enumerate(spectrum.variances):
-        # What is left of variances beyond the rank is rounding.
+        # Variances beyond the rank are rounding errors.
         kept = variances[variances > variances[0] * 1e-12]
         colour = colours(0.92 * layer / max(len(layers) - 1, 1))
         right.loglog(

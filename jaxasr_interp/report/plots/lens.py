@@ -1,4 +1,4 @@
-"""The logit lens: the token that every layer would say next, and how near each head comes to it."""
+"""Pictures of the logit lens: the next token by layer, and the target's probability by head."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,8 +30,8 @@ def plot_lens(
 ) -> Path:
     """Draw the token each layer would say next, shaded by its probability.
 
-    A frame marks the saturation layer, from which the top token stays the model's. Long texts go on
-    in panels below.
+    A frame marks the saturation layer, from which on the top token is that of the model. Long texts
+    are continued in panels below.
 
     Args:
         lens: from `logit_lens`, of a site without heads.
@@ -58,7 +58,7 @@ def plot_lens(
         image = axes.imshow(
             probability[:, line], cmap="Blues", vmin=0, vmax=1, origin="lower", aspect="auto"
         )
-        # A shorter last line has cells as wide as the others'.
+        # The cells of a shorter last line are as wide as those of the other lines.
         axes.set_xlim(-0.5, widest - 0.5)
         ticks = range(line.stop - line.start)
         axes.set_xticks(ticks, labels[line], rotation=35, ha="right", fontsize=8.5)
@@ -97,7 +97,7 @@ def _frame_saturation(axes: Any, lens: LogitLens, line: slice) -> None:
 
 
 def plot_lens_heads(lens: LogitLens, title: str, path: Path, start: int = 0) -> Path:
-    """Draw how probable every head by itself finds the target: its mean log-probability.
+    """Draw the mean log-probability of the target by every single head.
 
     Args:
         lens: from `logit_lens`, of a site with heads.

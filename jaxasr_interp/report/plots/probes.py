@@ -1,4 +1,4 @@
-"""What layers know: scores by layer with confidence bands and controls, and who is confused."""
+"""A picture of probes: scores by layer with confidence bands, controls, and confusions."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def plot_probes(report: ProbeReport, title: str, path: Path, *, score: str | Non
         report: from `probe_store`.
         title: written above.
         path: PNG to write.
-        score: which, by default the first of the target's kind.
+        score: name of the score; by default the first of the target's kind.
 
     Returns:
         The path.

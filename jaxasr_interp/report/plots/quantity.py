@@ -1,4 +1,4 @@
-"""What a picture or table shows of a sweep: how much of a metric a patch recovers, or changes."""
+"""The numbers that pictures and tables of a sweep show: recovered shares, or changes."""
 
 import dataclasses
 from typing import Literal
@@ -19,9 +19,9 @@ class Quantity:
     """One number for each cell of a sweep.
 
     Attributes:
-        plan: of the sweep.
-        values: in all four axes of the plan, those of one entry included.
-        label: what the numbers are.
+        plan: plan of the sweep.
+        values: numbers over all four axes of the plan, even axes with one entry.
+        label: what the numbers mean.
         unit: `"share"` (1 is all) or `"number"`, in the metric's own unit.
     """
 
@@ -31,7 +31,7 @@ class Quantity:
     unit: Literal["share", "number"]
 
     def text(self, value: float) -> str:
-        """How a number is written in a cell or table."""
+        """Return a number as it is written in a cell or table."""
         if not np.isfinite(value):
             return "–"
         if self.unit == "share":
@@ -42,10 +42,11 @@ class Quantity:
 
     @property
     def limit(self) -> float:
-        """Where the colours end: the largest value, but for one cell in twenty that lies beyond.
+        """The value at which colours end.
 
-        Shares end at 10%, 25%, 50%, 100% or 200%, so that pictures can be compared; where some are
-        larger still, at 100% or beyond.
+        Numbers end at the largest one. Shares end at 10%, 25%, 50%, 100% or 200%, so that pictures
+        can be compared; where some are larger than 200%, at 100% or more, such that one cell in
+        twenty lies beyond.
         """
         sizes = np.sort(np.abs(self.values[np.isfinite(self.values)]))[::-1]
         if not len(sizes):
@@ -57,27 +58,27 @@ class Quantity:
 
     @property
     def beyond(self) -> str:
-        """The ends that the colours do not reach, as written: `""`, or `"-30% to 199%"`."""
+        """The ends of the values that the colours do not reach: `""`, or `"-30% to 199%"`."""
         values = self.values[np.isfinite(self.values)]
         ends = [values.min(initial=0), values.max(initial=0)]
         return " to ".join(self.text(float(end)) for end in ends if abs(end) > self.limit)
 
     @property
     def line_names(self) -> list[str]:
-        """The strengths, as written."""
+        """The labels of the strengths α."""
         return [f"α = {alpha:g}" for alpha in self.plan.alphas]
 
     @property
     def rows(self) -> list[str]:
-        """What the rows are called."""
+        """The labels of the rows."""
         return ["" if layer is None else str(layer) for layer in self.plan.layers]
 
 
 def share(result: SweepResult, metric: str) -> Quantity:
-    """How much of the difference between the two runs each patch makes up.
+    """Return how much of the difference between the two runs each patch makes up.
 
-    Of patches into the corrupted run the share of the metric that they recover; of patches into
-    the clean run the share that is lost.
+    For patches into the corrupted run it is the share of the metric that they recover; for patches
+    into the clean run it is the share that they lose.
     """
     values = _all_axes(result, result.recovered[result.metrics.index(metric)])
     if result.direction == "clean_to_corrupted":
@@ -86,7 +87,7 @@ def share(result: SweepResult, metric: str) -> Quantity:
 
 
 def change(result: SweepResult, metric: str) -> Quantity:
-    """How much each patch moves the metric: patched minus the run that is patched."""
+    """Return how much each patch changes the metric, from that of the run that is patched."""
     i = result.metrics.index(metric)
     before = result.corrupted if result.direction == "clean_to_corrupted" else result.clean
     values = _all_axes(result, result.patched[i] - before[i])
@@ -94,13 +95,13 @@ def change(result: SweepResult, metric: str) -> Quantity:
 
 
 def recovery(result: SweepResult, metric: str) -> Quantity:
-    """`share`; `change` where the two runs have the same metric, so that there is none to share."""
+    """Return `share`, or `change` where both runs have the same metric and no share exists."""
     found = share(result, metric)
     return found if np.isfinite(found.values).any() else change(result, metric)
 
 
 def _how(result: SweepResult) -> str:
-    """What is to be known of numbers that are no effects of patches."""
+    """Return a note for numbers that are approximations, and `""` for exact ones."""
     return "" if result.method == "exact" else f", first-order approximation ({result.method})"
 
 

@@ -1,4 +1,4 @@
-"""Sweeps over the decoder's tokens: a panel for every component, a line of panels for every α."""
+"""Pictures of sweeps over tokens: a panel for each component, a line of panels for each α."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ _LOW_CELL = 0.27
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One heatmap of a picture with several."""
+    """One heatmap of a picture with several heatmaps."""
 
     title: str
     values: Float[np.ndarray, "layer pos"]
@@ -79,7 +79,7 @@ def plot_sweep(quantity: Quantity, token_labels: Sequence[str], title: str, path
 
 
 def panel_lines(quantity: Quantity) -> tuple[list[list[Panel]], str]:
-    """Lines of panels, and a note where the weakest components are left out."""
+    """Arrange panels in lines; return them and a note if the weakest components are left out."""
     plan, values = quantity.plan, quantity.values
     n_alphas, n_components = values.shape[:2]
     most = max(1, MOST_PANELS // n_alphas)
@@ -102,13 +102,13 @@ def panel_lines(quantity: Quantity) -> tuple[list[list[Panel]], str]:
 
 
 def _panels_per_line(panels: int, rows: int, columns: int) -> int:
-    """As few as keep numbers readable, more where the picture would get too high."""
+    """Choose the fewest panels for readable numbers, or more where the picture gets too high."""
     per_line = 1
     for width in _CELL_WIDTHS:
         per_line = min(panels, max(1, int(_WIDTH / (width * columns))))
         if -(-panels // per_line) * rows * _LOW_CELL <= _HEIGHT:
             break
-    # As many lines, but none of them half empty.
+    # The number of lines stays the same, but none of them is half empty.
     return -(-panels // -(-panels // per_line))
 
 

@@ -1,4 +1,4 @@
-"""A sweep on text: what taking away each component does to the transcripts."""
+"""Pictures of sweeps on text: how transcripts change without each component."""
 
 import dataclasses
 import textwrap
@@ -29,9 +29,9 @@ _LETTER = 0.08
 
 @dataclasses.dataclass(frozen=True)
 class _Panel:
-    """A site's layers upwards and its heads, or sublayers, to the right.
+    """A panel with layers from bottom to top, and heads or sublayers from left to right.
 
-    Columns are (stack, site, head).
+    Each column is (stack, site, head).
     """
 
     title: str
@@ -49,14 +49,14 @@ def plot_text_sweep(
     """Draw one number of every component; one line of panels for each strength.
 
     Args:
-        values: of each intervention, shares or rates.
-        interventions: those of one component are drawn.
-        label: what the numbers are.
+        values: a share or a rate for each intervention.
+        interventions: the interventions; those on one component are drawn.
+        label: what the numbers mean.
         title: written above.
         path: PNG to write.
 
     Returns:
-        The path, or `None` where no intervention is of one component, or two are of the same one.
+        The path, or `None` where no intervention is on one component, or two are on the same one.
     """
     known = [
         (cell, value)
@@ -118,7 +118,7 @@ def plot_text_sweep(
 
 
 def _rows(layers: Sequence[int]) -> list[int]:
-    """All layers from the first to the last that is edited alone, and then all of them at once."""
+    """Return the layers from the first to the last edited alone, and last `EVERY`, if edited."""
     alone = [layer for layer in layers if layer != EVERY]
     rows = [*range(min(alone), max(alone) + 1)] if alone else []
     return [*rows, EVERY] if EVERY in layers else rows

@@ -1,4 +1,4 @@
-"""Sweeps over time: layers under the spectrogram, with the words above it where they are said."""
+"""Pictures of sweeps over time: layers under the spectrogram, with the words above it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,8 +37,8 @@ def plot_timeline(
 
     Args:
         quantity: from `share` or `change`, of a sweep that counts frames.
-        mel: spectrogram of the clip that is heard.
-        words: when its words are said.
+        mel: spectrogram of the clip.
+        words: the words of the clip and their times.
         title: written above.
         path: PNG to write.
 
@@ -74,7 +74,7 @@ def plot_timeline(
 
 
 def _patched(quantity: Quantity) -> str:
-    """What is patched: the site, and how long a window is."""
+    """Say which site is patched, and how long a window is."""
     plan = quantity.plan
     what = plan.component_names[0] if len(plan.components) == 1 else "several activations"
     widths = {stop - start for start, stop in plan.windows[:-1]} or {
@@ -100,7 +100,7 @@ def _draw_spectrogram(
 def _draw_windows(
     axes: Any, values: Float[np.ndarray, "layer pos"], quantity: Quantity, limit: float
 ) -> Any:
-    """Each window as a column of its own, up to where the next one starts."""
+    """Draw each window as a column, which ends where the next one starts."""
     windows = quantity.plan.windows
     starts = sorted(start for start, _ in windows)
     bounds = np.arange(len(values) + 1) - 0.5
@@ -127,7 +127,7 @@ def _draw_windows(
 def _levels(
     words: Sequence[Word], edges: tuple[float, float], inches_per_second: float
 ) -> list[int]:
-    """How high above the spectrogram each word stands, so that none covers another."""
+    """Choose how high above the spectrogram each word stands, so that no word covers another."""
     ends: list[float] = []
     levels = []
     for word in words:
@@ -159,7 +159,7 @@ def _write_words(
 
 
 def _mark_words(axes: Any, words: Sequence[Word], edges: tuple[float, float]) -> None:
-    """Thin lines where words begin."""
+    """Draw thin lines where words begin."""
     for word in words:
         if edges[0] < word.seconds[0] < edges[1]:
             axes.axvline(word.seconds[0], color="#8a8a8a", linewidth=0.6, linestyle=":")

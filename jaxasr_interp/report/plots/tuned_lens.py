@@ -1,4 +1,4 @@
-"""The tuned lens against the logit lens: how far each layer is from what the model says."""
+"""A picture of the tuned lens beside the logit lens: divergence from the model by layer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
