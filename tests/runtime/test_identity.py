@@ -418,7 +418,7 @@ def test_a_changed_extraction_is_refused(tiny32, rows, tmp_path):
         ({"text": "own"}, "text"),
         ({"language": "de"}, "language"),
         ({"random_seed": 1}, "random_seed"),
-        ({"batch_size": 3}, "batch"),
+        ({"batch_size": 3}, "batch_size"),
         ({"snr": [0]}, "clips, audio"),
     ):
         with pytest.raises(ji.InputError, match=rf"of another extraction \({what} differs?\)"):
