@@ -96,11 +96,12 @@ def ablate(
             "cross_pattern."
         )
     names = [check_metric_name(name) for name in metric or _METRICS]
-    options = SweepOptions(
+    how = SweepOptions(
         direction="corrupted_to_clean",
         method=check_method(method),
         resume=partial_file(out) if resume else None,
     )
+    phrase = _PHRASES[what.name]
     if not plan_only:
         reserve(out / "ablation.zarr", overwrite)
 
@@ -114,7 +115,7 @@ def ablate(
     if plan_only:
         return
 
-    result = sweep.run(options, edit)
+    result = sweep.run(how, edit)
     dataset = sweep.to_dataset(result)
     dataset["change"] = dataset.patched - dataset.clean
     given = what.references or ((what.reference,) if what.reference else ())
@@ -125,7 +126,7 @@ def ablate(
     )
     save_dataset(dataset, out / "ablation.zarr", whisper, overwrite=overwrite)
     partial_file(out).unlink(missing_ok=True)
-    title = f"{_PHRASES[what.name]} in {Path(file).name} ({Path(model).name})"
+    title = f"{phrase} in {Path(file).name} ({Path(model).name})"
     pictures = [_draw(sweep, result, name, title, out / f"{name}.png") for name in names]
     if as_json:
         print_json(dataset.to_dict())

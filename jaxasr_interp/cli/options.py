@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.interventions.kind_text import KINDS
+from jaxasr_interp.patching.contrast import METRICS
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="Bundled name, local folder or hub id (see `models`).")
@@ -48,9 +50,7 @@ AlphaOption = Annotated[
 DirectionOption = Annotated[str, typer.Option(help="clean_to_corrupted, or corrupted_to_clean.")]
 MetricOption = Annotated[
     list[str] | None,
-    typer.Option(
-        help="log_prob, logit_diff, rank, entropy, kl, kl_all or cross_entropy; repeatable."
-    ),
+    typer.Option(help=f"{', '.join(METRICS)}; repeatable."),
 ]
 MethodOption = Annotated[
     str, typer.Option(help="minimal, or vmap or reference to compute everything.")
@@ -70,7 +70,7 @@ EditsOption = Annotated[
         "--edit",
         help="KIND:STACK.SITE@LAYERS.HEADS:KEY=VALUE, such as zero:decoder.cross_z@4.7 or "
         "mix:encoder.resid_post@*:alpha=0.5:ref=noise; repeatable: transcribe applies all, "
-        "ablate-text each on its own. Kinds: zero, scale, noise, add, mix, mean, knockout.",
+        "ablate-text each on its own. Kinds: " + ", ".join(KINDS) + ".",
     ),
 ]
 

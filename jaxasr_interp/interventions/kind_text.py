@@ -114,8 +114,10 @@ class KindText:
                 return Interchange()
             case "mean":
                 return Mean(self.references, stack, site, from_first_step)
-            case _:
+            case "knockout":
                 return self._knockout(stack, site, config)
+            case _:
+                raise AssertionError(f"{self.name} is a kind without an edit")
 
     def _knockout(self, stack: Stack, site: str, config: WhisperConfig) -> Knockout:
         if site not in ("pattern", "cross_pattern"):

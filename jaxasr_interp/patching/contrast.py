@@ -96,9 +96,11 @@ class Contrast:
                 return metrics.kl()
             case "kl_all":
                 return metrics.kl(None)
-            case _:
+            case "cross_entropy":
                 written = (*self.tokens[self.prompt :], self.target)
                 return metrics.cross_entropy(written, self.prompt - 1)
+            case _:
+                raise AssertionError(f"{name} is a metric that a contrast cannot make")
 
 
 def check_metric_name(name: str) -> str:

@@ -17,6 +17,7 @@ from helpers.by_hand import (
 from helpers.decoding import PROMPT
 from helpers.generating import CONTEXT, louder
 from jaxasr_interp.interventions.grammar import parse_edit
+from jaxasr_interp.interventions.kind_text import KINDS, parse_kind
 
 
 @pytest.fixture
@@ -225,3 +226,14 @@ def test_a_vector_of_another_size_is_refused(model, states, tmp_path):
     edit = parse_edit(f"add:decoder.mlp_out@1:vector={tmp_path}/v.npy", model)
     with pytest.raises(ji.InputError, match=r"shape \(5,\): mlp_out has 16"):
         ji.generate(model, states, edit=edit.decoder_edit(4))
+
+
+def test_every_kind_has_an_edit(model, tmp_path):
+    np.save(tmp_path / "v.npy", np.zeros(16))
+    keys = {"factor": "2", "std": "1", "vector": f"{tmp_path}/v.npy", "keys": "0..2"}
+    for name, own in KINDS.items():
+        ref = __file__ if name == "mean" else "noise"
+        wanted = [f"{key}={(keys | {'ref': ref})[key]}" for key in sorted(own - {"seed"})]
+        kind = parse_kind(":".join([name, *wanted]))
+        site = "pattern" if name == "knockout" else "mlp_out"
+        assert isinstance(kind.edit("decoder", site, model.config), ji.Edit)

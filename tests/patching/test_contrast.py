@@ -8,7 +8,8 @@ import pytest
 import jaxasr_interp as ji
 from helpers.real import real_model
 from jaxasr_interp.generation.utterances import count_frames
-from jaxasr_interp.patching.contrast import METRICS, ask_transcript, ask_word
+from jaxasr_interp.model.run import EncodedUtterance
+from jaxasr_interp.patching.contrast import METRICS, Contrast, ask_transcript, ask_word
 
 TEXT = "The cat sat on the mat."
 
@@ -66,3 +67,11 @@ def test_the_metrics_are_those_of_the_whole_text(clip):
     assert value("log_prob") == pytest.approx(each[-1], abs=1e-5)
     assert value("kl_all") == pytest.approx(0, abs=1e-5)
     assert {asked.metric(name).name for name in METRICS} == set(METRICS)
+
+
+def test_every_metric_can_be_made(utterances):
+    clean, corrupted = (
+        EncodedUtterance(mel=one.mel, tokens=one.tokens, prompt=2, frames=12) for one in utterances
+    )
+    asked = Contrast(clean, corrupted, 3, 4, clean, "said", None)
+    assert [asked.metric(name).name for name in METRICS] == list(METRICS)
