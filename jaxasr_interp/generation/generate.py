@@ -31,7 +31,7 @@ def generate(
         model: a model with a tokenizer.
         states: encoder states, from `encode`.
         prompt: tokens to start from, by default `model.tokenizer.prompt()`. A prompt without the
-            no-timestamps token asks for timestamps, which then follow openai/whisper's rules. Tokens
+            no-timestamps token asks for timestamps, which follow openai/whisper's rules. Tokens
             after it force the beginning of the transcript.
         edit: `edit(site, layer, value) -> value`, called at every decoder site of the prompt and of
             every step. In a step `value` has one position; see `model.edits` on edits that need to
@@ -122,15 +122,13 @@ def _reread(
     tokens = [*one.prompt, *one.tokens][: model.config.max_tokens]
     size = padded_length(len(tokens), model.config.max_tokens)
     padded = np.asarray(tokens + [0] * (size - len(tokens)), np.int32)
-    reference_acts = None
+    taken_from = None
     if edit.needs_reference and reference is not None:
         taken = edit.touches or "all"
-        reference_acts = decode(model, padded, reference, sites=taken).acts
+        taken_from = decode(model, padded, reference, sites=taken).acts
     # With explicit positions an edit may have a source of another length, as in the steps.
     from_start = CountedFrom(edit, 0)
-    acts = decode(
-        model, padded, states, edit=from_start, sites=sites, reference=reference_acts
-    ).acts
+    acts = decode(model, padded, states, edit=from_start, sites=sites, reference=taken_from).acts
     fields: dict[str, Array | None] = {}
     for site, value in vars(acts).items():
         axes = SITES["decoder"][site]
