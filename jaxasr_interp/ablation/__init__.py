@@ -1,1 +1,1 @@
-"""Transcripts of many clips under many interventions."""
+"""Ablation sweeps on text: transcripts of many clips under many interventions."""

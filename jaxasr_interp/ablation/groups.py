@@ -1,4 +1,4 @@
-"""Which interventions can be generated together: those whose edits have one structure."""
+"""Grouping of interventions that can share a batch, because their edits have one structure."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ class GenerationGroup:
 
     Attributes:
         members: numbers of the interventions.
-        edits: the decoder's edit of each, all of the same structure.
-        encodes: whether they edit the encoder, so that each needs an encoding of its own.
+        edits: decoder edit of each intervention, all of the same structure.
+        encodes: whether they edit the encoder, so that each needs an encoder run of its own.
     """
 
     members: list[int]
@@ -30,11 +30,11 @@ class GenerationGroup:
 
 
 def generation_groups(interventions: Sequence[Intervention], prompt: int) -> list[GenerationGroup]:
-    """What can be generated together.
+    """Group the interventions that can be generated in one batch.
 
-    Edits of single components differ in their site, which is structure. Those whose sites are
-    row by row in the decoder are made alike: each becomes one edit of all their sites that does
-    nothing at the others.
+    Edits of single components differ in their site, which is part of the structure. Edits at sites
+    that the decoder computes row by row get one common structure: each becomes an edit of all
+    their sites that does nothing at the others.
     """
     edits = [one.decoder_edit(prompt) for one in interventions]
     single = [i for i, e in enumerate(edits) if _is_light(interventions[i], e)]
@@ -57,7 +57,7 @@ def generation_groups(interventions: Sequence[Intervention], prompt: int) -> lis
 
 
 def _is_light(intervention: Intervention, edit: Edit) -> bool:
-    """Whether an edit can be made one slot of an edit of many sites."""
+    """Tell whether an edit can become one slot of an edit of many sites."""
     if not isinstance(intervention.encoder, Identity) or edit.needs_reference:
         return False
     cells = edit.edit if isinstance(edit, CountedFrom) else edit
@@ -66,7 +66,7 @@ def _is_light(intervention: Intervention, edit: Edit) -> bool:
 
 
 def _idle(edit: Edit) -> Edit:
-    """An edit of the same structure that acts at no position."""
+    """Make an edit of the same structure that acts at no position."""
     if isinstance(edit, CountedFrom):
         return replace(edit, edit=_idle(edit.edit))
     return replace(edit, start=0, stop=0)

@@ -1,4 +1,4 @@
-"""The file that a sweep on text grows by a line for each finished clip, to go on from later."""
+"""The file from which a sweep on text resumes; it has a line for each finished clip."""
 
 import hashlib
 import json
@@ -22,17 +22,18 @@ _CHECKSUM = "sha256"
 
 
 class PartialTexts:
-    """Finished clips of one sweep: those that are in a file, if there is a path.
+    """The finished clips of one sweep, kept in a file if there is a path.
 
     Args:
-        path: of the file, or `None`.
-        model: whose sweep it is.
-        edits: its interventions.
+        path: path of the file, or `None`.
+        model: model of the sweep.
+        edits: interventions of the sweep.
         choice: how tokens are chosen.
-        tokenizer: writes the texts.
+        tokenizer: tokenizer, which decodes the texts.
 
     Raises:
-        InputError: the file is of another sweep or damaged, or an edit cannot be known again.
+        InputError: the file belongs to another sweep or is damaged, or an edit cannot be
+            identified.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class PartialTexts:
             return
         identity = identify(model=model, edits=list(map(_written, edits)), choice=choice)
         if path.is_file():
-            # A line that was being written when the work was cut off lacks its end.
+            # The last line is incomplete if the sweep was interrupted while it was written.
             lines = [line for line in path.read_bytes().splitlines(True) if line[-1:] == b"\n"]
             entries = [_read(path, line) for line in lines]
             check_identity(path, entries[0] if entries else {}, identity, "sweep")
@@ -60,7 +61,7 @@ class PartialTexts:
             path.write_text(_line(identity), "utf-8")
 
     def get(self, clip: "Clip") -> list[Generated] | None:
-        """The transcripts of a clip, if it is done."""
+        """Return the transcripts of a clip; `None` if it is not done."""
         rows = self.done.get(_key(clip))
         if rows is None:
             return None
@@ -77,7 +78,7 @@ class PartialTexts:
         ]
 
     def add(self, clip: "Clip", rows: Sequence[Generated]) -> None:
-        """Keep the transcripts of a clip."""
+        """Append the transcripts of a clip to the file."""
         if self.path is None:
             return
         left_out = ("text", "acts")
@@ -89,7 +90,7 @@ class PartialTexts:
 
 
 def _written(edit: Intervention) -> list[Any]:
-    """All that an intervention is: its text may name a file that has changed."""
+    """List all parts of an intervention; the text alone may name a file that has changed."""
     reference = edit.reference
     if reference is not None and Path(reference).is_file():
         reference = Path(reference).read_bytes()
@@ -97,7 +98,7 @@ def _written(edit: Intervention) -> list[Any]:
 
 
 def _line(entry: Mapping[str, Any]) -> str:
-    """An entry as a line of JSON, with its checksum."""
+    """Format an entry as a line of JSON, with its checksum."""
     return json.dumps({**entry, _CHECKSUM: _checksum(entry)}) + "\n"
 
 
@@ -116,5 +117,5 @@ def _checksum(entry: Mapping[str, Any]) -> str:
 
 
 def _key(clip: "Clip") -> str:
-    """A clip by its name and its samples."""
+    """Identify a clip by its name, language and samples."""
     return f"{clip.name} {clip.language} {hashlib.sha256(clip.audio.tobytes()).hexdigest()[:16]}"

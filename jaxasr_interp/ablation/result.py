@@ -1,4 +1,4 @@
-"""What a sweep on text gives: the transcripts, and how they differ from what they should be."""
+"""The result of a sweep on text: the transcripts and their errors."""
 
 import dataclasses
 import functools
@@ -37,10 +37,10 @@ class TextSweep:
     """The transcripts of clips under interventions.
 
     Attributes:
-        interventions: the first is none.
-        clips: what was heard.
+        interventions: the interventions; the first one is `UNEDITED`.
+        clips: the clips.
         languages: code of each clip's language.
-        generated: of each intervention, one transcript a clip.
+        generated: for each intervention, one transcript for each clip.
     """
 
     interventions: tuple[Intervention, ...]
@@ -52,7 +52,8 @@ class TextSweep:
     def errors(self) -> Int[np.ndarray, "intervention clip against unit operation"]:
         """Counts of each operation, in the order of `AGAINST`, `UNITS` and `OPERATIONS`.
 
-        Against what is said, -1 where it is not known, and against the unedited transcript.
+        Transcripts are compared with the reference text (-1 where that is not known) and with the
+        unedited transcript.
         """
         counts = np.full((len(self.generated), len(self.clips), 2, 2, 4), -1)
         for i, texts in enumerate(self.generated):
@@ -70,18 +71,18 @@ class TextSweep:
         return self._each(lambda one, _: is_loop(one.text))
 
     def rate(self, i: int, against: str = "transcript", unit: str = "word") -> float:
-        """Error rate of one intervention over all clips whose right text is known and not empty."""
+        """Compute the error rate of one intervention over clips with a text to compare with."""
         wrong, length = self._wrong(i, against, unit)
         return float(wrong.sum() / length.sum()) if length.sum() else float("nan")
 
     def interval(self, i: int) -> Interval:
-        """`rate` of words against what is said, with its 95% bootstrap interval over clips."""
+        """Compute the word error rate against the reference text, with its 95% interval."""
         return bootstrap_interval(
             self._wrong(i, "transcript", "word"), lambda wrong, length: wrong.sum() / length.sum()
         )
 
     def to_dataset(self) -> "xarray.Dataset":
-        """Everything in arrays with named axes, texts included."""
+        """Return all values and texts as arrays with named axes."""
         import xarray
 
         both = ("intervention", "clip")
@@ -133,7 +134,7 @@ class TextSweep:
         return np.array([list(map(measure, texts, self.languages)) for texts in self.generated])
 
     def _wrong(self, i: int, against: str, unit: str) -> tuple[np.ndarray, np.ndarray]:
-        """Wrong words or characters and the right text's length, of clips that have one."""
+        """Count errors and the length of the text to compare with, for clips that have one."""
         counts = self.errors[i, :, AGAINST.index(against), UNITS.index(unit)]
         length = counts[:, :3].sum(-1)
         known = (counts[:, 0] >= 0) & (length > 0)
@@ -152,7 +153,7 @@ class Cell:
 
 
 def cell_of(intervention: Intervention) -> Cell | None:
-    """Which component of one layer, or of all, an intervention edits, if it is one everywhere."""
+    """Return the only component that an intervention edits at all positions; `None` if several."""
     edits: dict[Stack, Edit] = {
         "encoder": intervention.encoder_edit,
         "decoder": chain([as_edit(intervention.decoder), as_edit(intervention.steps)]),

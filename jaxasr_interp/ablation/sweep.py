@@ -1,8 +1,8 @@
-"""Ablation sweeps on text: what becomes of the transcripts of many clips under many interventions.
+"""Ablation sweeps on text, which transcribe many clips under many interventions.
 
-Each clip is encoded once; all interventions on the decoder then generate side by side, in the loop
-of `generate_rows`. Interventions on the encoder need an encoding each. The text metrics are in
-`result`.
+Each clip is encoded once; all interventions on the decoder are then rows of one batch of
+`generate_rows`. Each intervention on the encoder needs an encoder run of its own. The text metrics
+are in `result`.
 """
 
 import zlib
@@ -58,20 +58,20 @@ def component_edits(
     heads: Iterable[int] | Literal["all"] | None = None,
     alphas: Sequence[float] = (1.0,),
 ) -> list[Intervention]:
-    """One intervention for each component: a site of a layer, or a head of it.
+    """Make one intervention for each component, which is a site in a layer or one of its heads.
 
     Args:
-        model: for its layers and heads.
+        model: the model, which gives the layers and heads.
         kind: the edit's kind with its keys, such as `"zero"` or `"mix:ref=noise"`; see
             `interventions.grammar`.
         stack: encoder or decoder.
-        sites: which, by default `COMPONENT_SITES`; those with heads are taken head by head.
-        layers: which, all by default.
-        heads: which, each on its own by default; `"all"` together.
+        sites: sites, by default `COMPONENT_SITES`; at sites with heads each head is a component.
+        layers: layer numbers, all by default.
+        heads: head numbers, all by default; `"all"` edits all heads of a site at once.
         alphas: strengths.
 
     Returns:
-        The interventions, by strength, site, layer and head.
+        The interventions, in the order of strength, site, layer and head.
 
     Raises:
         InputError: there is no such site, layer or head, or the kind cannot be read.
@@ -111,24 +111,25 @@ def ablation_sweep(
     resume: Path | None = None,
     on_progress: Progress | None = None,
 ) -> TextSweep:
-    """Transcribe every clip as the model is and under every intervention.
+    """Transcribe every clip without an edit and under every intervention.
 
     Args:
         model: a model with a tokenizer.
-        clips: of up to 30 s, with what is said in them where it is known.
+        clips: clips of up to 30 s, with their text if it is known.
         interventions: by default every decoder component set to zero; see `component_edits`.
         choice: how tokens are chosen.
-        memory: bytes that may be taken beside the model; by default a quarter of the device's.
-        resume: a file that finished clips are added to, and taken from if it is there.
+        memory: bytes that may be used in addition to the model; by default a quarter of the
+            device's.
+        resume: a file to which finished clips are added, and from which an earlier sweep resumes.
         on_progress: called after each batch with the transcripts done, how many there are, and
             `"transcripts"`.
 
     Returns:
-        The texts; the first intervention is none (`"unedited"`).
+        The transcripts; the first intervention is `UNEDITED`.
 
     Raises:
-        InputError: no clips or interventions, two of the same name, a clip longer than 30 s, an
-            edit that the model cannot take, or a file to resume from that is of another sweep.
+        InputError: there are no clips or interventions, two have the same name, a clip is longer
+            than 30 s, an edit does not fit the model, or the file belongs to another sweep.
     """
     tokenizer = require_tokenizer(model)
     chosen = component_edits(model) if interventions is None else interventions
@@ -165,12 +166,12 @@ def _under_all(
     choice: Choice,
     memory: int | None,
 ) -> list[list[Generated]]:
-    """The transcripts of some clips, each under every intervention."""
+    """Transcribe some clips, each under every intervention."""
     audio = [clip.audio for clip in clips]
     mels = [log_mel_spectrogram(clip, model.config.n_mels) for clip in audio]
     states, _ = encode_under(model, audio, UNEDITED, mels)
     prompts = _prompts(model, clips, states)
-    # A clip's draws are its own, whichever clips are beside it.
+    # The draws of a clip do not depend on the other clips of the batch.
     draws = [zlib.crc32(clip.name.encode()) >> 1 for clip in clips]
     results: list[dict[int, Generated]] = [{} for _ in clips]
     hear = _remembering(len(clips))
@@ -182,10 +183,10 @@ def _under_all(
                 each = [encode_under(model, audio, edits[i], mels, hear) for i in members]
                 generated = generate_rows(
                     model,
-                    jnp.concatenate([heard for heard, _ in each]),
+                    jnp.concatenate([encoded for encoded, _ in each]),
                     [[edit] for edit in own for _ in clips],
                     prompts=prompts * len(members),
-                    references=_joined([beside for _, beside in each]),
+                    references=_joined([reference for _, reference in each]),
                     choice=choice,
                     draws=draws * len(members),
                     memory=memory,
@@ -215,9 +216,9 @@ def _under_all(
 def _prompts(
     model: Whisper, clips: Sequence[Clip], states: Float[Array, "clip frame d_model"]
 ) -> list[list[int]]:
-    """Each clip's prompt in its language, which is detected where it is not known."""
+    """Make each clip's prompt in its language, which is detected if it is not known."""
     tokenizer, prompts = require_tokenizer(model), []
-    # One by one: a clip's language does not depend on those beside it.
+    # Clips are taken one by one, so that a clip's language does not depend on the others.
     for clip, own in zip(clips, states, strict=True):
         (code,) = name_languages(model, own[None], [clip.language])
         if isinstance(code, InputError):
@@ -227,12 +228,12 @@ def _prompts(
 
 
 def _language(tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
-    """The language that a prompt names."""
+    """Return the code of the language that a prompt names."""
     return next((code for code, token in tokenizer.languages.items() if token in prompt), "en")
 
 
 def _remembering(count: int) -> Callable[..., EncoderRun]:
-    """`hear_reference`, keeping its last runs: interventions of one reference follow another."""
+    """Make a `hear_reference` that keeps its last runs for the next interventions."""
     runs: dict[Hashable, EncoderRun] = {}
 
     def hear(

@@ -1,7 +1,7 @@
-"""What a batch of rows is given and what it gives.
+"""The inputs and outputs of a batch of rows.
 
-Rows are interventions × clips, `[clip, row]`. What all rows share is kept once, what differs is
-kept row by row.
+Rows are interventions × clips, `[clip, row]`. What all rows share is stored once, and what differs
+is stored for each row.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ from jaxasr_interp.pytree import pytree_dataclass, static
 
 @pytree_dataclass
 class Prompt:
-    """What every row begins with.
+    """The tokens with which every row begins.
 
     Attributes:
-        tokens: of each clip, padded.
-        length: how many of them are real.
-        start: where the start-of-transcript token is.
+        tokens: prompt of each clip, padded.
+        length: number of tokens without the padding.
+        start: position of the start-of-transcript token.
     """
 
     tokens: Int[Array, "clip pos"]
@@ -38,14 +38,14 @@ class Prompt:
 
 @pytree_dataclass
 class EditRows:
-    """Edits of the same structure, one a row.
+    """Edits of the same structure, one for each row.
 
     Attributes:
-        own: leaves that differ, `[clip, row, ...]`.
-        shared: leaves that all rows have in common.
-        count: rows of each clip.
-        is_own: of each leaf, which of the two it is.
-        structure: how leaves make an edit.
+        own: leaves that differ between rows, `[clip, row, ...]`.
+        shared: leaves that are the same in all rows.
+        count: number of rows of each clip.
+        is_own: for each leaf, whether it is in `own` rather than in `shared`.
+        structure: tree structure that makes an edit of its leaves.
     """
 
     own: tuple[Array, ...]
@@ -55,7 +55,7 @@ class EditRows:
     structure: Any = static()
 
     def edit(self, own: tuple[Array, ...]) -> Edit:
-        """The edit of the row whose own leaves these are."""
+        """Make the edit of one row from its own leaves."""
         owned, shared = iter(own), iter(self.shared)
         leaves = [next(owned) if mine else next(shared) for mine in self.is_own]
         return jax.tree.unflatten(self.structure, leaves)
@@ -63,14 +63,14 @@ class EditRows:
 
 @pytree_dataclass
 class GenerationJob:
-    """All that the rows of a batch are written from.
+    """All inputs from which the rows of a batch are generated.
 
     Attributes:
         decoder: the decoder.
         cross: cross-attention keys and values, `[layer, clip, ...]`.
-        prompt: what the rows begin with.
-        edits: one a row.
-        logit_filter: which tokens may follow.
+        prompt: tokens with which the rows begin.
+        edits: one edit for each row.
+        logit_filter: rules for which tokens may follow.
     """
 
     decoder: Decoder
@@ -80,13 +80,13 @@ class GenerationJob:
     logit_filter: LogitFilter
 
     def limit(self, max_new_tokens: int) -> int:
-        """How many new tokens the decoder's context leaves room for, at most `max_new_tokens`."""
+        """Count the new tokens that fit the decoder's context, at most `max_new_tokens`."""
         return min(max_new_tokens, len(self.decoder.pos_embed[...]) - int(self.prompt.length) + 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedRows:
-    """What was generated in each row; `lengths` does not count end-of-text."""
+    """The tokens that were generated in each row; `lengths` does not count end-of-text."""
 
     tokens: Int[np.ndarray, "clip row step"]
     log_probs: Float[np.ndarray, "clip row step"]
@@ -96,13 +96,13 @@ class GeneratedRows:
 
 
 def stack_edits(edits: Sequence[Sequence[Edit]]) -> EditRows:
-    """Make rows of the edits of each clip.
+    """Make the rows of a batch from the edits of each clip.
 
-    A leaf that is the same object in all edits is kept once: the mean activations that many
-    interventions share, for example.
+    A leaf that is the same object in all edits is stored once, for example mean activations that
+    many interventions share.
 
     Args:
-        edits: of each clip, equally many, all of the same structure.
+        edits: edits of each clip, the same number for each, all of the same structure.
 
     Raises:
         InputError: the structures, or the shapes of arrays, differ.

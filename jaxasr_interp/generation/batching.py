@@ -1,4 +1,4 @@
-"""Rows of many clips and edits, in batches of one shape that fit the memory."""
+"""Generation of many clips under many edits, in batches of one shape that fit the memory."""
 
 import math
 from collections.abc import Sequence
@@ -37,26 +37,28 @@ def generate_rows(
     draws: Sequence[int] | None = None,
     memory: int | None = None,
 ) -> list[list[Generated]]:
-    """Write the transcripts of several clips, each under several edits.
+    """Generate the transcripts of several clips, each under several edits.
 
     Args:
         model: a model with a tokenizer.
         states: encoder states of each clip.
-        edits: of each clip equally many, all of the same structure (see `jax.tree.structure`).
+        edits: edits of each clip, the same number for each, all of the same structure (see
+            `jax.tree.structure`).
         prompts: one for each clip, all of the same length; see `generate`.
-        references: of each clip; see `generate`.
+        references: encoder states of each clip's reference; see `generate`.
         choice: how tokens are chosen.
-        draws: a number for each clip; clips of the same number and seed draw alike, by default
-            each on its own.
-        memory: bytes that may be taken beside the model; by default a quarter of the device's.
+        draws: a number for each clip; clips with the same number and seed draw the same tokens
+            from the same logits. By default each clip has its own number.
+        memory: bytes that may be used in addition to the model; by default a quarter of the
+            device's.
 
     Returns:
-        Of each clip, one result for each edit.
+        For each clip, one result for each edit.
 
     Raises:
-        InputError: see `generate`; or there are no clips or edits, not as many edits for each clip,
-            edits that differ in structure, a beam larger than the vocabulary, or prompts that ask
-            for timestamps in some clips only.
+        InputError: see `generate`; also if there are no clips or edits, clips have different
+            numbers of edits, edits differ in structure, the beam is not smaller than the
+            vocabulary, or prompts ask for timestamps in some clips only.
     """
     tokenizer = require_tokenizer(model)
     rows_of_clip = [[as_edit(edit) for edit in of_clip] for of_clip in edits]
@@ -122,7 +124,7 @@ def _run(job: GenerationJob, choice: Choice, draws: Int[np.ndarray, " clip"]) ->
 
 
 def _check_beams(config: WhisperConfig, choice: Choice) -> None:
-    """Raise `InputError` unless each sequence has as many continuations as a search looks at."""
+    """Raise `InputError` if the search extends a sequence by more tokens than there are."""
     if choice.beam_size >= config.d_vocab:
         raise InputError(
             f"beam_size is {choice.beam_size}: expected less than the {config.d_vocab} tokens of "
@@ -136,7 +138,7 @@ def _check_edits(
     edits: Sequence[Sequence[Edit]],
     references: Array | None,
 ) -> None:
-    """Raise `InputError` unless there are as many edits for each clip, and what they need."""
+    """Raise `InputError` if clips differ in their number of edits, or an edit lacks its inputs."""
     if not edits or len(states) != len(edits) or len({len(of_clip) for of_clip in edits}) != 1:
         raise InputError(
             f"There are {len(states)} clips and edits of {len(edits)}: give each clip as many "
@@ -162,13 +164,13 @@ def _cross_keys_values(
     states: Float[Array, "clip frame d_model"],
     references: Float[Array, "clip frame d_model"] | None,
 ) -> CrossKV:
-    # The clip comes after the layers, which are scanned over: otherwise each step would transpose.
+    # The clip axis comes after that of the layers, which are scanned: else each step transposes.
     of_clips = jax.vmap(decoder.cross_keys_values, out_axes=1)
     return CrossKV(of_clips(states), None if references is None else of_clips(references))
 
 
 def _filled(numbers: range, size: int) -> Int[np.ndarray, " some"]:
-    """The first `size` numbers, the last repeated: every batch has the same shape."""
+    """Take `size` numbers, repeating the last one if needed: every batch has the same shape."""
     return np.minimum(np.arange(size) + numbers.start, numbers.stop - 1)
 
 
@@ -182,7 +184,7 @@ def _batch_sizes(
     beam_size: int,
     memory: int,
 ) -> tuple[int, int]:
-    """How many clips, and how many rows of each, fit the memory at once."""
+    """Return how many clips, and how many rows of each, fit the memory at once."""
     config = model.config
     position = 2 * config.decoder_layers * config.d_model * model.dtype.itemsize
     scores = 4 * (8 * config.d_vocab + 4 * config.decoder_heads * config.max_frames)
@@ -198,7 +200,7 @@ def _batch_sizes(
 
 
 def _evenly(count: int, most: int) -> int:
-    """The size of equal batches of at most `most`."""
+    """Return the size of batches of about equal size, each of at most `most`."""
     return math.ceil(count / math.ceil(count / most))
 
 
@@ -218,7 +220,7 @@ def _stack_prompts(
 
 
 def padded_length(length: int, max_tokens: int) -> int:
-    """A few sizes rather than one for every prompt: each is a compilation."""
+    """Round a length up to one of a few sizes, because each size takes a compilation."""
     return min(max_tokens, max(_SMALLEST_PROMPT, 1 << (length - 1).bit_length()))
 
 

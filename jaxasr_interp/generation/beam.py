@@ -1,9 +1,10 @@
 """Beam search, as openai/whisper does it, for many rows at once.
 
 Each step extends every sequence by its likeliest tokens and ranks all extensions by their summed
-log-probability. Those that end the text and rank above the last sequence kept are set aside, at
-most `beam_size` of them; the best `beam_size` of the others go on. The search ends when enough are
-set aside; the result is the one with the highest mean log-probability a token.
+log-probability. Extensions that end the text and rank above the last sequence that goes on are set
+aside, at most `beam_size` of them; the best `beam_size` of the others go on. The search ends when
+`beam_size` sequences are set aside; the result is the one with the highest mean log-probability per
+token.
 """
 
 import functools
@@ -22,7 +23,7 @@ from jaxasr_interp.pytree import pytree_dataclass
 class Sequences:
     """Some token sequences of one row with the log-probability of each token.
 
-    `score` is their sum; -inf where there is no sequence.
+    `score` is the sum of a sequence's log-probabilities; -inf where there is no sequence.
     """
 
     tokens: Int[Array, "beam step"]
@@ -33,7 +34,7 @@ class Sequences:
 
 @pytree_dataclass
 class Beams:
-    """One row's search: sequences that go on, their caches, and those that are finished."""
+    """The search of one row: sequences that go on, their caches, and finished sequences."""
 
     going: Sequences
     finished: Sequences
@@ -46,8 +47,8 @@ def search(job: GenerationJob, max_new_tokens: int, beam_size: int) -> Generated
 
     Args:
         job: the rows.
-        max_new_tokens: generate at most so many tokens.
-        beam_size: sequences that are kept.
+        max_new_tokens: largest number of tokens to generate.
+        beam_size: number of sequences that are kept.
     """
     best, finished, no_speech = jax.device_get(
         _search(job, max_new_tokens=job.limit(max_new_tokens), beam_size=beam_size)
@@ -140,7 +141,7 @@ def _extend(
     )
     (kept,) = jnp.nonzero(goes_on, size=size)
     set_aside = jnp.where(ends, scores, -jnp.inf)
-    # Those set aside before keep their places.
+    # Sequences that were set aside in earlier steps keep their places.
     held = jnp.isfinite(beams.finished.score)
     rank = jnp.concatenate([jnp.where(held, jnp.inf, -jnp.inf), set_aside])
     _, places = jax.lax.top_k(rank, size)
@@ -158,14 +159,17 @@ def _extend(
 
 
 def _best(beams: Beams) -> tuple[Sequences, Bool[Array, ""]]:
-    """The sequence of highest mean log-probability; unfinished ones fill up the finished."""
+    """Choose the sequence of highest mean log-probability.
+
+    If fewer than `beam_size` sequences are finished, the best unfinished ones compete too.
+    """
     size = len(beams.finished.score)
     held = jnp.isfinite(beams.finished.score)
     room = size - held.sum(dtype=jnp.int32)
     by_score = jnp.argsort(-beams.going.score)
     place = jnp.zeros(size, jnp.int32).at[by_score].set(jnp.arange(size, dtype=jnp.int32))
-    together = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), beams.finished, beams.going)
+    candidates = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), beams.finished, beams.going)
     is_held = jnp.concatenate([held, place < room])
-    mean = together.score / jnp.maximum(together.length, 1).astype(together.score.dtype)
+    mean = candidates.score / jnp.maximum(candidates.length, 1).astype(candidates.score.dtype)
     best = jnp.argmax(jnp.where(is_held, mean, -jnp.inf))
-    return jax.tree.map(lambda x: x[best], together), best < size
+    return jax.tree.map(lambda x: x[best], candidates), best < size

@@ -1,4 +1,4 @@
-"""Generation: encoded clips to tokens and text, under any edit of the decoder."""
+"""Generation of tokens and text from encoded clips, under any edit of the decoder."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -25,21 +25,21 @@ def generate(
     sites: str | Iterable[str] | None = (),
     choice: Choice = GREEDY,
 ) -> Generated:
-    """Write the transcript of one encoded clip.
+    """Generate the transcript of one encoded clip.
 
     Args:
         model: a model with a tokenizer.
         states: encoder states, from `encode`.
         prompt: tokens to start from, by default `model.tokenizer.prompt()`. A prompt without the
-            no-timestamps token asks for timestamps, which then follow openai/whisper's rules; one
-            that goes on after it forces the transcript's beginning.
+            no-timestamps token asks for timestamps, which follow openai/whisper's rules. Tokens
+            after it force the beginning of the transcript.
         edit: `edit(site, layer, value) -> value`, called at every decoder site of the prompt and of
-            every step (`value` then has one position; see `model.edits` on those that tell
-            positions apart).
+            every step. In a step `value` has one position; see `model.edits` on edits that need to
+            know which one.
         reference: encoder states of another clip. An `Interchange` without a source takes the
-            activations of a run that hears this clip and writes the same tokens.
+            activations of a run on this clip with the same tokens.
         sites: activations to return: names, or `"all"`.
-        choice: how tokens are chosen, and how many at most.
+        choice: how tokens are chosen, and how many are generated at most.
 
     Returns:
         Tokens, text and log-probabilities.
@@ -70,17 +70,18 @@ def generate_batch(
     choice: Choice = GREEDY,
     memory: int | None = None,
 ) -> list[Generated]:
-    """Write the transcripts of several encoded clips together.
+    """Generate the transcripts of several encoded clips in batches.
 
     Args:
         model: a model with a tokenizer.
         states: encoder states of each clip.
         prompts: one for each clip, all of the same length; see `generate`.
         edit: see `generate`; it sees one clip at a time.
-        references: of each clip; see `generate`.
+        references: encoder states of each clip's reference; see `generate`.
         sites: see `generate`.
-        choice: see `generate`; clips draw each on their own.
-        memory: bytes that may be taken beside the model; by default a quarter of the device's.
+        choice: see `generate`; each clip draws its own tokens.
+        memory: bytes that may be used in addition to the model; by default a quarter of the
+            device's.
 
     Returns:
         One result for each clip.
@@ -116,18 +117,18 @@ def _reread(
     reference: Array | None,
     sites: str | Iterable[str] | None,
 ) -> DecoderActivations:
-    """The activations of a whole transcript, which are those of its steps."""
-    # The last of a text that fills the context is never read.
+    """Run the decoder over a whole transcript; its activations equal those of the steps."""
+    # If the text fills the context, its last token is never an input.
     tokens = [*one.prompt, *one.tokens][: model.config.max_tokens]
     size = padded_length(len(tokens), model.config.max_tokens)
     padded = np.asarray(tokens + [0] * (size - len(tokens)), np.int32)
-    beside = None
+    taken_from = None
     if edit.needs_reference and reference is not None:
         taken = edit.touches or "all"
-        beside = decode(model, padded, reference, sites=taken).acts
-    # Counted from 0, an edit may have a source of another length, as it may in the steps.
+        taken_from = decode(model, padded, reference, sites=taken).acts
+    # With explicit positions an edit may have a source of another length, as in the steps.
     from_start = CountedFrom(edit, 0)
-    acts = decode(model, padded, states, edit=from_start, sites=sites, reference=beside).acts
+    acts = decode(model, padded, states, edit=from_start, sites=sites, reference=taken_from).acts
     fields: dict[str, Array | None] = {}
     for site, value in vars(acts).items():
         axes = SITES["decoder"][site]

@@ -1,7 +1,8 @@
-"""The decoder one position at a time, and what it remembers between positions.
+"""Decoding one position at a time, with a cache of keys and values between positions.
 
-Written for one row: one intervention on one clip. Where an edit takes values from a reference run,
-a second decoder that hears the reference clip is given the same tokens, unedited, and goes in step.
+The code is written for one row: one intervention on one clip. If an edit takes values from a
+reference run, an unedited second decoder run attends to the reference clip, and takes the same
+token at each step.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ from jaxasr_interp.pytree import pytree_dataclass
 
 @pytree_dataclass
 class CrossKV:
-    """Cross-attention keys and values of a clip, and of the reference clip if there is one."""
+    """Cross-attention keys and values of a clip, and of its reference clip if there is one."""
 
     clip: KeysValues
     reference: KeysValues | None
@@ -28,14 +29,14 @@ class CrossKV:
 
 @pytree_dataclass
 class KVCache:
-    """Self-attention keys and values so far, layer by layer, of the run and its reference run."""
+    """Self-attention keys and values so far, for each layer, of the run and its reference run."""
 
     run: list[KeysValues]
     reference: list[KeysValues] | None
 
 
 def unstacked[Tree](tree: Tree, n: int) -> list[Tree]:
-    """The layers of a stacked tree, each its own arrays: a loop that slices them copies them."""
+    """Split a stacked tree into layers with arrays of their own; slices in a loop make copies."""
     return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(n)]
 
 
@@ -51,21 +52,21 @@ def prefill(
 
     Args:
         decoder: the decoder.
-        prompt: the tokens. Behind the real ones there may be padding, whose keys and values are
-            overwritten before any later position may look at them.
-        reads: positions whose logits are wanted.
-        cross: of all layers, stacked.
+        prompt: the tokens. They may end in padding, whose keys and values are overwritten before
+            any later position can attend to them.
+        reads: positions at which logits are computed.
+        cross: cross-attention keys and values of all layers, stacked.
         edit: called at every site.
-        capacity: how many positions the cache has room for.
+        capacity: number of positions that fit the cache.
 
     Returns:
         The logits of those positions, and the cache.
     """
     positions = jnp.arange(len(prompt), dtype=jnp.int32)
-    beside, beside_acts = None, None
+    reference, reference_acts = None, None
     if cross.reference is not None:
-        beside, beside_acts = decoder(prompt, cross.reference, patterns=True)
-    context = EditContext(positions, beside_acts)
+        reference, reference_acts = decoder(prompt, cross.reference, patterns=True)
+    context = EditContext(positions, reference_acts)
     resid, acts = decoder(prompt, cross.clip, edit, context=context)
 
     def remember(acts: DecoderActivations) -> list[KeysValues]:
@@ -77,10 +78,11 @@ def prefill(
         return unstacked(KeysValues(padded(acts.k), padded(acts.v)), decoder.n_layers)
 
     logits = [
-        _logits(decoder, resid[at], None if beside is None else beside[at], edit, at)
+        _logits(decoder, resid[at], None if reference is None else reference[at], edit, at)
         for at in reads
     ]
-    return logits, KVCache(remember(acts), None if beside_acts is None else remember(beside_acts))
+    of_reference = None if reference_acts is None else remember(reference_acts)
+    return logits, KVCache(remember(acts), of_reference)
 
 
 def decode_step(
@@ -96,15 +98,15 @@ def decode_step(
 
     Args:
         decoder: the decoder.
-        blocks: its layers, unstacked.
+        blocks: layers of the decoder, unstacked.
         token: the token.
-        position: its position.
-        cross: layer by layer.
-        cache: of the positions before.
+        position: position of the token.
+        cross: cross-attention keys and values of each layer.
+        cache: keys and values of the positions before.
         edit: called at every site, with values of one position.
 
     Returns:
-        The logits of the token that follows, and the cache.
+        The logits of the next token, and the cache with this position.
     """
 
     here = position[None]
@@ -125,7 +127,7 @@ def decode_step(
         for i, block in enumerate(blocks):
 
             def extend(new: KeysValues, i: int = i) -> KeysValues:
-                # Without the barrier XLA writes the row into a copy once more for each reader.
+                # Without the barrier XLA writes the row into another copy for each reader.
                 now.append(jax.lax.optimization_barrier(write_rows(past[i], new, position)))
                 return now[i]
 
@@ -137,16 +139,16 @@ def decode_step(
         }
         return resid, now, DecoderActivations(**acts)
 
-    beside, beside_now, beside_acts = None, None, None
+    reference, reference_now, reference_acts = None, None, None
     if cache.reference is not None:
         references = [one.reference for one in cross if one.reference is not None]
-        resid, beside_now, beside_acts = run(
+        resid, reference_now, reference_acts = run(
             identity, references, cache.reference, EditContext(here), patterns=True
         )
-        beside = resid[0]
-    context = EditContext(here, beside_acts)
+        reference = resid[0]
+    context = EditContext(here, reference_acts)
     resid, now, _ = run(edit, [one.clip for one in cross], cache.run, context)
-    return _logits(decoder, resid[0], beside, edit, position), KVCache(now, beside_now)
+    return _logits(decoder, resid[0], reference, edit, position), KVCache(now, reference_now)
 
 
 def _logits(
@@ -156,7 +158,7 @@ def _logits(
     edit: Edit,
     position: Int[Array, ""],
 ) -> Float[Array, " d_vocab"]:
-    """Logits of one position, from its residual stream and that of the reference run."""
+    """Compute the logits of one position, from its residual stream and the reference run's."""
     reference = None
     if beside is not None:
         reference = DecoderActivations(**decoder.unembed(beside[None])[1])

@@ -1,4 +1,4 @@
-"""Which language is spoken."""
+"""Detection of the spoken language."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 
 
 def detect_language(model: Whisper, states: Float[Array, "frame d_model"]) -> dict[str, float]:
-    """Which language is spoken in one encoded clip.
+    """Detect the language that is spoken in one encoded clip.
 
     Args:
         model: a multilingual model with a tokenizer.
@@ -31,7 +31,7 @@ def detect_language(model: Whisper, states: Float[Array, "frame d_model"]) -> di
 def detect_language_batch(
     model: Whisper, states: Float[Array, "batch frame d_model"]
 ) -> list[dict[str, float]]:
-    """`detect_language` for several clips together."""
+    """Detect the language of several clips in one batch; see `detect_language`."""
     tokenizer = require_tokenizer(model)
     if not tokenizer.multilingual:
         raise InputError("An English-only model cannot detect languages: use a multilingual one.")
@@ -48,13 +48,13 @@ def name_languages(
     states: Float[Array, "batch frame d_model"],
     languages: Sequence[str | None],
 ) -> list[str | InputError]:
-    """The code of each clip's language, or why there is none.
+    """Return the code of each clip's language, or the error if there is no such language.
 
     Args:
         model: a model with a tokenizer.
         states: encoder states of each clip.
-        languages: code or English name of each; `None` to detect it, which an English-only model
-            takes for English.
+        languages: code or English name of each clip's language; `None` to detect it (English-only
+            models: English).
     """
     tokenizer = require_tokenizer(model)
     named = list(languages)

@@ -1,4 +1,4 @@
-"""Which tokens may come next: suppressed ones, and openai/whisper's timestamp rules."""
+"""Filters of the next token's logits: suppressed tokens and openai/whisper's timestamp rules."""
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,15 @@ MAX_INITIAL_TIMESTAMP = 50  # in steps of 20 ms
 
 @pytree_dataclass
 class TimestampFilter:
-    """Timestamps come in pairs, never decrease, and win where together they outweigh any text.
+    """The rules for timestamps: they come in pairs and never decrease.
+
+    A timestamp must follow where all timestamps have in sum a higher probability than any text
+    token.
 
     Attributes:
         begin: id of the timestamp 0.00.
-        is_timestamp: of every id.
-        is_text: of every id: a transcript says it.
+        is_timestamp: for every id, whether it is a timestamp.
+        is_text: for every id, whether it is text of a transcript.
     """
 
     begin: Int[Array, ""]
@@ -33,17 +36,17 @@ class TimestampFilter:
         tokens: Int[Array, " step"],
         step: Int[Array, ""],
     ) -> Float[Array, " d_vocab"]:
-        """Set what may not follow `tokens[:step]` to -inf."""
+        """Set the logits of tokens that may not follow `tokens[:step]` to -inf."""
         ids = jnp.arange(len(logits), dtype=jnp.int32)
         is_timestamp, timed = self.is_timestamp, self.is_timestamp[tokens]
-        written = jnp.arange(len(tokens), dtype=jnp.int32) < step
+        is_generated = jnp.arange(len(tokens), dtype=jnp.int32) < step
         after_timestamp = (step >= 1) & timed[step - 1]
         second = (step < 2) | timed[step - 2]
         forbidden = ids == self.begin - 1
         forbidden |= after_timestamp & second & is_timestamp
         opening = after_timestamp & ~second
         forbidden |= opening & self.is_text
-        latest = jnp.where(written & timed, tokens, -1).max()
+        latest = jnp.where(is_generated & timed, tokens, -1).max()
         too_early = ids < jnp.where(opening, latest, latest + 1)
         forbidden |= (latest >= 0) & is_timestamp & too_early
         late = ids > self.begin + MAX_INITIAL_TIMESTAMP
@@ -57,13 +60,13 @@ class TimestampFilter:
 
 @pytree_dataclass
 class LogitFilter:
-    """All that decides which token may follow.
+    """All rules for which token may follow.
 
     Attributes:
-        suppressed: never generated.
-        suppressed_first: not generated as the first token.
-        end_of_text: ends the transcript.
-        no_speech: its probability at the start is reported.
+        suppressed: for every id, whether it is never generated.
+        suppressed_first: for every id, whether it is not generated as the first token.
+        end_of_text: id of the token that ends the transcript.
+        no_speech: id of the token whose probability at the start is reported.
         timestamps: rules for timestamps, or `None` where the prompt forbids them.
     """
 
@@ -79,7 +82,7 @@ class LogitFilter:
         tokens: Int[Array, " step"],
         step: Int[Array, ""],
     ) -> Float[Array, " d_vocab"]:
-        """Set what may not follow `tokens[:step]` to -inf."""
+        """Set the logits of tokens that may not follow `tokens[:step]` to -inf."""
         forbidden = self.suppressed | (self.suppressed_first & (step == 0))
         logits = jnp.where(forbidden, -jnp.inf, logits)
         return logits if self.timestamps is None else self.timestamps(logits, tokens, step)
@@ -92,14 +95,14 @@ def make_logit_filter(
     prompt: Int[np.ndarray, " pos"],
     suppress: bool,
 ) -> LogitFilter:
-    """The rules for one prompt.
+    """Make the filter for one prompt.
 
     Args:
         config: sizes.
         settings: the checkpoint's generation settings.
         tokenizer: the checkpoint's tokenizer.
-        prompt: timestamps are allowed unless it holds the no-timestamps token.
-        suppress: `False` lets every token through (pure argmax).
+        prompt: the prompt; timestamps are allowed unless it holds the no-timestamps token.
+        suppress: `False` allows every token (pure argmax).
 
     Raises:
         InputError: a suppressed token is outside the vocabulary.

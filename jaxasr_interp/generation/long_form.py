@@ -1,6 +1,6 @@
-"""Long audio, window by window: each window's timestamps say where the next one starts.
+"""Transcription of long audio: each window's timestamps say where the next window starts.
 
-The procedure of openai/whisper's `transcribe` (without temperature fallback).
+This is the procedure of openai/whisper's `transcribe`, without temperature fallback.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _MEL_FRAMES_PER_TIMESTAMP = 2
 class Segment:
     """A stretch of speech between two timestamps.
 
-    `start` and `end` are in seconds; `mean_log_prob` and `no_speech_prob` are of its window.
+    `start` and `end` are in seconds; `mean_log_prob` and `no_speech_prob` are those of its window.
     """
 
     start: float
@@ -66,14 +66,14 @@ def transcribe_windows(
         language: code or English name.
         task: `"transcribe"`, or `"translate"` into English.
         choice: how tokens are chosen.
-        edit: what is done to the model in every window; see `transcribe`.
+        edit: intervention that acts on the model in every window; see `transcribe`.
         condition_on_previous_text: put the text so far before each window's prompt.
 
     Yields:
         Segments, in order.
 
     Raises:
-        InputError: unknown language or task, or a model without a tokenizer.
+        InputError: the language or task is unknown, or the model has no tokenizer.
     """
     tokenizer = require_tokenizer(model)
     (intervention,) = resolve_means(model, [as_intervention(edit, model)])
@@ -84,14 +84,14 @@ def transcribe_windows(
         audio, model.config.n_mels, content + CHUNK_SECONDS * MEL_FRAMES_PER_SECOND
     )
     longest_context = model.config.max_tokens // 2 - 1
-    seek, written = 0, []
+    seek, generated = 0, []
     while seek < content:
         size = min(window, content - seek)
-        heard = audio[seek * samples : (seek + size) * samples]
+        samples_here = audio[seek * samples : (seek + size) * samples]
         states, references = encode_under(
-            model, [heard], intervention, [_window(mel, seek, size, window)]
+            model, [samples_here], intervention, [_window(mel, seek, size, window)]
         )
-        previous = written[-longest_context:] if condition_on_previous_text else []
+        previous = generated[-longest_context:] if condition_on_previous_text else []
         prompt = tokenizer.prompt(language, task, timestamps=True, previous=previous)
         ((result,),) = generate_rows(
             model,
@@ -111,7 +111,7 @@ def transcribe_windows(
                 end = seek / MEL_FRAMES_PER_SECOND + last * SECONDS_PER_TIMESTAMP
                 if start == end or not text.strip():
                     continue
-                written += tokens
+                generated += tokens
                 yield Segment(start, end, text, tokens, result.mean_log_prob, result.no_speech_prob)
             seek += advance
 
@@ -135,12 +135,12 @@ def _cut(
 
     Args:
         tokens: generated tokens, timestamps included.
-        tokenizer: tells which of them are timestamps.
-        size: mel frames of audio in the window.
+        tokenizer: the tokenizer, which knows the timestamps.
+        size: number of mel frames of audio in the window.
 
     Returns:
-        (tokens, first, last) of each segment, its ends in steps of 20 ms from the window's start;
-        and how many mel frames to advance.
+        (tokens, first, last) of each segment, with its start and end in steps of 20 ms from the
+        window's start; and how many mel frames to advance.
     """
     begin, is_time = tokenizer.timestamp_begin, [tokenizer.is_timestamp(t) for t in tokens]
     cuts = [i for i in range(1, len(tokens)) if is_time[i - 1] and is_time[i]]
@@ -151,7 +151,7 @@ def _cut(
         pieces = [tokens[a:b] for a, b in zip([0, *cuts], cuts, strict=False)]
         segments = [(piece, piece[0] - begin, piece[-1] - begin) for piece in pieces]
         complete = segments[-1][2] * _MEL_FRAMES_PER_TIMESTAMP
-        # A segment of no length must not stop the clock.
+        # Advance by the whole window if the last segment has no length, or the loop never ends.
         return segments, size if ends_with_single else complete or size
     times = [token - begin for token, timed in zip(tokens, is_time, strict=True) if timed]
     last = times[-1] if times and times[-1] else size // _MEL_FRAMES_PER_TIMESTAMP

@@ -1,4 +1,4 @@
-"""Mean activations: what a site holds on average, to ablate it without leaving what is usual."""
+"""Mean activations of sites; ablation with them keeps activations in their usual range."""
 
 from collections.abc import Mapping, Sequence
 
@@ -33,25 +33,25 @@ def mean_activations(
     sites: Sequence[str],
     n_tokens: int,
 ) -> Activations:
-    """The mean of some sites over the positions of several runs, to give to `Interchange`.
+    """Compute the mean of some sites over the positions of several runs, for `Interchange`.
 
-    Decoder tokens: position by position in the prompt, which the runs share, and beyond it over all
-    positions. Frames: over those that hold sound.
+    Each decoder position of the prompt, which the runs share, has its own mean; all positions after
+    the prompt have one mean. At sites that count frames, the mean is over frames that hold sound.
 
     Args:
         model: the model.
         utterances: the runs, each with its own tokens, prompts of one length, and the number of
-            frames that hold sound (all of them count where it is not known).
-        stack: whose sites.
-        sites: which.
-        n_tokens: tokens of the run that the mean is for.
+            frames that hold sound (if that is not known, all frames count).
+        stack: stack of the sites.
+        sites: the sites.
+        n_tokens: number of tokens of the run in which the mean is used.
 
     Returns:
         Activations as long as those of the run.
 
     Raises:
-        InputError: there are no utterances, their prompts differ in length, one is nothing but its
-            prompt, or the site is the decoder's self-attention, whose keys differ between
+        InputError: there are no utterances, their prompts differ in length, one has no text after
+            its prompt, or the site is the decoder's self-attention, whose keys differ between
             positions.
     """
     if not utterances:
@@ -84,16 +84,16 @@ def mean_activations(
 
 
 def resolve_means(model: Whisper, interventions: Sequence[Intervention]) -> list[Intervention]:
-    """Put mean activations in the place of the means that interventions name.
+    """Replace each `Mean` in some interventions by the mean activations that it names.
 
-    Each clip is run once, however many interventions take their values from it.
+    Each clip is run once, even if several interventions take their values from it.
 
     Args:
         model: a model with a tokenizer.
-        interventions: some of whose edits may be `Mean`s.
+        interventions: interventions whose edits may hold `Mean`s.
 
     Returns:
-        The interventions without any; equal means are one object, which they share.
+        The interventions without `Mean`s; equal means are one object, which they share.
 
     Raises:
         InputError: a clip cannot be read, is longer than 30 s or has no text.
@@ -136,7 +136,7 @@ def _replaced(intervention: Intervention, known: Mapping[Mean, Edit]) -> Interve
 def _mean_for_generation(
     model: Whisper, utterances: Sequence[Utterance], mean: Mean
 ) -> Activations:
-    """The mean at every position that the decoder's context has, or from the first step on."""
+    """Compute the mean at every position of the decoder's context, or from the first step on."""
     acts = mean_activations(
         model,
         utterances,
@@ -146,7 +146,7 @@ def _mean_for_generation(
     )
     if not mean.from_first_step:
         return acts
-    # Step 0 is at the prompt's last token.
+    # Step 0 is the position of the prompt's last token.
     axis = SITES["decoder"][mean.site].index("pos")
     first = utterances[0].prompt - 1
     steps = jax.lax.slice_in_dim(getattr(acts, mean.site), first, None, axis=axis)
@@ -163,7 +163,7 @@ def _run(model: Whisper, utterance: Utterance, stack: Stack, sites: Sequence[str
 def _spread(
     values: Sequence[Float[Array, "_ ..."]], apart: int, length: int
 ) -> Float[Array, "length ..."]:
-    """The first `apart` positions each their own mean; one mean for all that follow."""
+    """Average each of the first `apart` positions on its own, and all later ones together."""
     first = jnp.stack([value[:apart] for value in values]).mean(0)
     rest = jnp.concatenate([value[apart:] for value in values]).mean(0)
     return jnp.concatenate([first, jnp.broadcast_to(rest, (length - apart, *rest.shape))])

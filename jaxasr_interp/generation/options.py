@@ -1,4 +1,4 @@
-"""What is asked of generation, and what it gives."""
+"""The options of generation, and its result."""
 
 import dataclasses
 
@@ -44,11 +44,11 @@ class Choice:
 
     Attributes:
         suppress: leave out the tokens that the checkpoint's generation settings forbid.
-        max_new_tokens: generate at most so many; the decoder's context is a further limit.
-        temperature: 0 takes the most probable token; above, tokens are drawn with
+        max_new_tokens: largest number of tokens; the decoder's context is a further limit.
+        temperature: 0 takes the most probable token; above 0, tokens are drawn with
             `p ∝ exp(logits / temperature)`.
-        seed: of the draws.
-        beam_size: above 1, so many sequences are kept at each step, as openai/whisper does.
+        seed: seed of the draws.
+        beam_size: number of sequences kept at each step, as in openai/whisper; 1 is no search.
     """
 
     suppress: bool = True

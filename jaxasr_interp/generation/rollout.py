@@ -1,8 +1,8 @@
 """Greedy and sampled generation of many rows at once, in one compiled loop.
 
 Rows are interventions × clips, `[clip, row]`; the rows of a clip share its cross-attention keys and
-values. The loop runs on the device until most rows are finished or its cache is full; then the
-rows still at work are put together, in arrays of a quarter of the size, and it goes on.
+values. The loop runs on the device until most rows are finished or its cache is full. Then the
+unfinished rows are gathered in arrays of a quarter of the size, and the loop goes on.
 """
 
 import functools
@@ -29,9 +29,9 @@ class Sampling:
     """How a token is chosen: the most probable one, or one drawn at a temperature.
 
     Attributes:
-        temperature: `p ∝ exp(logits / temperature)`.
-        keys: of each clip; its rows draw alike.
-        greedy: the most probable one.
+        temperature: tokens are drawn with `p ∝ exp(logits / temperature)`.
+        keys: random key of each clip; all rows of a clip use the same key.
+        greedy: whether to take the most probable token.
     """
 
     temperature: Float[Array, ""]
@@ -41,7 +41,7 @@ class Sampling:
 
 @pytree_dataclass
 class Row:
-    """One row's state: what it has generated, and what its decoder remembers."""
+    """The state of one row: the tokens generated so far, and the cache of its decoder."""
 
     own: tuple[Array, ...]
     tokens: Int[Array, " step"]
@@ -52,12 +52,12 @@ class Row:
 
 
 def roll_out(job: GenerationJob, sampling: Sampling, max_new_tokens: int) -> GeneratedRows:
-    """Let every row write until all are finished or at the limit.
+    """Generate tokens in every row until all rows are finished or at the limit.
 
     Args:
         job: the rows.
         sampling: how tokens are chosen.
-        max_new_tokens: generate at most so many tokens.
+        max_new_tokens: largest number of tokens to generate.
     """
     n_clips, padded = job.prompt.tokens.shape
     n_rows, length, max_new_tokens = (
@@ -71,7 +71,7 @@ def roll_out(job: GenerationJob, sampling: Sampling, max_new_tokens: int) -> Gen
     small = n_clips * n_rows * row_bytes * most <= _SMALL_MEMORY
     capacity = most if small else min(most, max(_FIRST_CAPACITY, 2 * padded))
     rows = _begin(job, sampling, max_new_tokens=max_new_tokens, capacity=capacity)
-    # Each row has its own leaves now.
+    # Each `Row` holds its own leaves now.
     job = replace(job, edits=replace(job.edits, own=()))
     shape = (n_clips, n_rows)
     generated = GeneratedRows(
@@ -109,12 +109,12 @@ def roll_out(job: GenerationJob, sampling: Sampling, max_new_tokens: int) -> Gen
 
 
 def _fewer(size: int) -> int:
-    """How many that are still at work make it worth going on in smaller arrays."""
+    """Return the number of unfinished ones at which smaller arrays are worth their cost."""
     return math.ceil(size / _SHRINK) if size > 1 else 0
 
 
 def _choose(busy: Bool[np.ndarray, "clip row"]) -> tuple[Int[np.ndarray, " some"], np.ndarray]:
-    """The clips and rows to go on with, in arrays of few sizes; those at work come first."""
+    """Choose the clips and rows that stay, in arrays of few sizes; unfinished ones come first."""
     clips = np.argsort(~busy.any(1), kind="stable")[: _size(int(busy.any(1).sum()), len(busy))]
     order = np.argsort(~busy[clips], axis=1, kind="stable")
     return clips, order[:, : _size(int(busy.sum(1).max()), busy.shape[1])]
@@ -145,7 +145,7 @@ def _begin(job: GenerationJob, sampling: Sampling, *, max_new_tokens: int, capac
         )
         return _write(row, first, logit_filter, sampling, key, jnp.zeros((), jnp.int32))
 
-    # Rows may have no arrays of their own to be mapped over.
+    # The axis size is needed because rows may have no leaves of their own.
     of_clip = jax.vmap(begin, in_axes=(0, None, None, None), axis_size=job.edits.count)
     of_clips = jax.vmap(of_clip, in_axes=(0, 0, 1, 0))
     return of_clips(job.edits.own, prompt.tokens, job.cross, sampling.keys)
@@ -196,7 +196,7 @@ def _write(
     key: Array,
     step: Int[Array, ""],
 ) -> Row:
-    """Choose the next token and write it down; a finished row goes on writing end-of-text."""
+    """Choose and store the next token; a finished row gets end-of-text at every further step."""
     allowed = logit_filter(logits, row.tokens, step)
     if sampling.greedy:
         token = first_largest(allowed)
@@ -216,7 +216,7 @@ def _write(
 
 
 def first_largest(x: Float[Array, " d_vocab"]) -> Int[Array, ""]:
-    """`argmax`, but fast on CPU, where XLA's goes through the numbers one by one."""
+    """Compute `argmax`; this is faster on CPU than XLA's, which takes the numbers one by one."""
     ids = jnp.arange(len(x), dtype=jnp.int32)
     return jnp.where(x == x.max(), ids, len(x)).min().astype(jnp.int32)
 
@@ -237,7 +237,7 @@ def _keep(
     clips: Int[Array, " some"],
     order: Int[Array, "some few"],
 ) -> tuple[GenerationJob, Sampling, Row]:
-    """Some rows of some clips."""
+    """Keep some rows of some clips."""
     cross = jax.tree.map(lambda x: x[:, clips], job.cross)
     prompt = replace(job.prompt, tokens=job.prompt.tokens[clips])
     return (

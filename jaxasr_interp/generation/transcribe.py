@@ -1,4 +1,4 @@
-"""Audio of any length to text: one batch for clips of up to 30 s, window by window beyond."""
+"""Transcription of audio: clips of up to 30 s in batches, longer audio window by window."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -26,14 +26,16 @@ BATCH_SIZE = 8
 
 @dataclasses.dataclass(frozen=True)
 class Transcript:
-    """What was said in one clip.
+    """The transcript of one clip.
 
     Attributes:
         text: the transcript.
         tokens: its tokens, without prompt and end-of-text.
         language: language code.
-        mean_log_prob: mean log-probability of the tokens (of segments, weighted by their tokens).
-        no_speech_prob: probability that nobody speaks (in the first segment's window).
+        mean_log_prob: mean log-probability of the tokens; for long audio the mean over segments,
+            weighted by their tokens.
+        no_speech_prob: probability that nobody speaks; for long audio that of the first segment's
+            window.
         segments: pieces with their times, where timestamps were generated.
 
     Both numbers are `None` for long audio in which every window was skipped as silent.
@@ -65,15 +67,15 @@ def transcribe(
         language: code or English name; by default detected (English-only models: English).
         task: `"transcribe"`, or `"translate"` into English.
         choice: how tokens are chosen.
-        edit: what is done to the model meanwhile, as in `zero:decoder.cross_z@4.7` (see
+        edit: intervention on the model, such as `zero:decoder.cross_z@4.7` (see
             `interventions.grammar`). The language is detected without it.
-        condition_on_previous_text: beyond 30 s, give each window the text before it.
+        condition_on_previous_text: in audio longer than 30 s, give each window the text before it.
 
     Returns:
         The transcript, with segments where the audio is longer than 30 s.
 
     Raises:
-        InputError: unknown language or task, or a model without a tokenizer.
+        InputError: the language or task is unknown, or the model has no tokenizer.
     """
     if len(audio) > CHUNK_SAMPLES:
         code = language or _detected(model, audio)
@@ -101,23 +103,23 @@ def transcribe_batch(
     choice: Choice = GREEDY,
     edit: Intervention | str = UNEDITED,
 ) -> list[Transcript]:
-    """Transcribe clips of up to 30 s together, without timestamps.
+    """Transcribe clips of up to 30 s in one batch, without timestamps.
 
     Args:
         model: from `load_model`.
-        clips: 16 kHz samples of each.
-        language: of all clips; by default detected for each.
+        clips: 16 kHz samples of each clip.
+        language: language of all clips; by default detected for each.
         task: `"transcribe"`, or `"translate"` into English.
         choice: how tokens are chosen.
-        edit: what is done to the model meanwhile, as in `zero:decoder.cross_z@4.7` (see
+        edit: intervention on the model, such as `zero:decoder.cross_z@4.7` (see
             `interventions.grammar`). The language is detected without it.
 
     Returns:
-        One transcript a clip.
+        One transcript for each clip.
 
     Raises:
-        InputError: no clips, one longer than 30 s, an unknown language or task, or a model without
-            a tokenizer.
+        InputError: there are no clips, one is longer than 30 s, the language or task is unknown, or
+            the model has no tokenizer.
     """
     if not clips:
         raise InputError("There are no clips to transcribe.")
@@ -131,8 +133,8 @@ def transcribe_batch(
         codes = [tokenizer.language_code(language or "en")] * len(clips)
     else:
         plain = isinstance(intervention.encoder, Identity)
-        heard = states if plain else encode_batch(model.encoder, mels)
-        codes = [next(iter(ranked)) for ranked in detect_language_batch(model, heard)]
+        unedited = states if plain else encode_batch(model.encoder, mels)
+        codes = [next(iter(ranked)) for ranked in detect_language_batch(model, unedited)]
     prompts = [tokenizer.prompt(code, task) for code in codes]
     generated = generate_rows(
         model,
@@ -160,12 +162,12 @@ def transcribe_files(
     Args:
         model: from `load_model`.
         paths: audio files.
-        language: of all files; by default detected for each.
+        language: language of all files; by default detected for each.
         task: `"transcribe"`, or `"translate"` into English.
         choice: how tokens are chosen.
-        edit: what is done to the model meanwhile, as in `zero:decoder.cross_z@4.7` (see
+        edit: intervention on the model, such as `zero:decoder.cross_z@4.7` (see
             `interventions.grammar`). The language is detected without it.
-        batch_size: short clips that share one run of the model.
+        batch_size: number of short clips that share one run of the model.
 
     Yields:
         Each path with its transcript, or with the error if the file cannot be read.
@@ -179,7 +181,7 @@ def transcribe_files(
             path: error for path, error in audio.items() if isinstance(error, InputError)
         }
         if short:
-            # A full batch whatever its number: one shape, one compilation.
+            # Every batch is full, so that all have one shape, which takes one compilation.
             filled = (short * batch_size)[:batch_size] if len(paths) > batch_size else short
             transcripts = transcribe_batch(
                 model,
@@ -202,7 +204,7 @@ def transcribe_files(
 def encode_batch(
     encoder: Encoder, mels: Float[Array, "batch n_mels mel_frame"]
 ) -> Float[Array, "batch frame d_model"]:
-    """Encoder states of several spectrograms, one at a time: patterns are quadratic in length."""
+    """Encode several spectrograms, one at a time because patterns are quadratic in length."""
     return jax.lax.map(lambda mel: encoder(mel)[0], mels)
 
 

@@ -1,4 +1,4 @@
-"""Utterances: from audio, and text where it is known, to what one run hears and is given."""
+"""Making the inputs of one run from audio, and from its text if that is known."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -19,11 +19,11 @@ from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
 
 @dataclasses.dataclass(frozen=True)
 class DecoderInput:
-    """What the decoder is given for one clip.
+    """The tokens that the decoder takes for one clip.
 
     Attributes:
-        prompt: the prompt, which names the language.
-        text: the tokens of the text.
+        prompt: tokens of the prompt, which names the language.
+        text: tokens of the text.
         language: code of the language.
     """
 
@@ -33,7 +33,7 @@ class DecoderInput:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Prompt and text."""
+        """The tokens of prompt and text."""
         return *self.prompt, *self.text
 
 
@@ -47,24 +47,25 @@ def make_utterance(
     choice: Choice = GREEDY,
     name: str = "The clip",
 ) -> EncodedUtterance:
-    """Make what one run hears and is given of a clip, encoding it once.
+    """Make the inputs of encoder and decoder for one clip, and encode it once.
 
     Args:
         model: a model with a tokenizer.
         audio: 16 kHz samples, at most 30 s.
-        text: what the decoder is given after the prompt; by default what the model itself writes,
-            as far as its context reaches.
-        language: spoken, code or English name; by default detected (English-only models: English).
+        text: text that the decoder takes after the prompt; by default the model's own transcript,
+            cut to its context.
+        language: spoken language, code or English name; by default detected (English-only models:
+            English).
         sites: encoder activations to keep with the encoder states.
-        choice: how the model chooses the tokens of its own text.
-        name: of the clip, in errors.
+        choice: how the model chooses the tokens of its own transcript.
+        name: name of the clip in errors.
 
     Returns:
         The utterance with its encoder run.
 
     Raises:
-        InputError: the clip is longer than 30 s, the language unknown or the text too long, or the
-            model has no tokenizer.
+        InputError: the clip is longer than 30 s, the language is unknown, the text is too long, or
+            the model has no tokenizer.
     """
     if len(audio) > CHUNK_SAMPLES:
         seconds = len(audio) / SAMPLE_RATE
@@ -93,19 +94,19 @@ def decoder_inputs(
     room: int = 0,
     choice: Choice = GREEDY,
 ) -> list[DecoderInput | InputError]:
-    """What the decoder is given for each of several clips, or why it cannot be given anything.
+    """Make the decoder's input for each of several clips, or the error why there is none.
 
     Args:
         model: a model with a tokenizer.
         states: encoder states of each clip.
-        texts: what is said in each; `None` for what the model itself writes.
-        languages: of each; `None` to detect it.
-        room: how many positions to leave free behind the text.
-        choice: how the model chooses the tokens of its own texts.
+        texts: text of each clip; `None` for the model's own transcript.
+        languages: language of each clip; `None` to detect it.
+        room: number of positions to leave free after the text.
+        choice: how the model chooses the tokens of its own transcripts.
     """
     tokenizer = require_tokenizer(model)
     codes = name_languages(model, states, languages)
-    # A prompt for each: the program has one shape, and what is written elsewhere is left out.
+    # Every clip gets a prompt, so that the batch has one shape; texts that are known are not used.
     plain = tokenizer.prompt()
     prompts = [plain if isinstance(code, InputError) else tokenizer.prompt(code) for code in codes]
     own = None
@@ -115,31 +116,31 @@ def decoder_inputs(
     for i, (text, code, prompt) in enumerate(zip(texts, codes, prompts, strict=True)):
         most = model.config.max_tokens - len(prompt) - room
         if text is None and own is not None:
-            # A text that the model does not end is cut.
-            written = own[i].tokens[:most]
+            # The model's own transcript is cut to the context if it does not end before.
+            tokens = own[i].tokens[:most]
         else:
-            written = tuple(text_tokens(model, text or ""))
+            tokens = tuple(text_tokens(model, text or ""))
         if isinstance(code, InputError):
             inputs.append(code)
-        elif len(written) > most:
+        elif len(tokens) > most:
             inputs.append(
                 InputError(
-                    f"The text has {len(prompt) + len(written) + room} tokens with its prompt: at "
+                    f"The text has {len(prompt) + len(tokens) + room} tokens with its prompt: at "
                     f"most {model.config.max_tokens}."
                 )
             )
         else:
-            inputs.append(DecoderInput(tuple(prompt), tuple(written), code))
+            inputs.append(DecoderInput(tuple(prompt), tuple(tokens), code))
     return inputs
 
 
 def text_tokens(model: Whisper, text: str) -> list[int]:
-    """The tokens of a transcript; none of an empty one."""
+    """Encode a transcript as tokens; an empty transcript has none."""
     text = text.strip()
     return require_tokenizer(model).encode(f" {text}") if text else []
 
 
 def count_frames(model: Whisper, audio: Float[np.ndarray, " samples"]) -> int:
-    """How many encoder frames a clip fills."""
+    """Count the encoder frames that a clip fills."""
     samples = SAMPLE_RATE // FRAMES_PER_SECOND
     return min(-(-len(audio) // samples), model.config.max_frames)

@@ -1,9 +1,9 @@
-"""When each word is said: the path that the decoder's cross-attention takes through the audio.
+"""The time at which each word is said, found by the decoder's cross-attention to the audio.
 
-Some cross-attention heads look, at each token, at the place in the audio that is written down next.
-Dynamic time warping finds the monotonic path through the mean of their patterns that collects most
-attention; a word begins where the path comes to its first token. The algorithm of openai/whisper
-(Radford et al. 2022); the heads are the checkpoint's `alignment_heads`.
+At each token, some cross-attention heads attend to the audio of the next token. Dynamic time
+warping finds the monotonic path through the mean of their patterns that collects most attention; a
+word begins where the path reaches its first token. This is the algorithm of openai/whisper (Radford
+et al. 2022); the heads are the checkpoint's `alignment_heads`.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ _FILTER_WIDTH = 7
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A word of a transcript and when it is said.
+    """A word of a transcript and the time at which it is said.
 
     Attributes:
-        text: as it is written.
-        name: in lower case without punctuation, as positions name it.
-        tokens: its first token's position in the run and the position after its last.
-        frames: its first encoder frame (20 ms each) and the frame after its last.
+        text: the word with its case and punctuation.
+        name: the word in lower case without punctuation, as positions name it.
+        tokens: position of its first token in the run, and the position after its last token.
+        frames: its first encoder frame (20 ms each), and the frame after its last frame.
     """
 
     text: str
@@ -40,7 +40,7 @@ class Word:
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Beginning and end in seconds."""
+        """Start and end of the word in seconds."""
         start, stop = self.frames
         return start / FRAMES_PER_SECOND, stop / FRAMES_PER_SECOND
 
@@ -57,7 +57,7 @@ def align_words(model: Whisper, utterance: Utterance) -> tuple[Word, ...]:
         The words in order; none if the transcript has none.
 
     Raises:
-        InputError: there is no prompt, or the clip fills no frame or more than there are.
+        InputError: there is no prompt, or the clip fills no frame or more than the model has.
     """
     tokens, prompt = np.asarray(utterance.tokens).tolist(), utterance.prompt
     frames = model.config.max_frames if utterance.frames is None else utterance.frames
@@ -76,17 +76,17 @@ def align_words(model: Whisper, utterance: Utterance) -> tuple[Word, ...]:
         return ()
     states = encode_utterance(model, utterance).states
     run = [*tokens, tokenizer.end_of_text][: model.config.max_tokens]
-    # Few lengths, as each is a compilation: tokens do not attend to those behind them.
+    # Padding gives few lengths, as each takes a compilation; no token attends to later ones.
     padding = padded_length(len(run), model.config.max_tokens) - len(run)
     padded = run + [tokenizer.end_of_text] * padding
     pattern = decode(model, padded, states, sites=["cross_pattern"]).acts.cross_pattern
     assert pattern is not None
     layers, heads = np.array(following_heads(model)).T
     followed = _sharpened(np.asarray(pattern[layers, heads, : len(run), :frames], np.float64))
-    # The row of a token attends to what its successor says.
+    # The pattern at a token attends to the audio of the next token.
     path = warp(-followed[prompt - 1 : len(tokens)])
     reached = path[1, np.diff(path[0], prepend=-1) > 0]
-    # One frame at least, as the path may pass several tokens in one.
+    # A word has at least one frame, though the path may pass several tokens in one frame.
     edges = [(int(reached[a - prompt]), int(reached[b - prompt])) for _, (a, b) in words]
     return tuple(
         Word(
@@ -100,12 +100,12 @@ def align_words(model: Whisper, utterance: Utterance) -> tuple[Word, ...]:
 
 
 def warp(cost: Float[np.ndarray, "row column"]) -> Int[np.ndarray, "2 step"]:
-    """Dynamic time warping: the cheapest path from the first cell to the last.
+    """Find the cheapest path from the first cell to the last by dynamic time warping.
 
     `D[i, j] = cost[i, j] + min(D[i-1, j-1], D[i-1, j], D[i, j-1])`.
 
     Args:
-        cost: of every cell.
+        cost: cost of every cell.
 
     Returns:
         Rows and columns of the path's cells; both rise by 0 or 1 at each step.
@@ -129,7 +129,7 @@ def warp(cost: Float[np.ndarray, "row column"]) -> Int[np.ndarray, "2 step"]:
 
 
 def following_heads(model: Whisper) -> list[tuple[int, int]]:
-    """(layer, head) of the checkpoint's alignment heads, or all of the upper half of the layers."""
+    """List (layer, head) of the alignment heads; if unknown, all heads in the upper layers."""
     layers, heads = model.config.decoder_layers, model.config.decoder_heads
     upper = [(layer, head) for layer in range(layers // 2, layers) for head in range(heads)]
     return list(model.generation.alignment_heads) or upper
@@ -138,21 +138,21 @@ def following_heads(model: Whisper) -> list[tuple[int, int]]:
 def mean_pattern(
     run: DecoderRun, heads: Sequence[tuple[int, int]]
 ) -> Float[np.ndarray, "pos frame"]:
-    """The mean `cross_pattern` of some heads; the run must have kept that site."""
+    """Average the `cross_pattern` of some heads; the run must have kept that site."""
     if run.acts.cross_pattern is None:
         raise InputError("The run lacks 'cross_pattern': decode with that site.")
     return np.stack([np.asarray(run.acts.cross_pattern[i, j]) for i, j in heads]).mean(0)
 
 
 def _sharpened(pattern: Float[np.ndarray, "some pos frame"]) -> Float[np.ndarray, "pos frame"]:
-    """Patterns over the clip's frames, standardised over tokens, smoothed, averaged over heads."""
+    """Normalise patterns over frames, standardise over tokens, smooth, and average over heads."""
     pattern = pattern / np.maximum(pattern.sum(-1, keepdims=True), 1e-30)
     spread = np.maximum(pattern.std(1, keepdims=True), 1e-30)
     return _median((pattern - pattern.mean(1, keepdims=True)) / spread).mean(0)
 
 
 def _median(values: Float[np.ndarray, "some pos frame"]) -> Float[np.ndarray, "some pos frame"]:
-    """Running median over frames, the ends mirrored."""
+    """Compute the running median over frames, with mirrored ends."""
     reach = _FILTER_WIDTH // 2
     if values.shape[-1] <= reach:
         return values

@@ -1,1 +1,1 @@
-"""What is done to a run, where, and how it is written."""
+"""Interventions: the kinds of edits, the places where they act, and their text form."""

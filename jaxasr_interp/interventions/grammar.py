@@ -9,26 +9,26 @@
     mix:encoder.resid_post@*:alpha=0.5:ref=noise
     scale:decoder.z@0-3.2,5:factor=0.5 + zero:decoder.mlp_out@5:step=0..3
 
-The place is read as `interventions.places` says. The kinds, and the keys that they take:
+`interventions.places` describes the place. These are the kinds, and the keys that they take:
 
 ==========  ====================================================================================
 `zero`      `a -> 0`
 `scale`     `a -> factor · a`; `factor`
 `noise`     `a -> a + std · ε`; `std`, `seed` (0)
 `add`       `a -> a + vector`; `vector`, a `.npy` file
-`mix`       `a -> a_ref`, of a run that hears `ref`: `noise` (as loud as the clip), `silence` or an
-            audio file, and writes the same tokens; `seed` (0) of the noise
-`mean`      `a -> mean of a`, over positions of the clips `ref`, audio files with commas between
-`knockout`  attention does not see `keys`: `4..12`, or times (`0.4s..0.9s`) where keys are frames;
+`mix`       `a -> a_ref`, the activation of a reference run with the same tokens on the audio `ref`:
+            `noise` (as loud as the clip), `silence` or an audio file; `seed` (0) of the noise
+`mean`      `a -> mean of a`, over positions of the clips `ref`, audio files separated by commas
+`knockout`  attention ignores `keys`: `4..12`, or times (`0.4s..0.9s`) where keys are frames; only
             at `pattern` and `cross_pattern`
 ==========  ====================================================================================
 
-All take `alpha`, the strength (1): `ã = (1 - α) a + α edit(a)`; `pos`, positions as a sweep names
-them, though not by words (tokens of the decoder, prompt included, or frames and times of the
-encoder); and decoder edits `step`, counted from the first token that is generated: `step=0` edits
-what token 0 is chosen from.
+All kinds take `alpha`, the strength (1): `ã = (1 - α) a + α edit(a)`. All take `pos`, positions as
+a sweep names them, though not by words: tokens of the decoder, prompt included, or frames and times
+of the encoder. Decoder edits also take `step`, which counts from the first generated token:
+`step=0` edits the position that predicts token 0.
 
-Reading an edit never runs the model: a mean stays the name of its clips until it is needed.
+Reading an edit never runs the model: a mean holds only the names of its clips until it is computed.
 """
 
 import dataclasses
@@ -53,15 +53,15 @@ def parse_edit(text: str | Sequence[str], model: Whisper) -> Intervention:
     """Read an edit from its text.
 
     Args:
-        text: as above; several texts are applied one after another.
-        model: for its layers, heads and sizes.
+        text: text as above; several texts are applied one after another.
+        model: the model, which gives the layers, heads and sizes.
 
     Returns:
         The intervention.
 
     Raises:
-        InputError: a part cannot be read, names what the model lacks, or needs another reference
-            than a part before it.
+        InputError: a part cannot be read, names what the model lacks, or needs a reference other
+            than that of an earlier part.
     """
     texts = [text] if isinstance(text, str) else list(text)
     parts = [_read(part, model.config) for one in texts for part in one.split(" + ")]
@@ -92,10 +92,10 @@ def parse_edit(text: str | Sequence[str], model: Whisper) -> Intervention:
 
 
 def as_intervention(edit: Intervention | str | Sequence[str], model: Whisper) -> Intervention:
-    """The intervention, read if it is text.
+    """Return an intervention unchanged, and read one that is text.
 
     Raises:
-        InputError: it is neither, or the text cannot be read.
+        InputError: `edit` is neither, or the text cannot be read.
     """
     if isinstance(edit, Intervention):
         return edit
@@ -111,13 +111,13 @@ def as_intervention(edit: Intervention | str | Sequence[str], model: Whisper) ->
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """One part of an edit's text, read.
+    """One part of an edit, after its text was read.
 
     Attributes:
-        kind: what is done.
-        place: where.
+        kind: kind of the edit.
+        place: where the edit acts.
         from_first_step: whether its positions are steps of generation.
-        edit: both together.
+        edit: the edit that kind and place make.
     """
 
     kind: KindText
@@ -143,7 +143,7 @@ def _read(text: str, config: WhisperConfig) -> _Part:
 
 
 def _edit(kind: KindText, place: Place, config: WhisperConfig) -> Edit:
-    """The edit of all of a place's cells."""
+    """Make the edit of all cells of a place."""
     from_first_step = "step" in kind.values
     what = kind.edit(place.stack, place.site, config, from_first_step=from_first_step)
     alpha = kind.number("alpha") if "alpha" in kind.values else 1.0
@@ -172,7 +172,7 @@ def _windows(kind: KindText, place: Place, config: WhisperConfig) -> tuple[Windo
 
 
 def _inside(what: str, indices: tuple[int, ...] | None, size: int) -> tuple[int, ...]:
-    """Layers or heads counted from the first; `(EVERY,)` for all of them together."""
+    """Count layers or heads from the first; return `(EVERY,)` if the text names all of them."""
     if indices is None:
         return (EVERY,)
     outside = [index for index in indices if not -size <= index < size]

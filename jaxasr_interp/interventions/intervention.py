@@ -1,4 +1,4 @@
-"""An intervention on a whole run: what is done to the encoder, to the decoder, and beside what."""
+"""Interventions on a whole run: edits of encoder and decoder, and the reference run they use."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -18,16 +18,16 @@ from jaxasr_interp.speech.noise import reference_audio
 
 @dataclasses.dataclass(frozen=True)
 class Intervention:
-    """What is done to a run.
+    """The edits of a run.
 
     Attributes:
-        text: how it is written; see `interventions.grammar`.
+        text: the intervention as text; see `interventions.grammar`.
         encoder: edit of the encoder.
         decoder: edit of the decoder; positions are those of the run.
         steps: edit of the decoder; positions count from the one that predicts the first token.
-        reference: what the reference run hears, if an edit takes values from one: `"noise"`,
+        reference: audio of the reference run, if an edit takes values from one: `"noise"`,
             `"silence"` or an audio file.
-        seed: the seed of its noise.
+        seed: seed of the noise.
     """
 
     text: str
@@ -47,7 +47,7 @@ class Intervention:
         return as_edit(self.encoder)
 
     def decoder_edit(self, prompt: int) -> Edit:
-        """The decoder's edit in a run whose prompt has so many tokens."""
+        """Return the decoder's edit in a run whose prompt has `prompt` tokens."""
         steps = as_edit(self.steps)
         if not isinstance(steps, Identity):
             steps = CountedFrom(steps, prompt - 1)
@@ -64,24 +64,24 @@ def hear_reference(
     seed: int,
     sites: str | Iterable[str],
 ) -> EncoderRun:
-    """Encode what a reference run hears beside a clip.
+    """Encode the audio of the reference run of a clip.
 
     Args:
         model: the model.
-        clip: 16 kHz samples, which noise or silence matches in length and loudness.
+        clip: 16 kHz samples; noise has their length and loudness, silence their length.
         reference: `"noise"`, `"silence"` or an audio file.
-        seed: of the noise.
+        seed: seed of the noise.
         sites: activations to keep.
 
     Raises:
         InputError: the file cannot be read, or is longer than 30 s.
     """
-    # Noise as loud as a silent clip is silence.
+    # The noise for a silent clip would be as silent as the clip, so the clip itself is encoded.
     known = np.any(clip) or reference not in ("noise", "silence")
-    heard = reference_audio(reference, clip, seed) if known else clip
-    if len(heard) > CHUNK_SAMPLES:
+    audio = reference_audio(reference, clip, seed) if known else clip
+    if len(audio) > CHUNK_SAMPLES:
         raise InputError(f"The reference {reference} is longer than 30 s.")
-    return encode(model, log_mel_spectrogram(heard, model.config.n_mels), sites=sites)
+    return encode(model, log_mel_spectrogram(audio, model.config.n_mels), sites=sites)
 
 
 def encode_under(
@@ -97,16 +97,16 @@ def encode_under(
 
     Args:
         model: the model.
-        clips: 16 kHz samples of each.
-        intervention: its encoder edit is applied.
-        mels: the clips' spectrograms where they are known.
-        hear: `hear_reference`, or what remembers its runs.
+        clips: 16 kHz samples of each clip.
+        intervention: the intervention, whose encoder edit is applied.
+        mels: the clips' spectrograms, if they are known.
+        hear: `hear_reference`, or a function that remembers its runs.
 
     Returns:
-        The encoder states, and those of the reference run where the decoder's edits need it.
+        The encoder states; and those of the reference run if the decoder's edits need it.
 
     Raises:
-        InputError: a part takes values from a reference run and there is none.
+        InputError: an edit takes values from a reference run and the intervention names none.
     """
     encoder, decoder = intervention.encoder_edit, intervention.decoder_edit(1)
     needed = encoder.needs_reference or decoder.needs_reference

@@ -33,7 +33,7 @@ KINDS: dict[str, set[str]] = {
     "mean": {"ref"},
     "knockout": {"keys"},
 }
-"""The kinds of edits, and the keys that each takes beside the place's own."""
+"""The kinds of edits, and the keys that each takes in addition to those of the place."""
 _OPTIONAL = {"seed"}
 _NUMBERS = {"factor", "std", "seed", "alpha"}
 _LARGEST_SEED = 2**31 - 1
@@ -41,11 +41,11 @@ _LARGEST_SEED = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class KindText:
-    """What an edit does, read but not yet an edit of some site.
+    """The kind of an edit after its text was read, before it becomes an edit of some site.
 
     Attributes:
         name: one of `KINDS`.
-        values: the text of its keys.
+        values: the text of each key's value.
     """
 
     name: str
@@ -53,7 +53,7 @@ class KindText:
 
     @property
     def reference(self) -> str | None:
-        """What the reference run of a mix hears; `None` for the other kinds."""
+        """The audio of the reference run of a mix; `None` for the other kinds."""
         return self.values["ref"] if self.name == "mix" else None
 
     @property
@@ -64,19 +64,19 @@ class KindText:
 
     @property
     def text(self) -> str:
-        """The kind as it is written, with the keys that it has by default."""
+        """The text of the kind, with all keys that have a value."""
         return ":".join([self.name, *(f"{key}={value}" for key, value in self.values.items())])
 
     @property
     def seed(self) -> int:
-        """The seed of the noise, or of the noise that the reference run hears."""
+        """The seed of the noise, which is an edit's own or the audio of the reference run."""
         return int(self.number("seed")) if "seed" in self.values else 0
 
     def number(self, key: str) -> float:
-        """The number that a key gives.
+        """Return the value of a key as a number.
 
         Raises:
-            InputError: it is none, or none that fits the key.
+            InputError: the value is no number, or does not fit the key.
         """
         try:
             number = float(self.values[key])
@@ -90,12 +90,12 @@ class KindText:
     def edit(
         self, stack: Stack, site: str, config: WhisperConfig, *, from_first_step: bool = False
     ) -> Edit:
-        """The edit of every cell of a site.
+        """Make the edit of every cell of a site.
 
         Args:
-            stack: whose site.
+            stack: stack of the site.
             site: the site.
-            config: of the model.
+            config: sizes of the model.
             from_first_step: whether positions count from the one that predicts the first token.
 
         Raises:
@@ -136,14 +136,14 @@ def parse_kind(
     """Read `KIND[:KEY=VALUE ...]`.
 
     Args:
-        text: as in `noise:std=0.5:seed=1`.
-        also: keys that may stand beside those of the kind.
-        references: the `ref` of each kind that need not say its own; `""` for a mean of clips that
-            the caller knows.
+        text: text such as `noise:std=0.5:seed=1`.
+        also: keys that are allowed in addition to those of the kind.
+        references: default of `ref` for some kinds; `""` for a mean of clips that the caller
+            knows.
 
     Raises:
-        InputError: there is no such kind or key, a key has no fitting value or several, or one is
-            missing.
+        InputError: there is no such kind or key, a key is missing, or its value does not fit or is
+            given twice.
     """
     name, *options = text.split(":")
     if name not in KINDS:
@@ -176,7 +176,9 @@ def parse_kind(
 def windows_in_any_run(
     key: str, text: str, config: WhisperConfig, *, timed: bool
 ) -> tuple[Window, ...]:
-    """The windows of frames, or of tokens of a run that is not known yet, that a key names.
+    """Return the windows of positions that a key names, in a run of unknown length.
+
+    They are windows of encoder frames if `timed` is true, otherwise of decoder tokens.
 
     Raises:
         InputError: the text cannot be read, or counts from the end of a text that has none yet.
@@ -188,7 +190,7 @@ def windows_in_any_run(
 
 
 def _merged(windows: Sequence[Window]) -> tuple[Window, ...]:
-    """The same positions in as few windows as there can be, each edited once."""
+    """Merge windows that overlap or touch, so that each position is edited once."""
     merged: list[Window] = []
     for start, stop in sorted(windows):
         if merged and start <= merged[-1][1]:
@@ -199,7 +201,7 @@ def _merged(windows: Sequence[Window]) -> tuple[Window, ...]:
 
 
 def _rejoined(options: Sequence[str]) -> list[str]:
-    """Options whose values hold colons, as `pos=4:12` does, in one piece."""
+    """Join again the options whose values hold colons, such as `pos=4:12`."""
     joined: list[str] = []
     for option in options:
         if joined and "=" not in option:

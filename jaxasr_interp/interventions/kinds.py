@@ -1,6 +1,6 @@
-"""What an edit does to an activation: zero, scale, shift, replace, or disconnect.
+"""The kinds of edits: they zero, scale, shift or replace activations, or knock out attention.
 
-Each is an edit of every cell that it is called on; `where` confines it to some.
+Each class edits every cell that it is called on; `where` confines an edit to some cells.
 """
 
 import zlib
@@ -32,7 +32,7 @@ from jaxasr_interp.pytree import pytree_dataclass, static
 
 @pytree_dataclass
 class Zero(Edit):
-    """`a -> 0`: ablation."""
+    """Zero ablation, `a -> 0`."""
 
     def __call__(
         self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
@@ -43,7 +43,7 @@ class Zero(Edit):
 
 @pytree_dataclass
 class Scale(Edit):
-    """`a -> factor · a`."""
+    """Scaling, `a -> factor · a`."""
 
     factor: Float[Array, ""] | float
 
@@ -56,10 +56,10 @@ class Scale(Edit):
 
 @pytree_dataclass
 class Add(Edit):
-    """`a -> a + vector`: steering, the same vector at every cell.
+    """Steering, `a -> a + vector`, with the same vector at every cell.
 
     Args:
-        vector: of the size of the site's last axis.
+        vector: vector of the size of the site's last axis.
     """
 
     vector: Float[Array, " d"]
@@ -79,9 +79,10 @@ class Add(Edit):
 
 @pytree_dataclass
 class Noise(Edit):
-    """`a -> a + std · ε`: Gaussian ε of each site, layer and cell, the same for the same seed.
+    """Noise, `a -> a + std · ε`, with Gaussian ε for each site, layer and cell.
 
-    A cell's ε depends on its position and head alone, not on how long the run is.
+    The same seed gives the same ε. The ε of a cell depends on its position and head, not on the
+    length of the run.
     """
 
     std: Float[Array, ""] | float
@@ -106,13 +107,13 @@ class Noise(Edit):
 
 @pytree_dataclass
 class Interchange(Edit):
-    """`a -> source`: the activation that another run, or the mean of several, has there.
+    """Interchange, `a -> source`, the activation there of another run or the mean of several runs.
 
     Args:
         source: activations of the other run, from `encode` or `decode` with the sites to patch.
-            `None` to take them from the reference run that the context of the edit holds: a run
-            beside this one, given to `encode`, `generate` or `transcribe`. In generation, positions
-            behind the last of the source keep their value.
+            `None` to take them from the reference run in the context of the edit, which is given
+            to `encode`, `generate` or `transcribe`. In generation, positions after the last of the
+            source keep their value.
     """
 
     source: Activations | None = None
@@ -127,7 +128,7 @@ class Interchange(Edit):
         source = value_at(acts, site, layer)
         if source is None:
             raise InputError(f"The source of the patch lacks {site!r}: run it with that site.")
-        # A reference run has the value's own positions; a source has all of its run.
+        # A reference run holds the same positions as the value; a source holds all of its run.
         whole = context.positions is None or counts_frames("decoder", site)
         if source.shape == value.shape and (whole or self.source is None):
             return source.astype(value.dtype)
@@ -150,7 +151,7 @@ class Interchange(Edit):
         return self.source is None
 
     def check(self, stack: Stack, config: WhisperConfig) -> None:
-        """Raise `InputError` if the source is of the other stack."""
+        """Raise `InputError` if the source holds activations of the other stack."""
         other = DecoderActivations if stack == "encoder" else EncoderActivations
         if isinstance(self.source, other):
             raise InputError(
@@ -161,15 +162,15 @@ class Interchange(Edit):
 
 @pytree_dataclass
 class Mean(Edit):
-    """`a -> mean of a` over clips that are named but not run yet.
+    """Mean ablation, `a -> mean of a` over clips that are named but not run yet.
 
-    Reading an edit from its text never runs the model. What runs it puts the mean in this edit's
-    place, an `Interchange`: see `generation.means.resolve_means`.
+    Reading an edit from its text never runs the model. Before the model runs, the computed mean, an
+    `Interchange`, replaces this edit: see `generation.means.resolve_means`.
 
     Args:
         references: the clips' audio files.
-        stack: whose site it is.
-        site: where the mean is taken.
+        stack: stack of the site.
+        site: site at which the mean is taken.
         from_first_step: whether positions count from the one that predicts the first token.
     """
 
@@ -190,10 +191,10 @@ class Mean(Edit):
 
 @pytree_dataclass
 class Knockout(Edit):
-    """Attention does not look at the keys from `start` up to `stop`.
+    """Attention knockout: no query attends to the keys from `start` up to `stop`.
 
-    `pattern -> pattern · m / Σ(pattern · m)`, `m` being 0 at those keys: what the softmax gives
-    without them. A query that has no other key attends to nothing. Geva et al. 2023.
+    `pattern -> pattern · m / Σ(pattern · m)`, where `m` is 0 at those keys; this is the softmax
+    over the other keys. A query that has no other key attends to nothing. Geva et al. 2023.
     """
 
     start: Int[Array, ""] | int
@@ -202,7 +203,7 @@ class Knockout(Edit):
     def __call__(
         self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
     ) -> Array:
-        """Return the pattern; raise `InputError` if the site is none."""
+        """Return the edited pattern; raise `InputError` if the site is no pattern."""
         if site not in ("pattern", "cross_pattern"):
             raise InputError(
                 f"Attention is knocked out at 'pattern' or 'cross_pattern', not at {site!r}."

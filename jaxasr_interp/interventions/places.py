@@ -1,9 +1,9 @@
-"""Places as text: which site, layers and heads, `STACK.SITE[@LAYERS[.HEADS]]`.
+"""Places as text: `STACK.SITE[@LAYERS[.HEADS]]` names a site, layers and heads.
 
 `decoder.cross_attn_out@3`, `encoder.resid_post@*`, `decoder.z@0-3,5.0,2`, `decoder.z@*.each`.
 Layers and heads are numbers, ranges (`0-3`), lists (`0,3-5,-1`) or `*` for all; sites outside the
-layers have none. A sweep may leave the layers out, which means all of them, and takes `each` for
-all heads one by one.
+layers have none. In a sweep, a place without layers means all of them, and `each` means all heads
+one by one.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ class Place:
     """A site with layers and heads; numbers may count from the end.
 
     Attributes:
-        stack: whose site.
+        stack: stack of the site.
         site: the site.
-        layers: which layers; `None` for all of them, or for a site outside the layers.
-        heads: which heads, `"each"` for all of them one by one, or `None` for the whole site.
+        layers: layer numbers; `None` for all of them, or for a site outside the layers.
+        heads: head numbers, `"each"` for all of them one by one, or `None` for the whole site.
     """
 
     stack: Stack
@@ -37,11 +37,11 @@ def parse_place(text: str, *, layers_needed: bool = False) -> Place:
     """Read `STACK.SITE[@LAYERS[.HEADS]]`.
 
     Args:
-        text: as above.
-        layers_needed: whether a site of the layers has to say in which of them.
+        text: text of the place.
+        layers_needed: whether the text must name layers if the site lies in the layers.
 
     Raises:
-        InputError: the text is something else, or there is no such site.
+        InputError: the text cannot be read, or there is no such site.
     """
     where, _, cells = text.partition("@")
     stack, dot, site = where.partition(".")
@@ -73,7 +73,7 @@ def parse_indices(what: str, text: str) -> tuple[int, ...]:
     """Read `0,3-5,-1` as `(0, 3, 4, 5, -1)`.
 
     Raises:
-        InputError: the text is something else.
+        InputError: the text cannot be read.
     """
     indices: list[int] = []
     for part in text.split(","):

@@ -1,6 +1,6 @@
-"""Where an edit acts: `At` some cells of one site, with a strength; `Several` one after another.
+"""Where edits act: `At` confines an edit to cells of one site, `Several` applies edits in order.
 
-`At` confines an edit to a layer, head and window of positions: `ã = (1 - α) a + α edit(a)`.
+`At` names a layer, a head, a window of positions and a strength: `ã = (1 - α) a + α edit(a)`.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,9 @@ from jaxasr_interp.model.sites import (
 from jaxasr_interp.pytree import pytree_dataclass, replace, static
 
 EVERY = -1
-"""Every layer, or every head."""
+"""This number means every layer, or every head."""
 END = 2**30
-"""Behind the last position of any run."""
+"""A position after the last of any run."""
 
 
 @pytree_dataclass
@@ -46,14 +46,14 @@ class At(Edit):
     `ã = (1 - α) a + α edit(a)` in the chosen layer, head and positions; `a` elsewhere.
 
     Args:
-        edit: what to do there: an `Edit`, or a plain function.
-        layer: which layer, or `EVERY` (-1); not looked at for a site outside the layers.
+        edit: the edit of these cells: an `Edit`, or a plain function.
+        layer: layer number, or `EVERY` (-1); ignored for a site outside the layers.
         start: first position (a token, or an encoder frame).
-        stop: the position after the last; by default all that follow.
-        head: which head, or `EVERY` (-1).
+        stop: the position after the last; by default all positions from `start` on.
+        head: head number, or `EVERY` (-1).
         alpha: strength; 1 gives `edit(a)` itself.
         site: a site with a position axis.
-        stack: whose site it is, where only one is meant: in the other the edit is refused.
+        stack: stack of the site, or `None` for either; the other stack refuses the edit.
 
     Raises:
         InputError: there is no such site.
@@ -100,7 +100,7 @@ class At(Edit):
 
     @property
     def inner(self) -> Edit:
-        """What is done in the chosen cells."""
+        """The edit of the chosen cells."""
         return as_edit(self.edit)
 
     @property
@@ -110,12 +110,13 @@ class At(Edit):
 
     @property
     def touches(self) -> frozenset[str]:
-        """The one site that may change."""
+        """The only site that may change."""
         return frozenset({self.site})
 
     def check(self, stack: Stack, config: WhisperConfig) -> None:
-        """Raise `InputError` if the edit is of the other stack, or the model has no such layer or
-        head, where they are not traced.
+        """Raise `InputError` if the edit is for the other stack, or layer or head does not exist.
+
+        A layer or head that is traced is not checked.
         """
         super().check(stack, config)
         if self.stack not in (None, stack):
@@ -139,7 +140,7 @@ class At(Edit):
 
 @pytree_dataclass
 class Several(Edit):
-    """One edit after another: `a -> edit_n(... edit_1(a))`.
+    """Several edits, applied one after another: `a -> edit_n(... edit_1(a))`.
 
     Args:
         parts: the edits in order.
@@ -165,12 +166,12 @@ class Several(Edit):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether one of them takes values from a reference run."""
+        """Whether one of the edits takes values from a reference run."""
         return any(edit.needs_reference for edit in self.edits)
 
     @property
     def touches(self) -> frozenset[str] | None:
-        """The sites that may change, if all edits say."""
+        """The sites that may change; `None` unless all edits name theirs."""
         each = [edit.touches for edit in self.edits]
         known = [sites for sites in each if sites is not None]
         return frozenset().union(*known) if len(known) == len(each) else None
@@ -183,11 +184,11 @@ class Several(Edit):
 
 @pytree_dataclass
 class CountedFrom(Edit):
-    """An edit whose positions count from `origin` of the run: there, its position is 0.
+    """An edit whose positions count from the position `origin` of the run.
 
     Args:
         edit: the edit.
-        origin: a token position.
+        origin: the token position that the edit takes for position 0.
     """
 
     edit: Edit
@@ -196,7 +197,7 @@ class CountedFrom(Edit):
     def __call__(
         self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
     ) -> Array:
-        """Return the value, edited by its positions from `origin` on."""
+        """Return the edited value; the edit counts positions from `origin`."""
         positions = context.positions_of(site, value) - jnp.asarray(self.origin, jnp.int32)
         return self.edit(site, layer, value, replace(context, positions=positions))
 
@@ -207,7 +208,7 @@ class CountedFrom(Edit):
 
     @property
     def touches(self) -> frozenset[str] | None:
-        """The sites that the edit may change, if it says."""
+        """The sites that the edit may change; `None` if it does not say."""
         return self.edit.touches
 
     def check(self, stack: Stack, config: WhisperConfig) -> None:
@@ -216,7 +217,7 @@ class CountedFrom(Edit):
 
 
 def chain(edits: Sequence[Edit]) -> Edit:
-    """One edit that does what all do, in order."""
+    """Make one edit that applies all edits in order."""
     parts = [
         part
         for edit in edits
@@ -227,7 +228,7 @@ def chain(edits: Sequence[Edit]) -> Edit:
 
 
 def blend(alpha: Array | float, value: Array, edited: Array) -> Array:
-    """`(1 - α) value + α edited`; bit for bit `edited` itself at α = 1, and `value` at α = 0."""
+    """Compute `(1 - α) value + α edited`; exactly `edited` at α = 1, exactly `value` at α = 0."""
     alpha = jnp.asarray(alpha, value.dtype)
     alpha = alpha.reshape(alpha.shape + (1,) * (value.ndim - alpha.ndim))
     mixed = (1 - alpha) * value + alpha * edited

@@ -1,7 +1,7 @@
 """The layers of Whisper's two stacks: attention and MLP, each added to the residual stream.
 
-Written for one example. All but the self-attention dots is row-wise, so that rows of many runs can
-share one call of each part: the sweep engine and cached decoding reuse the parts.
+The code is written for one example. All but the self-attention dots is row-wise, so that rows of
+many runs can share one call of each part: the sweep engine and cached decoding reuse the parts.
 """
 
 from collections.abc import Callable
@@ -38,12 +38,12 @@ class EncoderBlock(nnx.Module):
         resid: Float[Array, "frame d_model"],
         extend: Callable[[KeysValues], KeysValues] = _as_computed,
     ) -> Float[Array, "frame d_model"]:
-        """One layer: `resid_pre` to `resid_post`.
+        """Run one layer, from `resid_pre` to `resid_post`.
 
         Args:
             tap: edits and keeps the activations.
             resid: `resid_pre`.
-            extend: gives the keys and values attended to from those of these frames.
+            extend: takes the keys and values of these frames and returns all that are attended to.
         """
         resid = tap("resid_pre", resid)
         q, kv = self.project(tap, resid)
@@ -52,7 +52,7 @@ class EncoderBlock(nnx.Module):
     def project(
         self, tap: Tap, resid_pre: Float[Array, "rows d_model"]
     ) -> tuple[Float[Array, "rows head d_head"], KeysValues]:
-        """Queries, keys and values of self-attention."""
+        """Compute queries, keys and values of self-attention."""
         normed = self.attn_norm(resid_pre)
         q = tap("q", self.attn.queries(normed))
         return q, KeysValues.at_sites(tap, "", *self.attn.keys_values(normed))
@@ -63,7 +63,7 @@ class EncoderBlock(nnx.Module):
         resid_pre: Float[Array, "rows d_model"],
         attn_out: Float[Array, "rows d_model"],
     ) -> Float[Array, "rows d_model"]:
-        """What follows self-attention: to `resid_post`."""
+        """Run the rest of the layer, from the output of self-attention to `resid_post`."""
         resid = tap("resid_mid", resid_pre + attn_out)
         return tap("resid_post", resid + self.mlp(tap, self.mlp_norm(resid)))
 
@@ -93,15 +93,15 @@ class DecoderBlock(nnx.Module):
         mask: Bool[Array, "pos key"],
         extend: Callable[[KeysValues], KeysValues] = _as_computed,
     ) -> Float[Array, "pos d_model"]:
-        """One layer: `resid_pre` to `resid_post`.
+        """Run one layer, from `resid_pre` to `resid_post`.
 
         Args:
             tap: edits and keeps the activations.
             resid: `resid_pre`.
             cross: keys and values of the encoder states.
             mask: which keys each position may attend to.
-            extend: gives the keys and values attended to from those of these positions: joined to
-                those of earlier ones, for example.
+            extend: takes the keys and values of these positions and returns all that are attended
+                to; it may join them to those of earlier positions, for example.
         """
         resid = tap("resid_pre", resid)
         q, kv = self.project(tap, resid)
@@ -110,7 +110,7 @@ class DecoderBlock(nnx.Module):
     def project(
         self, tap: Tap, resid_pre: Float[Array, "rows d_model"]
     ) -> tuple[Float[Array, "rows head d_head"], KeysValues]:
-        """Queries, keys and values of self-attention."""
+        """Compute queries, keys and values of self-attention."""
         normed = self.attn_norm(resid_pre)
         q = tap("q", self.attn.queries(normed))
         return q, KeysValues.at_sites(tap, "", *self.attn.keys_values(normed))
@@ -122,7 +122,7 @@ class DecoderBlock(nnx.Module):
         attn_out: Float[Array, "rows d_model"],
         cross: KeysValues,
     ) -> Float[Array, "rows d_model"]:
-        """What follows self-attention: to `resid_post`."""
+        """Run the rest of the layer, from the output of self-attention to `resid_post`."""
         resid = tap("resid_mid", resid_pre + attn_out)
         return self.finish_cross(tap, resid, self.cross_attention(tap, resid, cross))
 
@@ -132,14 +132,14 @@ class DecoderBlock(nnx.Module):
         resid_mid: Float[Array, "rows d_model"],
         cross_attn_out: Float[Array, "rows d_model"],
     ) -> Float[Array, "rows d_model"]:
-        """What follows cross-attention: to `resid_post`."""
+        """Run the rest of the layer, from the output of cross-attention to `resid_post`."""
         resid = tap("resid_mid_cross", resid_mid + cross_attn_out)
         return tap("resid_post", resid + self.mlp(tap, self.mlp_norm(resid)))
 
     def cross_attention(
         self, tap: Tap, resid_mid: Float[Array, "rows d_model"], cross: KeysValues
     ) -> Float[Array, "rows d_model"]:
-        """What cross-attention adds to the residual stream."""
+        """Compute what cross-attention adds to the residual stream."""
         q = tap("cross_q", self.cross_attn.queries(self.cross_norm(resid_mid)))
         cross = KeysValues.at_sites(tap, "cross_", cross.k.swapaxes(0, 1), cross.v.swapaxes(0, 1))
         return self.cross_attn.attend(tap, q, cross)

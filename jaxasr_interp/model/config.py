@@ -1,4 +1,4 @@
-"""The shape of a Whisper model, and how its checkpoint wants to generate."""
+"""The sizes of a Whisper model, and the generation settings of its checkpoint."""
 
 import dataclasses
 from typing import Any
@@ -56,15 +56,15 @@ class WhisperConfig:
 
     @property
     def mel_frames(self) -> int:
-        """Columns of the spectrogram the encoder takes (3000)."""
+        """Number of columns of the spectrogram that the encoder takes (3000)."""
         return 2 * self.max_frames
 
     def layers(self, stack: Stack) -> int:
-        """Layers of a stack."""
+        """Return the number of layers of a stack."""
         return self.encoder_layers if stack == "encoder" else self.decoder_layers
 
     def heads(self, stack: Stack) -> int:
-        """Attention heads in each layer of a stack."""
+        """Return the number of attention heads in each layer of a stack."""
         return self.encoder_heads if stack == "encoder" else self.decoder_heads
 
     @classmethod
@@ -93,13 +93,13 @@ class WhisperConfig:
         return cls(**{name: config[hf] for name, hf in _HF_FIELDS.items()})
 
     def to_hf(self) -> dict[str, Any]:
-        """The same sizes under Hugging Face's names."""
+        """Return the same sizes under Hugging Face's names."""
         return {hf: getattr(self, name) for name, hf in _HF_FIELDS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationSettings:
-    """What a checkpoint says about decoding.
+    """The settings for decoding that come with a checkpoint.
 
     Attributes:
         suppress: token ids that are never generated.

@@ -1,9 +1,9 @@
-"""Writing activations: an edit is a pure function `edit(site, layer, value, context) -> value`.
+"""Edits of activations: pure functions `edit(site, layer, value, context) -> value`.
 
 The model calls its edit at every site. `layer` is the (possibly traced) layer index, or `None` for
 sites outside the layers; `value` is the activation of that layer; `context` says which positions
-the value holds and what a reference run has there, which generation (one position at a time) and
-edits that take values from another run need.
+the value holds and what a reference run has there. Generation, which runs one position at a time,
+and edits that take values from another run need the context.
 
 `Edit` is the base class; `interventions.kinds` has the usual edits, and `interventions.where` says
 where they act. A plain function `edit(site, layer, value) -> value` is an edit too: public
@@ -39,7 +39,7 @@ type EditLike = Edit | Callable[[str, LayerIndex, Array], Array]
 
 @pytree_dataclass
 class EditContext:
-    """What an edit is told of a value beside its site and layer.
+    """What an edit is told about a value in addition to its site and layer.
 
     Attributes:
         positions: the token position in the run of each row that the value holds; `None` for a
@@ -52,28 +52,28 @@ class EditContext:
     reference: Activations | None = None
 
     def positions_of(self, site: str, value: Array) -> Int[Array, " pos"]:
-        """The positions along the position axis of a site's value."""
+        """Return the positions along the position axis of a site's value."""
         if self.positions is not None and not counts_frames("decoder", site):
             return self.positions
         return jnp.arange(value.shape[position_axis(site)], dtype=jnp.int32)
 
 
 WHOLE_RUN = EditContext()
-"""The context of a value that holds every position of its run, with no reference run beside it."""
+"""The context of a value that holds every position of its run, without a reference run."""
 
 
 class Edit:
     """Base class of edits. A subclass is a pytree (see `pytree_dataclass`) and defines `__call__`.
 
-    An edit that takes values from a reference run says so in `needs_reference`; one that knows
-    which sites it may change says so in `touches`, which spares the model what only the other sites
-    need; one that knows more about where it acts extends `check`.
+    An edit that takes values from a reference run says so in `needs_reference`. One that knows
+    which sites it may change names them in `touches`, so that the model need not compute what only
+    other sites need. One that knows more about where it acts extends `check`.
     """
 
     def __call__(
         self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
     ) -> Array:
-        """The edited value, of the same shape and dtype."""
+        """Return the edited value, of the same shape and dtype."""
         raise NotImplementedError
 
     @property
@@ -87,7 +87,7 @@ class Edit:
         return False
 
     def check(self, stack: Stack, config: WhisperConfig) -> None:
-        """Raise `InputError` if the edit names what the model lacks, where it would do nothing."""
+        """Raise `InputError` if the edit names a site that the stack lacks: it would do nothing."""
         for site in sorted(self.touches or ()):
             check_site(stack, site)
 
@@ -117,7 +117,7 @@ class FunctionEdit(Edit):
     def __call__(
         self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
     ) -> Any:
-        """Return what the function makes of the value, whatever that is: see `apply_edit`."""
+        """Return the result of the function, which `apply_edit` checks."""
         return self.function(site, layer, value)
 
 
@@ -125,7 +125,7 @@ identity = Identity()
 
 
 def as_edit(edit: EditLike) -> Edit:
-    """Return an edit as it is, and a plain function wrapped so that it can cross `jax.jit`."""
+    """Return an edit unchanged, and a plain function wrapped so that it can cross `jax.jit`."""
     if isinstance(edit, Edit):
         return edit
     is_leaf = any(leaf is edit for leaf in jax.tree.leaves(edit))
@@ -135,7 +135,7 @@ def as_edit(edit: EditLike) -> Edit:
 def apply_edit(
     edit: Edit, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
 ) -> Array:
-    """The edited value; raise `InputError` unless it has the value's shape and dtype."""
+    """Return the edited value; raise `InputError` unless it has the value's shape and dtype."""
     edited = edit(site, layer, value, context)
     shape, dtype = jnp.shape(edited), jnp.result_type(edited)
     if not isinstance(edited, Array) or shape != value.shape or dtype != value.dtype:
@@ -149,7 +149,7 @@ def apply_edit(
 class Tap:
     """Passes each site's value through the edit and keeps the result to be returned.
 
-    A block makes one, uses it for the length of one call and returns `acts`; nothing outlives the
+    A block makes a tap, uses it during one call and returns `acts`; the tap does not outlive the
     call.
     """
 
@@ -165,7 +165,7 @@ class Tap:
 
     @property
     def wants_patterns(self) -> bool:
-        """Whether anybody may look at attention patterns: an edit, or who reads them."""
+        """Whether attention patterns are needed, by an edit or because they are returned."""
         touched = self.edit.touches
         return self.patterns or touched is None or bool(touched & PATTERN_SITES)
 
@@ -178,18 +178,18 @@ class Tap:
 
 
 def untouched() -> Tap:
-    """A tap that edits nothing, for parts of a block that are called on rows of their own."""
+    """Make a tap that edits nothing, for parts of a block that are called alone on some rows."""
     return Tap(identity, None)
 
 
 def value_at(acts: Any, site: str, layer: LayerIndex) -> Array | None:
-    """The activation at a site, of one layer if it is inside them; `None` if it was not kept."""
+    """Return the activation at a site (in `layer`, unless that is `None`); `None` if not kept."""
     value = getattr(acts, site, None)
     return value if layer is None or value is None else value[layer]
 
 
 def along(axis: int, indices: Int[Array, " size"], ndim: int) -> Int[Array, "..."]:
-    """Indices of one axis, shaped to broadcast against a value of `ndim` axes."""
+    """Reshape indices of one axis so that they broadcast against a value of `ndim` axes."""
     shape = [1] * ndim
     shape[axis] = -1
     return indices.reshape(shape)

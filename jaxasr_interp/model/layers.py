@@ -1,6 +1,7 @@
-"""The parts a Whisper block is made of: linear maps, norms, attention and MLP.
+"""The parts of a Whisper block: linear maps, norms, attention and MLP.
 
-Row-wise unless said otherwise: `[rows, ...]` in and out, each row on its own.
+A part is row-wise unless its docstring says otherwise: it takes and returns `[rows, ...]`, and
+computes each row independently of the others.
 """
 
 import jax
@@ -16,14 +17,14 @@ LAYER_NORM_EPSILON = 1e-5
 
 
 class Linear(nnx.Module):
-    """`y = x W + b` over rows, accumulated in float32 or wider."""
+    """Linear map `y = x W + b` of each row, accumulated in float32 or wider."""
 
     def __init__(self, d_in: int, d_out: int, *, use_bias: bool = True, rngs: nnx.Rngs):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (d_in, d_out)) * d_in**-0.5)
         self.bias = nnx.Param(jnp.zeros(d_out)) if use_bias else None
 
     def __call__(self, x: Float[Array, "rows d_in"]) -> Float[Array, "rows d_out"]:
-        """Apply to each row."""
+        """Apply the map to each row."""
         y = jnp.matmul(x, self.kernel[...], preferred_element_type=accumulation_dtype(x.dtype))
         if self.bias is not None:
             y = y + self.bias[...].astype(y.dtype)[None, :]
@@ -31,14 +32,14 @@ class Linear(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """`y = (x - mean) / sqrt(var + 1e-5) · scale + bias` over the last axis."""
+    """LayerNorm `y = (x - mean) / sqrt(var + 1e-5) · scale + bias` over the last axis."""
 
     def __init__(self, d_model: int):
         self.scale = nnx.Param(jnp.ones(d_model))
         self.bias = nnx.Param(jnp.zeros(d_model))
 
     def __call__(self, x: Float[Array, "rows d_model"]) -> Float[Array, "rows d_model"]:
-        """Apply to each row."""
+        """Normalise each row."""
         wide = x.astype(accumulation_dtype(x.dtype))
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
@@ -58,7 +59,7 @@ class Conv1d(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(d_out))
 
     def __call__(self, x: Float[Array, "rows d_in"]) -> Float[Array, "rows_out d_out"]:
-        """Apply along the rows."""
+        """Convolve along the rows."""
         padded = jnp.pad(x, ((1, 1), (0, 0)))
         windows = [padded[tap : tap + len(x) : self.stride] for tap in range(3)]
         kernel = self.kernel[...].reshape(-1, self.kernel.shape[-1])
@@ -71,16 +72,16 @@ class Conv1d(nnx.Module):
 
 
 def gelu(x: Array) -> Array:
-    """`x · Φ(x)` with the exact error function."""
+    """Compute `x · Φ(x)` with the exact error function."""
     return jax.nn.gelu(x, approximate=False)
 
 
 @pytree_dataclass
 class KeysValues:
-    """Keys and values of attention, of one layer or (with a leading axis) of all.
+    """Keys and values of attention, of one layer or (with a leading axis) of all layers.
 
-    Heads come first, as the dots want them: one query attending to 1500 frames is otherwise spent
-    transposing.
+    Heads come first, which is the layout of the dots: otherwise a step in which one query attends
+    to 1500 frames would spend most of its time on transposing.
     """
 
     k: Float[Array, "*layer head key d_head"]
@@ -120,13 +121,13 @@ class Attention(nnx.Module):
         self.out = Linear(d_model, d_model, rngs=rngs)
 
     def queries(self, x: Float[Array, "rows d_model"]) -> Float[Array, "rows head d_head"]:
-        """`x W_Q + b_Q`, by head."""
+        """Compute `x W_Q + b_Q`, by head."""
         return self._by_head(self.query(x))
 
     def keys_values(
         self, x: Float[Array, "key d_model"]
     ) -> tuple[Float[Array, "key head d_head"], Float[Array, "key head d_head"]]:
-        """`x W_K` and `x W_V + b_V`, by head."""
+        """Compute `x W_K` and `x W_V + b_V`, by head."""
         return self._by_head(self.key(x)), self._by_head(self.value(x))
 
     def attend(
@@ -136,7 +137,10 @@ class Attention(nnx.Module):
         kv: KeysValues,
         mask: Bool[Array, "query key"] | None = None,
     ) -> Float[Array, "query d_model"]:
-        """`softmax(q kᵀ / sqrt(d_head)) v W_O + b_O`; `mask` is true where a query may look."""
+        """Compute `softmax(q kᵀ / sqrt(d_head)) v W_O + b_O`.
+
+        `mask` is true where a query may attend to a key.
+        """
         return self.output(tap, self.mix(tap, q, kv, mask))
 
     def mix(
@@ -146,16 +150,16 @@ class Attention(nnx.Module):
         kv: KeysValues,
         mask: Bool[Array, "query key"] | None = None,
     ) -> Float[Array, "query head d_head"]:
-        """`softmax(q kᵀ / sqrt(d_head)) v`, head by head, before `z` is edited."""
+        """Compute `softmax(q kᵀ / sqrt(d_head)) v` for each head, before `z` is edited."""
         wide = accumulation_dtype(q.dtype)
-        # Heads first on both sides of each dot: on CPU anything else is twice as slow.
+        # Heads come first on both sides of each dot: on CPU other layouts are twice as slow.
         q = jnp.swapaxes(q * q.shape[-1] ** -0.5, 0, 1)
         scores = jnp.einsum("hqd,hkd->hqk", q, kv.k, preferred_element_type=wide)
         if mask is not None:
             scores = jnp.where(mask[None], scores, -jnp.inf)
         scores = tap(self.prefix + "attn_scores", scores)
         if tap.wants_patterns:
-            # Again after each edit: what a query may not look at stays hidden, whatever is written.
+            # The mask is applied again after each edit: no edit may unmask a key.
             if mask is not None:
                 scores = jnp.where(mask[None], scores, -jnp.inf)
             pattern = tap(self.prefix + "pattern", jax.nn.softmax(scores, axis=-1).astype(q.dtype))
@@ -163,7 +167,7 @@ class Attention(nnx.Module):
                 pattern = jnp.where(mask[None], pattern, jnp.zeros_like(pattern))
             z = jnp.einsum("hqk,hkd->hqd", pattern, kv.v, preferred_element_type=wide)
         else:
-            # Dividing the result rather than the pattern is one pass less over the scores.
+            # Dividing the result instead of the pattern saves one pass over the scores.
             weights = jnp.exp(scores - scores.max(-1, keepdims=True))
             z = jnp.einsum(
                 "hqk,hkd->hqd", weights.astype(q.dtype), kv.v, preferred_element_type=wide
@@ -174,17 +178,17 @@ class Attention(nnx.Module):
     def output(
         self, tap: Tap, z: Float[Array, "query head d_head"]
     ) -> Float[Array, "query d_model"]:
-        """`z W_O + b_O`, row by row."""
+        """Compute `z W_O + b_O` of each row."""
         z = tap(self.prefix + "z", z)
         out = self.out(z.reshape(len(z), -1))
         kernel = self.out.kernel[...].reshape(self.n_heads, z.shape[-1], -1)
         wide = accumulation_dtype(z.dtype)
-        # Heads first, as in `mix`: XLA has no other bfloat16 dot of this kind on CPU.
+        # Heads come first, as in `mix`: XLA has no other bfloat16 dot of this kind on CPU.
         result = jnp.einsum("hqd,hdm->hqm", z.swapaxes(0, 1), kernel, preferred_element_type=wide)
         result = result.swapaxes(0, 1).astype(z.dtype)
         edited = tap(self.prefix + "result", result)
         if edited is not result:
-            # The change rather than the sum: where the edit changes nothing, nothing changes.
+            # Adding the change leaves `out` exactly as it was where the edit changes nothing.
             out = out + (edited - result).sum(1)
         return tap(self.prefix + "attn_out", out)
 
@@ -193,13 +197,13 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """`gelu(x W_1 + b_1) W_2 + b_2`."""
+    """The MLP of a block, `gelu(x W_1 + b_1) W_2 + b_2`."""
 
     def __init__(self, d_model: int, d_mlp: int, *, rngs: nnx.Rngs):
         self.up = Linear(d_model, d_mlp, rngs=rngs)
         self.down = Linear(d_mlp, d_model, rngs=rngs)
 
     def __call__(self, tap: Tap, x: Float[Array, "rows d_model"]) -> Float[Array, "rows d_model"]:
-        """Apply to each row."""
+        """Apply the MLP to each row."""
         hidden = tap("mlp_post", gelu(tap("mlp_pre", self.up(x))))
         return tap("mlp_out", self.down(hidden))

@@ -1,4 +1,4 @@
-"""`encode` and `decode`: the jitted forward passes, returning requested activations."""
+"""The jitted forward passes `encode` and `decode`, which return the requested activations."""
 
 import functools
 from collections.abc import Iterable, Sequence
@@ -32,10 +32,10 @@ from jaxasr_interp.speech.utterance import Utterance
 
 @pytree_dataclass
 class EncoderRun:
-    """What `encode` returns.
+    """The result of `encode`.
 
     Attributes:
-        states: encoder states after the final LayerNorm, what the decoder attends to.
+        states: encoder states after the final LayerNorm, to which the decoder attends.
         acts: the requested activations.
     """
 
@@ -45,7 +45,7 @@ class EncoderRun:
 
 @pytree_dataclass
 class DecoderRun:
-    """What `decode` returns.
+    """The result of `decode`.
 
     Attributes:
         logits: next-token logits at every position, float32 or wider.
@@ -58,10 +58,10 @@ class DecoderRun:
 
 @pytree_dataclass
 class EncodedUtterance(Utterance):
-    """An utterance with its encoder run, which spares whoever takes it encoding the clip again.
+    """An utterance with its encoder run, so that the clip need not be encoded again.
 
     Attributes:
-        encoded: its encoder run; `None` if there is none.
+        encoded: encoder run of the clip; `None` if there is none.
     """
 
     encoded: EncoderRun | None = None
@@ -134,11 +134,11 @@ def decode(
 def encode_utterance(
     model: Whisper, utterance: Utterance, sites: str | Iterable[str] = ()
 ) -> EncoderRun:
-    """The encoder run that an utterance has, or one made now if it has none with these sites.
+    """Return the encoder run of an utterance; encode it if it has none with these sites.
 
     Args:
         model: from `load_model`.
-        utterance: what is heard.
+        utterance: the clip to encode.
         sites: encoder activations that are wanted.
     """
     wanted = requested_sites("encoder", sites)
@@ -173,7 +173,7 @@ def check_tokens(
 
 
 def check_states(config: WhisperConfig, states: Array) -> None:
-    """Raise `InputError` unless `states` is one clip's encoder states."""
+    """Raise `InputError` unless `states` has the shape of one clip's encoder states."""
     expected = (config.max_frames, config.d_model)
     if states.shape != expected:
         raise InputError(f"Encoder states are {states.shape}: this model takes {expected}.")

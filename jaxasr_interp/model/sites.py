@@ -1,4 +1,4 @@
-"""Every place in the model whose activation can be read and written, with its axes.
+"""Every place in the model whose activation can be read and edited, with its axes.
 
 Axes (the same words in every shape annotation of the library):
 
@@ -109,7 +109,7 @@ SITES: dict[str, dict[str, tuple[str, ...]]] = {
 """`SITES[stack][site]` is the tuple of axis names of the activation."""
 
 PATTERN_SITES = frozenset({"attn_scores", "pattern", "cross_attn_scores", "cross_pattern"})
-"""Quadratic in length, so they leave the blocks only when asked for."""
+"""Sites quadratic in the length, which blocks return only if they are requested."""
 
 RESIDUAL_SITES = (
     "resid_pre",
@@ -121,51 +121,55 @@ RESIDUAL_SITES = (
     "resid_post",
     "ln_final",
 )
-"""The residual stream and what each sublayer adds to it: what is returned unless one asks."""
+"""The residual stream and what each sublayer adds to it: the sites that are kept by default."""
 
 
 COMPONENT_SITES: dict[str, tuple[str, ...]] = {
     "encoder": ("attn_out", "mlp_out", "z"),
     "decoder": ("attn_out", "cross_attn_out", "mlp_out", "z", "cross_z"),
 }
-"""What a layer is made of: its sublayers, and the heads of its attention."""
+"""The sites of a layer's components: its sublayers, and the heads of its attention."""
 
 UNSWEPT_SITES: dict[str, frozenset[str]] = {
     "encoder": frozenset({"conv1_out", "attn_scores"}),
     "decoder": frozenset({"attn_scores", "cross_attn_scores", "ln_final", "logits"}),
 }
-"""Sites that a sweep does not patch: half-way through the stem, before a softmax whose `pattern` is
-patched instead, or after the last layer, where a patch says nothing about the model."""
+"""Sites that a sweep does not patch. They lie half-way through the stem, before a softmax whose
+`pattern` is patched instead, or after the last layer, where a patch says nothing about the model.
+"""
 
 
 def sweepable_sites(stack: Stack) -> list[str]:
-    """The sites of a stack that a sweep can patch, in the order of the forward pass."""
+    """List the sites of a stack that a sweep can patch, in the order of the forward pass."""
     return [site for site in SITES[stack] if site not in UNSWEPT_SITES[stack]]
 
 
 def layer_axes(site: str) -> tuple[str, ...]:
-    """The axes of one layer's activation at `site`, which both stacks name alike."""
+    """Return the axes of one layer's activation at `site`, which are the same in both stacks."""
     axes = next(sites[site] for sites in SITES.values() if site in sites)
     return axes[1:] if axes[0] == "layer" else axes
 
 
 def position_axis(site: str) -> int:
-    """Which axis of one layer's activation counts token positions or frames (of queries)."""
+    """Return the axis of one layer's activation that counts token positions or frames.
+
+    Where queries and keys both have such an axis, it is the axis of the queries.
+    """
     axes = layer_axes(site)
     return next(i for i, axis in enumerate(axes) if axis in ("pos", "frame", "query"))
 
 
 def counts_frames(stack: Stack, site: str) -> bool:
-    """Whether a site's positions are encoder frames rather than decoder tokens.
+    """Tell whether a site's positions are encoder frames rather than decoder tokens.
 
-    They are in all of the encoder, and at the decoder's `cross_k` and `cross_v`. False of a site
-    that the stack lacks.
+    They are frames in the whole encoder, and at the decoder's `cross_k` and `cross_v`. The result
+    is false for a site that the stack lacks.
     """
     return stack == "encoder" or "frame" in SITES[stack].get(site, ())[:2]
 
 
 def head_axis(site: str) -> int | None:
-    """Which axis of one layer's activation counts heads, if any does."""
+    """Return the axis of one layer's activation that counts heads; `None` if it has none."""
     axes = layer_axes(site)
     return axes.index("head") if "head" in axes else None
 

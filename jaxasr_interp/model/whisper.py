@@ -1,8 +1,8 @@
 """Whisper as NNX modules whose forward pass returns its activations.
 
-Written for one example; batch with `jax.vmap`. The layers of a stack are one block module with a
-leading `layer` axis on every parameter, run by `jax.lax.scan`, whose stacked outputs are the
-activations: those that nobody reads are dropped by the compiler.
+The code is written for one example; batch it with `jax.vmap`. The layers of a stack are one block
+module with a leading `layer` axis on every parameter. `jax.lax.scan` runs them, and its stacked
+outputs are the activations; the compiler drops those that are not used.
 
 Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision".
 """
@@ -27,7 +27,7 @@ from jaxasr_interp.speech.tokenizer import Tokenizer
 
 
 class Encoder(nnx.Module):
-    """Log-mel spectrogram to encoder states."""
+    """The encoder, which turns a log-mel spectrogram into encoder states."""
 
     def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
         self.n_layers = config.encoder_layers
@@ -53,7 +53,7 @@ class Encoder(nnx.Module):
             mel: log-mel spectrogram, `2 · max_frames` columns.
             edit: called at every site.
             patterns: also return attention scores and patterns.
-            context: what the edit is told.
+            context: what the edit is told about the values.
 
         Returns:
             The encoder states (`ln_final`), and every activation.
@@ -74,7 +74,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Tokens and encoder states to next-token logits."""
+    """The decoder, which turns tokens and encoder states into next-token logits."""
 
     def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
         self.n_layers = config.decoder_layers
@@ -90,7 +90,7 @@ class Decoder(nnx.Module):
         self.final_norm = LayerNorm(config.d_model)
 
     def cross_keys_values(self, states: Float[Array, "frame d_model"]) -> KeysValues:
-        """Every layer's cross-attention keys and values."""
+        """Compute the cross-attention keys and values of every layer."""
 
         def layer(block: DecoderBlock) -> KeysValues:
             k, v = block.cross_attn.keys_values(states)
@@ -114,11 +114,11 @@ class Decoder(nnx.Module):
             cross: from `cross_keys_values`.
             edit: called at every site.
             patterns: also return attention scores and patterns.
-            context: what the edit is told.
+            context: what the edit is told about the values.
 
         Returns:
-            The residual stream after the last layer (see `unembed`), and every activation up to
-            it.
+            The residual stream after the last layer (see `unembed`), and every activation before
+            `ln_final`.
         """
         tap = Tap(edit, None, context=context)
         pos_embed = self.pos_embed[...][: len(tokens)]
@@ -141,12 +141,12 @@ class Decoder(nnx.Module):
         edit: Edit = identity,
         context: EditContext = WHOLE_RUN,
     ) -> tuple[Float[Array, "rows d_vocab"], dict[str, Array]]:
-        """`LayerNorm(resid) W_Eᵀ`, in float32 or wider.
+        """Compute the logits `LayerNorm(resid) W_Eᵀ`, in float32 or wider.
 
         Args:
-            resid: the residual stream after the last layer, of some positions.
+            resid: the residual stream after the last layer, at some positions.
             edit: called at `ln_final` and `logits`.
-            context: which positions those are, if not all of a run.
+            context: names the positions, if `resid` does not have all of a run.
 
         Returns:
             The logits, and the activations of `ln_final` and `logits`.
@@ -160,14 +160,14 @@ class Decoder(nnx.Module):
 
 @pytree_dataclass
 class Run:
-    """What a forward pass gives.
+    """The result of a forward pass.
 
     Attributes:
-        states: encoder states after the final LayerNorm, what the decoder attends to.
-        cross: the decoder's cross-attention keys and values of them, of every layer.
+        states: encoder states after the final LayerNorm, to which the decoder attends.
+        cross: every layer's cross-attention keys and values of the encoder states.
         encoder: the encoder's activations.
         decoder: the decoder's activations.
-        resid: the decoder's residual stream after the last layer, which `unembed` reads.
+        resid: the decoder's residual stream after the last layer, the input of `unembed`.
         logits: next-token logits at the positions that were asked for.
     """
 
@@ -184,7 +184,7 @@ class Whisper(nnx.Module):
 
     Args:
         config: sizes.
-        rngs: for random parameters.
+        rngs: random numbers for the parameters.
 
     Attributes:
         generation: the checkpoint's generation settings.
@@ -217,7 +217,7 @@ class Whisper(nnx.Module):
             tokens: prompt and transcript.
             encoder_edit: called at every encoder site.
             decoder_edit: called at every decoder site.
-            logits_at: positions whose logits are wanted; all by default.
+            logits_at: positions at which logits are computed; all by default.
             patterns: also return attention scores and patterns.
         """
         states, acts = self.encoder(mel, encoder_edit, patterns=patterns)
@@ -235,16 +235,16 @@ class Whisper(nnx.Module):
         patterns: bool = False,
         context: EditContext = WHOLE_RUN,
     ) -> Run:
-        """The second half of the forward pass: from encoder states to logits.
+        """Run the second half of the forward pass, from encoder states to logits.
 
         Args:
             tokens: prompt and transcript.
             states: encoder states.
             edit: called at every decoder site.
-            cross: their cross-attention keys and values, where they are known.
-            logits_at: positions whose logits are wanted; all by default.
+            cross: cross-attention keys and values of the states, if they are known.
+            logits_at: positions at which logits are computed; all by default.
             patterns: also return attention scores and patterns.
-            context: what the edit is told.
+            context: what the edit is told about the values.
         """
         if cross is None:
             cross = self.decoder.cross_keys_values(states)
@@ -253,7 +253,7 @@ class Whisper(nnx.Module):
             logits, final_acts = self.decoder.unembed(resid, edit, context)
             acts = dataclasses.replace(acts, **final_acts)
         else:
-            # The reference run's last activations are of all positions.
+            # The context has no reference: activations of the reference run are of all positions.
             logits, _ = self.decoder.unembed(resid[logits_at], edit, EditContext(logits_at))
         return Run(states, cross, EncoderActivations(), acts, resid, logits)
 
@@ -271,7 +271,7 @@ def _sinusoids(length: int, channels: int) -> Float[Array, "frame d_model"]:
 
 
 def require_tokenizer(model: Whisper) -> Tokenizer:
-    """The model's tokenizer; raise `InputError` if it came without one."""
+    """Return the model's tokenizer; raise `InputError` if it came without one."""
     if model.tokenizer is None:
         raise InputError(
             f"The model {model.source} came without a tokenizer.json: put it beside the weights."

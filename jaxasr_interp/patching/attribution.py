@@ -1,8 +1,8 @@
-"""Attribution patching: every patch's effect to first order, from a few backward passes.
+"""Attribution patching: the effect of every patch to first order, from a few backward passes.
 
-The exact sweep runs the model once per patch. Here each swept site is nudged towards what the patch
-would write, `ã = a + ε (edit(a) - a)` with an ε of its own for every layer, position and head; the
-derivatives with respect to all of them at once are the effects of all patches to first order.
+The exact sweep runs the model once per patch. Here each swept site moves a little towards its
+patched value, `ã = a + ε (edit(a) - a)` with a separate ε for every layer, position and head; the
+derivatives with respect to all ε are the effects of all patches to first order.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ type Slopes = dict[str, Float[np.ndarray, "metric layer *cell"]]
 
 @dataclasses.dataclass(frozen=True)
 class AttributionOptions:
-    """How attribution patching compares, and how finely it follows the patches.
+    """How attribution patching compares runs, and in how many steps it follows the patches.
 
     Attributes:
         direction: see `SweepOptions`.
         alignment: see `SweepOptions`.
-        steps: 1 for the gradient at the run that is patched, more for integrated gradients.
+        steps: 1 takes the gradient at the patched run; more steps take integrated gradients.
     """
 
     direction: str = "clean_to_corrupted"
@@ -68,13 +68,13 @@ def attribution_patching(
 
     `metric(a) + α Σ (edit(a) - a) · ∂metric/∂a`
 
-    summed over the patch's positions and heads. One forward pass of the run that is patched, and
-    one backward pass for each metric, give all cells of all the plan's sites.
+    summed over the patch's positions and heads. One forward pass of the patched run and one
+    backward pass for each metric give the effects of all cells at all sites of the plan.
 
     With `options.steps` > 1 the gradient is averaged over that many midpoints of the straight path
     from `a` to `edit(a)`, on which all positions and heads of one site and layer move together
-    (integrated gradients): as `steps` grows, the sum over all positions becomes the effect of
-    patching them all at once. That takes `steps` forward and backward passes for each site and
+    (integrated gradients): as `steps` grows, the sum over all positions approaches the effect of
+    patching them all at once. This takes `steps` forward and backward passes for each site and
     layer.
 
     Args:
@@ -82,18 +82,18 @@ def attribution_patching(
         plan: from `plan_sweep`.
         clean: the run in which the behaviour of interest happens.
         corrupted: the run in which it does not.
-        metric: one or several of `ji.metrics` that have a gradient. The KL divergence
-            from the clean run has none at the clean run itself: patching that one, take `steps`.
+        metric: one or several of `ji.metrics` that have a gradient. The gradient of the KL
+            divergence from the clean run is 0 at that run: to patch the clean run, take `steps`.
         edit: see `activation_patching`.
         options: which run is patched, and in how many steps.
         on_progress: see `activation_patching`.
 
     Returns:
-        The approximated metrics, in the shape of the exact sweep's; `method` says so.
+        The approximate metrics, in the shape of the exact sweep; `method` names the approximation.
 
     Raises:
-        InputError: see `activation_patching`; also a rank as metric, no steps, or a memory budget
-            too small for one pass.
+        InputError: see `activation_patching`; also if a metric is a rank, `steps` is less than 1,
+            or the memory budget is too small for one pass.
 
     Source: Nanda 2023 ("Attribution patching"); Sundararajan et al. 2017 (integrated gradients).
     """
@@ -124,7 +124,7 @@ def attribution_patching(
 
 @pytree_dataclass
 class _Nudged(Edit):
-    """`a -> a + ε (edit(a) - a)` at each site that has nudges ε, of the size of its cells."""
+    """The edit `a -> a + ε (edit(a) - a)` at each site that has nudges ε, one for each cell."""
 
     edit: Edit
     nudges: dict[str, Array]
@@ -132,7 +132,7 @@ class _Nudged(Edit):
     def __call__(
         self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
     ) -> Array:
-        """Return the nudged value; what it moves towards is a constant."""
+        """Return the nudged value; the value it moves towards counts as a constant."""
         if site not in self.nudges:
             return value
         here = jax.lax.stop_gradient(value)
@@ -142,7 +142,7 @@ class _Nudged(Edit):
 
 
 def _run(ready: Prepared, strengths: dict[str, np.ndarray], together: int) -> Slopes:
-    """The slopes, averaged over steps, with every site and layer moved by its strength."""
+    """Compute slopes, averaged over steps, with every site and layer moved by its strength."""
     dtype = ready.readout.clean_logits.dtype
     slopes = _slopes(
         ready.model,
@@ -155,7 +155,7 @@ def _run(ready: Prepared, strengths: dict[str, np.ndarray], together: int) -> Sl
 
 
 def _integrate(ready: Prepared, steps: int, together: int, on_progress: Progress | None) -> Slopes:
-    """Slopes averaged along the path of each site and layer that has cells; NaN in the others."""
+    """Average slopes along the path of each site and layer that has cells; NaN in the others."""
     plan, slopes, done = ready.plan, {}, 0
     cells = plan.cells()
     sites = np.array([site for site, _ in plan.components])[cells["component"]]
@@ -187,16 +187,16 @@ def _slopes(
     stack: Stack,
     together: int,
 ) -> dict[str, Float[Array, "metric layer *cell"]]:
-    """`∂metric/∂ε` for each site, layer, position and head, averaged over some steps.
+    """Compute `∂metric/∂ε` for each site, layer, position and head, averaged over some steps.
 
     Args:
         model: the model.
         base: the run that is patched.
-        edit: what the patches do at full strength.
-        readout: what is read.
+        edit: edit that a patch makes at full strength.
+        readout: metrics and their positions.
         strengths: for each swept site, the ε of all its cells at which derivatives are taken.
         stack: the stack that is swept.
-        together: how many steps run at once.
+        together: number of steps that run at once.
     """
     shapes = {site: _cell_shape(model, base, stack, site) for site in strengths}
     at_read = readout.positions.pos
@@ -218,7 +218,7 @@ def _slopes(
             for site, values in strengths.items()
         }
         values, pull_back = jax.vjp(metrics_of, nudges)
-        # One metric after the other: together they would need their memory several times.
+        # Metrics run one after the other, so that they share one backward pass's memory.
         return jax.lax.map(lambda one: pull_back(one)[0], jnp.eye(len(values), dtype=values.dtype))
 
     of_steps = jax.lax.map(at, strengths, batch_size=together)
@@ -226,8 +226,8 @@ def _slopes(
 
 
 def _encode(encoder: Encoder, mel: Array, edit: Edit) -> Float[Array, "frame d_model"]:
-    """The encoder states, for a backward pass that keeps one layer's attention at a time."""
-    stem = encoder(mel)[1].conv2_out  # The layers after it are dropped by the compiler.
+    """Encode a clip such that the backward pass holds one layer's attention at a time."""
+    stem = encoder(mel)[1].conv2_out  # The compiler drops the layers after it.
     assert stem is not None
     tap = Tap(edit, None)
 
@@ -242,14 +242,14 @@ def _encode(encoder: Encoder, mel: Array, edit: Edit) -> Float[Array, "frame d_m
 
 
 def _n_layers(plan: SweepPlan) -> int:
-    """Layers of the plan's sites; one for sites outside them."""
+    """Count the layers of the plan's sites; sites outside the layers count as one."""
     if plan.layers == (None,):
         return 1
     return plan.config.layers(plan.stack)
 
 
 def _cell_shape(model: Whisper, base: BaseRun, stack: Stack, site: str) -> tuple[int, ...]:
-    """The shape of one layer's activation with one value in place of its last axis."""
+    """Return the shape of one layer's activation, with size 1 for its last axis."""
     frames, tokens = len(base.states), len(base.tokens)
     queries = frames if stack == "encoder" else tokens
     sizes = {"frame": frames, "pos": tokens, "query": queries, "head": model.config.heads(stack)}
@@ -257,7 +257,7 @@ def _cell_shape(model: Whisper, base: BaseRun, stack: Stack, site: str) -> tuple
 
 
 def _effects(plan: SweepPlan, slopes: Slopes) -> Float[np.ndarray, "metric cell"]:
-    """Add up slopes over each cell's positions and heads, times its strength."""
+    """Sum the slopes over each cell's positions and heads, and multiply by its strength."""
     layers = [0 if layer is None else layer for layer in plan.layers]
     components = []
     for site, head in plan.components:
@@ -274,8 +274,8 @@ def _effects(plan: SweepPlan, slopes: Slopes) -> Float[np.ndarray, "metric cell"
 
 
 def _passes_at_once(ready: Prepared, steps: int) -> int:
-    """How many steps fit the memory budget together."""
-    # The only pair is copied out of its leading axis.
+    """Return how many steps fit the memory budget at once."""
+    # Indexing the pair out of its leading axis makes a second copy.
     kept = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves((ready.base, ready.edits)))
     each = _pass_bytes(ready.plan)
     if kept + each > ready.plan.memory:
@@ -287,7 +287,7 @@ def _passes_at_once(ready: Prepared, steps: int) -> int:
 
 
 def _pass_bytes(plan: SweepPlan) -> int:
-    """What a forward pass keeps, and what the backward pass of a layer takes beside it."""
+    """Estimate the bytes of a kept forward pass and of the backward pass through one layer."""
     c, size = plan.config, jnp.dtype(plan.dtype).itemsize
     wide = accumulation_dtype(jnp.dtype(plan.dtype)).itemsize
     frames, tokens, d = c.max_frames, plan.n_tokens, c.d_model

@@ -1,4 +1,4 @@
-"""The grid of a sweep's patches: which cells there are, and where each of them acts."""
+"""The grid of a sweep's patches: its cells, and the place where each patch acts."""
 
 import dataclasses
 import math
@@ -16,14 +16,14 @@ type Component = tuple[str, int | None]
 
 @pytree_dataclass
 class Cells:
-    """Where and how strongly each patch of a chunk acts.
+    """The place and the strength of each patch of a chunk.
 
     Attributes:
-        layer: its layer.
-        head: its head, -1 for all.
-        start: its first position.
-        stop: the position after its last.
-        alpha: its strength.
+        layer: layer of each patch.
+        head: head of each patch, -1 for all heads.
+        start: first position of each patch.
+        stop: position after the last one of each patch.
+        alpha: strength of each patch.
     """
 
     layer: Int[Array, " patch"]
@@ -46,11 +46,11 @@ class PatchGrid:
             the decoder; encoder frames for encoder sites, `cross_k` and `cross_v`.
         alphas: strengths.
         n_tokens: tokens of the run that is patched.
-        memory: bytes that a sweep may take beside the model.
-        reads: positions whose logits the metrics read.
-        dtype: of the model.
-        only: numbers of the cells that are run, in the order of `cells`; all if `None`. The others
-            are NaN in the result.
+        memory: bytes that a sweep may use in addition to the model.
+        reads: number of positions whose logits the metrics read.
+        dtype: dtype of the model.
+        only: numbers of the cells to run, in the order of `cells`; `None` for all. The others are
+            NaN in the result.
     """
 
     config: WhisperConfig
@@ -111,7 +111,7 @@ class PatchGrid:
         return tuple(site if head is None else f"{site}.{head}" for site, head in self.components)
 
     def cells(self) -> dict[str, np.ndarray]:
-        """`alpha, component, layer, head, start, stop` of every patch, in the result's order."""
+        """List `alpha, component, layer, head, start, stop` of patches, in the result's order."""
         grid = np.indices(
             (len(self.alphas), len(self.components), len(self.layers), len(self.windows))
         ).reshape(4, -1)

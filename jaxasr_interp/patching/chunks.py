@@ -1,4 +1,4 @@
-"""Cutting a sweep into chunks: patches that run together, in few shapes, within the memory."""
+"""Cutting a sweep into chunks of patches, which have few shapes and fit the memory."""
 
 import dataclasses
 import math
@@ -21,16 +21,16 @@ _ROW_MULTIPLE = 16
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Patches of one site that run together; by the minimal method all in one layer.
+    """Patches of one site that run in one program; in the minimal method they share a layer.
 
     Attributes:
-        site: where they write.
-        where: their places in the sweep's order.
-        layer: the layer of the first of them.
-        cells: the patches, the last repeated up to the chunk's fixed size.
-        rows: decoder rows that the chunk has room for (minimal method).
-        width: positions that the widest patch of the site covers.
-        bytes: memory it takes.
+        site: the site that is patched.
+        where: numbers of the patches in the order of the sweep's cells.
+        layer: layer of the first patch.
+        cells: the patches, the last one repeated up to the chunk's fixed size.
+        rows: number of decoder rows that the chunk can hold (minimal method).
+        width: number of positions that the widest patch of the site covers.
+        bytes: memory that the chunk takes.
     """
 
     site: str
@@ -43,11 +43,11 @@ class Chunk:
 
     @property
     def size(self) -> int:
-        """Patches that it has room for."""
+        """Number of patches that the chunk can hold."""
         return len(self.cells.start)
 
     def each(self) -> Iterator[Cells]:
-        """Its patches one by one."""
+        """Yield the patches one by one."""
         for i in range(len(self.where)):
             yield jax.tree.map(lambda values, i=i: values[i], self.cells)
 
@@ -66,7 +66,7 @@ class _Costs:
 def make_chunks(grid: PatchGrid, method: str, utterances: int) -> list[Chunk]:
     """Group a grid's patches by site (and by layer, for the minimal method), and cut the groups.
 
-    All chunks of a site have the same shapes, so that one program runs them.
+    All chunks of a site have the same shapes, so that one program runs all of them.
     """
     cells = grid.cells()
     chosen = np.arange(grid.size) if grid.only is None else np.array(grid.only)
@@ -86,7 +86,7 @@ def make_chunks(grid: PatchGrid, method: str, utterances: int) -> list[Chunk]:
 
 
 def base_bytes(grid: PatchGrid, utterances: int) -> int:
-    """What the runs that a sweep starts from keep in memory, and what making them takes."""
+    """Estimate the bytes of the runs that a sweep starts from, and of the work to make them."""
     c, size = grid.config, _itemsize(grid.dtype)
     kept = kept_sites(grid.stack, frozenset(grid.sites))
     values = 2 * c.decoder_layers * c.max_frames * c.d_model
@@ -97,14 +97,14 @@ def base_bytes(grid: PatchGrid, utterances: int) -> int:
 
 
 def row_bytes(grid: PatchGrid) -> int:
-    """What one row takes on its way through a decoder layer."""
+    """Estimate the bytes that one row takes in a decoder layer."""
     c, size, wide = grid.config, _itemsize(grid.dtype), max(4, _itemsize(grid.dtype))
     dots = 2 * wide * c.decoder_heads * c.max_frames
     return dots + size * (2 * c.decoder_d_mlp + 12 * c.d_model)
 
 
 def _site_size(grid: PatchGrid, stack: Stack, site: str) -> int:
-    """How many numbers a run has at a site."""
+    """Count the numbers that a run has at a site."""
     c, encoder = grid.config, stack == "encoder"
     length = c.max_frames if encoder else grid.n_tokens
     sizes = {
@@ -157,7 +157,7 @@ def _cut(
 
 
 def _rows(grid: PatchGrid, cells: dict[str, np.ndarray], method: str) -> Int[np.ndarray, " cell"]:
-    """Decoder rows that each patch changes, or that a run of its own takes."""
+    """Count the decoder rows that each patch changes, or those of a whole run."""
     if method == "minimal" and grid.stack == "decoder" and not grid.counts_frames:
         return grid.n_tokens - cells["start"]
     return np.full(len(cells["start"]), grid.n_tokens)
@@ -170,10 +170,10 @@ def _fill(
     budget: int,
     utterances: int,
 ) -> list[np.ndarray]:
-    """Cut a group into as few pieces as fit, of about equal size."""
+    """Cut a group into as few pieces as fit the budget, of about equal size."""
     most = budget
     if jax.devices()[0].platform == "cpu":
-        # More rows than these fall out of the caches and run no faster.
+        # More rows do not fit the processor's caches and run no faster.
         most = min(budget, max(costs(1, _ROWS_IN_CACHE // utterances), costs(1, int(rows.max()))))
     total = costs(len(group), int(rows[group].sum()))
     share = max(total / -(-total // most), costs(1, int(rows.max())))

@@ -1,4 +1,4 @@
-"""How far an approximate sweep can be trusted: agreement with the exact one, and exact re-runs."""
+"""Checks of an approximate sweep: its agreement with the exact one, and exact re-runs of cells."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,15 +18,16 @@ from jaxasr_interp.speech.utterance import Utterance
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How well two sweeps agree on which patches matter. Print it for a line for each metric.
+    """How well two sweeps agree on which patches matter. Its text has a line for each metric.
 
     Attributes:
         metrics: names of the metrics.
-        rank_correlation: Spearman's, of the effects; NaN where all effects of a sweep are equal.
+        rank_correlation: Spearman's rank correlation of the effects; NaN where all effects of a
+            sweep are equal.
         overlap: share of the exact sweep's `top` largest effects, by magnitude, that are among the
-            approximate sweep's.
-        top: how many those are.
-        cells: how many cells were compared.
+            `top` largest of the approximate sweep.
+        top: number of the largest effects that are compared.
+        cells: number of cells that are compared.
     """
 
     metrics: tuple[str, ...]
@@ -48,12 +49,12 @@ class Agreement:
 def agreement(exact: SweepResult, approximate: SweepResult, top: int = 10) -> Agreement:
     """Compare the effects (patched minus unpatched) of two sweeps, cell by cell.
 
-    Effects that are nothing but rounding count as zero, and equal effects share a rank.
+    Effects no larger than rounding count as zero, and equal effects share a rank.
 
     Args:
         exact: from `activation_patching`.
         approximate: from `attribution_patching`, of the same plan.
-        top: how many of the largest effects are compared; all cells if there are fewer.
+        top: number of the largest effects to compare; all cells if there are fewer.
 
     Returns:
         Rank correlation and overlap for each metric, over the cells that both sweeps ran.
@@ -98,23 +99,23 @@ def verify_top(
     edit: EditLike | None = None,
     options: SweepOptions = DEFAULT,
 ) -> SweepResult:
-    """Run exactly the cells that seem to matter most: the largest effects on the first metric.
+    """Run the cells with the largest approximate effects on the first metric exactly.
 
     Args:
         model: the model.
         approximate: from `attribution_patching`; its plan and direction are kept.
-        k: how many cells; all that `approximate` has if those are fewer.
+        k: number of cells; all cells of `approximate` if there are fewer.
         clean: as given to `attribution_patching`.
         corrupted: as given to `attribution_patching`.
         metric: as given to `attribution_patching`.
         edit: as given to `attribution_patching`.
-        options: how the cells are run; the alignment as given to `attribution_patching`.
+        options: how the cells run; the alignment must be that given to `attribution_patching`.
 
     Returns:
         The exact sweep of those cells, NaN in all others.
 
     Raises:
-        InputError: see `activation_patching`; also fewer than one cell.
+        InputError: see `activation_patching`; also if `k` is less than 1.
     """
     if k < 1:
         raise InputError(f"The number of cells to verify is {k}: expected 1 or more.")
@@ -132,12 +133,12 @@ def verify_top(
 
 
 def _grid(plan: SweepPlan) -> tuple[object, ...]:
-    """What the cells of a plan are, whichever of them are run."""
+    """Return what defines the cells of a plan, independent of which of them are run."""
     return (plan.stack, plan.components, plan.layers, plan.windows, plan.alphas, plan.n_tokens)
 
 
 def _effects(result: SweepResult) -> Float[np.ndarray, "metric cell"]:
-    """Patched minus unpatched, 0 where they are equal up to rounding."""
+    """Compute patched minus unpatched metrics; 0 where they are equal up to rounding."""
     into_corrupted = result.direction == "clean_to_corrupted"
     base = (result.corrupted if into_corrupted else result.clean)[:, None]
     patched = result.patched.reshape(len(base), -1)
@@ -147,19 +148,19 @@ def _effects(result: SweepResult) -> Float[np.ndarray, "metric cell"]:
 
 
 def _largest(effects: Float[np.ndarray, " cell"], count: int) -> list[int]:
-    """Where the largest magnitudes are, the largest first."""
+    """Return the indices of the largest magnitudes, the largest first."""
     return np.argsort(-np.abs(effects), kind="stable")[:count].tolist()
 
 
 def _ranks(values: Float[np.ndarray, " cell"]) -> Float[np.ndarray, " cell"]:
-    """0 for the smallest; equal values share the mean of their ranks."""
+    """Rank values from 0 for the smallest; equal values share the mean of their ranks."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts) - 1
     return (last - (counts - 1) / 2)[place]
 
 
 def _correlation(a: Float[np.ndarray, " cell"], b: Float[np.ndarray, " cell"]) -> float:
-    """Pearson's correlation; NaN if either is constant."""
+    """Compute Pearson's correlation; NaN if either array is constant."""
     a, b = a - a.mean(), b - b.mean()
     norm = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / norm) if norm > 0 else float("nan")

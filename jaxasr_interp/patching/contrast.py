@@ -1,7 +1,7 @@
-"""The question a sweep answers: two runs that are given the same tokens, and the token after them.
+"""The question that a sweep answers: two runs with the same tokens, and the token after them.
 
-Either two clips are transcribed alike up to one token (`find_contrast`), or both runs are given the
-transcript of one clip and a word of it is asked for (`ask_word`).
+Either the transcripts of two clips agree up to one token (`find_contrast`), or both runs take the
+transcript of one clip up to a word, which is the question (`ask_word`).
 """
 
 import dataclasses
@@ -20,22 +20,22 @@ from jaxasr_interp.speech.positions import words_of
 from jaxasr_interp.speech.tokenizer import Tokenizer
 
 METRICS = ("log_prob", "logit_diff", "rank", "entropy", "kl", "kl_all", "cross_entropy")
-"""What can be read: see `ji.metrics`. `kl_all` and `cross_entropy` read every token."""
+"""The names of metrics (see `ji.metrics`). `kl_all` and `cross_entropy` read every token."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """A clean and a corrupted run that share their tokens, and the token that is asked for.
+    """A clean and a corrupted run that share their tokens, and the token in question.
 
     Attributes:
-        clean: the clean run, given the prompt and the text before the token in question.
-        corrupted: the corrupted run: other audio, the same tokens.
+        clean: the clean run, with the prompt and the text before the token in question.
+        corrupted: the corrupted run, with other audio and the same tokens.
         target: the clean run's next token.
         other: the corrupted run's next token, or its most probable one that is not the target.
-        transcript: the clean run with the prompt and its whole text, and as many frames as the
-            longer clip fills.
+        transcript: the clean run with the prompt and its whole text, and the number of frames of
+            the longer clip.
         clean_text: transcript of the clean clip.
-        corrupted_text: transcript of the corrupted clip; `None` where it is not looked at.
+        corrupted_text: transcript of the corrupted clip; `None` where it is not needed.
     """
 
     clean: EncodedUtterance
@@ -48,23 +48,23 @@ class Contrast:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """What both runs are given: the prompt and the text before the token in question."""
+        """The tokens of both runs: the prompt and the text before the token in question."""
         return tuple(np.asarray(self.clean.tokens).tolist())
 
     @property
     def prompt(self) -> int:
-        """How many of the tokens are the prompt."""
+        """Number of tokens of the prompt."""
         return self.clean.prompt
 
     @property
     def frames(self) -> int:
-        """Encoder frames that the longer clip fills."""
+        """Number of encoder frames that the longer clip fills."""
         assert self.transcript.frames is not None
         return self.transcript.frames
 
     @property
     def provenance(self) -> dict[str, object]:
-        """What both runs were given, and what was asked."""
+        """The inputs of both runs and the token in question, for the attributes of a result."""
         return {
             "text": self.clean_text,
             "tokens": list(self.tokens),
@@ -74,11 +74,11 @@ class Contrast:
         }
 
     def of_clean_audio(self) -> "Contrast":
-        """The same question about two runs that both hear the clean clip."""
+        """Ask the same question about two runs that both have the clean audio."""
         return dataclasses.replace(self, corrupted=self.clean)
 
     def metric(self, name: str) -> metrics.Metric:
-        """The metric of that name, of the token in question or of the text up to and with it.
+        """Make the metric `name` of the token in question, or of the text up to and with it.
 
         Raises:
             InputError: there is no such metric.
@@ -124,14 +124,14 @@ def find_contrast(
         model: a model with a tokenizer.
         clean: 16 kHz samples, at most 30 s.
         corrupted: 16 kHz samples, at most 30 s.
-        language: of both clips; by default detected in the clean one.
-        sites: encoder activations to keep of both, for a sweep.
+        language: language of both clips; by default detected in the clean one.
+        sites: encoder activations to keep of both runs, for a sweep.
 
     Returns:
         The common beginning and the two tokens that follow it.
 
     Raises:
-        InputError: a clip is too long, or both are transcribed alike.
+        InputError: a clip is too long, or both clips have the same transcript.
     """
     tokenizer, sites = require_tokenizer(model), tuple(sites)
     first = make_utterance(model, clean, language=language, sites=sites, name="The clean clip")
@@ -172,20 +172,19 @@ def ask_word(
     Args:
         model: a model with a tokenizer.
         clean: 16 kHz samples, at most 30 s.
-        reference: what is heard instead: noise, silence, another clip; at most 30 s.
-        text: the transcript; by default the clean clip's own.
-        word: the word whose first token is asked for, `word:2` for the second time it occurs; by
-            default the last one.
-        language: spoken; by default detected in the clean clip.
-        sites: encoder activations to keep of both, for a sweep.
+        reference: audio of the corrupted run: noise, silence or another clip, at most 30 s.
+        text: the transcript; by default the model's own of the clean clip.
+        word: the word whose first token is asked for, `word:2` for its second occurrence; by
+            default the last word.
+        language: spoken language; by default detected in the clean clip.
+        sites: encoder activations to keep of both runs, for a sweep.
 
     Returns:
-        The tokens before the word, and its first token. `other` is what the reference run puts
-        first in its place.
+        The tokens before the word, and its first token. `other` is the token that the reference
+        run finds most probable there, other than the target.
 
     Raises:
-        InputError: a clip is too long, the transcript has no words, or not that one, or several of
-            them.
+        InputError: a clip is too long, or the transcript lacks the word or has it several times.
     """
     both = _both(model, clean, reference, text, language, tuple(sites))
     tokens = np.asarray(both[0].tokens).tolist()
@@ -229,13 +228,13 @@ def _both(
     language: str | None,
     sites: tuple[str, ...],
 ) -> tuple[EncodedUtterance, EncodedUtterance]:
-    """The clean clip with its transcript, and the reference with the same tokens."""
+    """Make the run of the clean clip, and that of the reference with the same tokens."""
     first = make_utterance(
         model, clean, text=text, language=language, sites=sites, name="The clean clip"
     )
     if reference is clean:
         return first, first
-    # Any text will do, as it is given the clean one's: the empty one is not generated.
+    # The clean run's tokens replace this text; with an empty text nothing is generated.
     second = make_utterance(
         model, reference, text="", language=first.language, sites=sites, name="The corrupted clip"
     )
@@ -245,7 +244,7 @@ def _both(
 def _ask(
     model: Whisper, clean: EncodedUtterance, reference: EncodedUtterance, asked: int
 ) -> Contrast:
-    """What both runs would say at position `asked` of the transcript."""
+    """Ask both runs for the token at position `asked` of the transcript."""
     tokenizer = require_tokenizer(model)
     target = [*np.asarray(clean.tokens).tolist(), tokenizer.end_of_text][asked]
     given = clean.tokens[:asked]
@@ -268,12 +267,12 @@ def _as_long_as(clean: EncodedUtterance, other: EncodedUtterance) -> EncodedUtte
 
 
 def _text(utterance: EncodedUtterance) -> list[int]:
-    """The tokens after the prompt."""
+    """Return the tokens after the prompt."""
     return np.asarray(utterance.tokens).tolist()[utterance.prompt :]
 
 
 def _position_of(tokenizer: Tokenizer, tokens: Sequence[int], word: str | None) -> int:
-    """Where the word that is asked for begins."""
+    """Return the position of the first token of the word that is asked for."""
     words = [named for named in words_of(tokenizer, tokens) if named[0]]
     if not words:
         raise InputError("The transcript has no words to ask for: give one with --text.")

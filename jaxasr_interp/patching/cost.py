@@ -1,4 +1,4 @@
-"""What runs cost: FLOPs (2 per multiply-add of matrix products and attention dots) and bytes."""
+"""The cost of runs in FLOPs, 2 for each multiply-add of matrix products and attention dots."""
 
 import functools
 import time
@@ -10,42 +10,45 @@ from jaxasr_interp.model.config import WhisperConfig
 
 
 def encoder_flops(config: WhisperConfig) -> int:
-    """One encoder run."""
+    """Count the FLOPs of one encoder run."""
     d, frames = config.d_model, config.max_frames
     stem = 2 * 3 * d * (2 * frames * config.n_mels + frames * d)
     return stem + config.encoder_layers * (frames * encoder_row(config))
 
 
 def encoder_row(config: WhisperConfig) -> int:
-    """One frame through one encoder layer."""
+    """Count the FLOPs of one frame in one encoder layer."""
     d = config.d_model
     return 8 * d * d + 4 * d * config.encoder_d_mlp + 4 * config.max_frames * d
 
 
 def cross_flops(config: WhisperConfig) -> int:
-    """Cross-attention keys and values of every decoder layer."""
+    """Count the FLOPs of the cross-attention keys and values of every decoder layer."""
     return 4 * config.decoder_layers * config.max_frames * config.d_model**2
 
 
 def decoder_row(config: WhisperConfig) -> int:
-    """One token through one decoder layer, but for the dots of self-attention."""
+    """Count the FLOPs of one token in one decoder layer, without the dots of self-attention."""
     d = config.d_model
     return 12 * d * d + 4 * d * config.decoder_d_mlp + 4 * config.max_frames * d
 
 
 def decoder_flops(config: WhisperConfig, n_tokens: int) -> int:
-    """One decoder run up to the last residual stream, given cross keys and values."""
+    """Count the FLOPs of one decoder run up to the last residual stream.
+
+    The cross-attention keys and values are not counted.
+    """
     dots = 4 * config.d_model * n_tokens * n_tokens
     return config.decoder_layers * (n_tokens * decoder_row(config) + dots)
 
 
 def unembed_flops(config: WhisperConfig, rows: int) -> int:
-    """Logits of some positions."""
+    """Count the FLOPs of the logits of some positions."""
     return 2 * rows * config.d_vocab * config.d_model
 
 
 def run_flops(config: WhisperConfig, n_tokens: int) -> int:
-    """A whole run: encoder, decoder, logits of every position."""
+    """Count the FLOPs of a whole run: encoder, decoder, and logits of every position."""
     return (
         encoder_flops(config)
         + cross_flops(config)
@@ -57,11 +60,12 @@ def run_flops(config: WhisperConfig, n_tokens: int) -> int:
 def decoder_suffix_flops(
     config: WhisperConfig, n_tokens: int, entry: int, start: int, rows: int, reads: int
 ) -> int:
-    """What changes in a decoder run when `rows` positions from `start` on change before a layer.
+    """Count the FLOPs to update a decoder run when `rows` positions from `start` on change.
 
-    Layers before `entry` and positions before `start` are as they were. In layer `entry` only the
-    changed rows have new queries, keys and values; in the last layer only the `reads` rows that are
-    read go beyond keys and values.
+    They change before layer `entry`. Layers before `entry` and positions before `start` do not
+    change. In layer `entry` only the changed rows have new queries, keys and values; in the last
+    layer all changed rows have new keys and values, and only the `reads` rows that metrics read
+    have more.
     """
     d, last = config.d_model, config.decoder_layers - 1
     if entry > last:
@@ -80,7 +84,7 @@ def decoder_suffix_flops(
 def encoder_suffix_flops(
     config: WhisperConfig, n_tokens: int, entry: int, rows: int, reads: int
 ) -> int:
-    """What changes in a run when `rows` frames change before encoder layer `entry`."""
+    """Count the FLOPs to update a run when `rows` frames change before encoder layer `entry`."""
     d, frames = config.d_model, config.max_frames
     total = cross_flops(config) + decoder_flops(config, n_tokens) + unembed_flops(config, reads)
     if entry < config.encoder_layers:
@@ -90,7 +94,7 @@ def encoder_suffix_flops(
 
 
 def states_window_flops(config: WhisperConfig, n_tokens: int, rows: int, reads: int) -> int:
-    """What changes in a run when `rows` of the final encoder states change."""
+    """Count the FLOPs to update a run when `rows` of the final encoder states change."""
     d, last = config.d_model, config.decoder_layers - 1
     row = decoder_row(config) + 4 * rows * d
     dots = 4 * d * n_tokens * n_tokens
@@ -103,7 +107,7 @@ def states_window_flops(config: WhisperConfig, n_tokens: int, rows: int, reads: 
 
 @functools.cache
 def matmul_rate(dtype: str = "float32") -> float:
-    """FLOP/s of a large matrix product on this device, measured."""
+    """Measure the FLOP/s of a large matrix product on this device."""
     x = jax.random.normal(jax.random.key(0), (2048, 2048), dtype)
     product = jax.jit(jnp.matmul)
     product(x, x).block_until_ready()

@@ -1,4 +1,4 @@
-"""What a sweep starts from: the checked inputs, both runs once, and what every chunk shares."""
+"""Preparation of a sweep: it checks the inputs, runs both utterances, and keeps the results."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,16 +26,16 @@ DIRECTIONS = ("clean_to_corrupted", "corrupted_to_clean")
 
 @dataclasses.dataclass(frozen=True)
 class SweepInputs:
-    """What a sweep of one or several pairs of runs is asked; see `activation_patching`.
+    """The inputs of a sweep of one or several pairs of runs; see `activation_patching`.
 
     Attributes:
         clean: the clean run of each pair.
         corrupted: the corrupted run of each pair.
         metric: the metrics of each pair.
-        edit: what a patch does instead of an interchange.
+        edit: edit that a patch makes instead of an interchange.
         direction: which run of each pair is patched with which.
-        alignment: for runs of different length, the other run's position for each of the patched
-            run's.
+        alignment: for runs of different length, the other run's position for each position of the
+            patched run.
     """
 
     clean: Sequence[Utterance]
@@ -52,11 +52,11 @@ class Prepared:
 
     Attributes:
         model: the model.
-        plan: what to do.
-        inputs: what was asked.
+        plan: plan of the sweep.
+        inputs: inputs of the sweep.
         base: the runs that are patched.
-        edits: what a patch does to each at full strength.
-        readout: what is read of each.
+        edits: for each run, the edit that a patch makes at full strength.
+        readout: metrics of each pair and their positions.
         clean: the metrics of the clean runs.
         corrupted: the metrics of the corrupted runs.
     """
@@ -76,14 +76,14 @@ class Prepared:
         return len(self.base.tokens)
 
     def pair(self, number: int) -> tuple[BaseRun, Edit, MetricReadout]:
-        """The patched run, the edit and what is read of one pair, without the axis for pairs."""
+        """Return the patched run, edit and readout of one pair, without the axis for pairs."""
         base, edit = jax.tree.map(lambda leaf: leaf[number], (self.base, self.edits))
         metrics = jax.tree.map(lambda leaf: leaf[number], self.readout.metrics)
         clean_logits = self.readout.clean_logits[number]
         return base, edit, MetricReadout(metrics, self.readout.positions, clean_logits)
 
     def results(self, values: Float[np.ndarray, "batch cell metric"]) -> list[SweepResult]:
-        """Give the values of every cell, in the plan's order, their axes; one result a pair."""
+        """Make a result for each pair from the values of every cell in the plan's order."""
         names = tuple(one.name for one in self.readout.metrics)
         direction = self.inputs.direction
         shape = (len(names), *self.plan.axes.values())
@@ -100,12 +100,12 @@ def prepare(
 
     Args:
         model: the model.
-        plan: what to do.
-        inputs: what is asked.
-        minimal: keep the activations that the minimal method starts from.
+        plan: plan of the sweep.
+        inputs: inputs of the sweep.
+        minimal: whether to keep the activations that the minimal method starts from.
 
     Returns:
-        What every chunk of the sweep shares.
+        The arrays that all chunks of the sweep share.
 
     Raises:
         InputError: see `activation_patching_batch`.
@@ -146,7 +146,7 @@ def prepare(
 
 
 def _metrics_of_pairs(inputs: SweepInputs) -> list[list[Metric]]:
-    """The metrics of each pair; raise unless there is one of everything for every pair."""
+    """List the metrics of each pair; raise unless all inputs have one entry for every pair."""
     clean, corrupted, metric = inputs.clean, inputs.corrupted, inputs.metric
     if not isinstance(metric, Sequence):
         raise InputError("The metrics of several pairs come as a sequence, an entry for each pair.")
@@ -181,7 +181,7 @@ def _check_plan(model: Whisper, plan: SweepPlan, edit: Edit | None) -> None:
 
 
 def _edits(plan: SweepPlan, source: BaseRun, aligned: Int[np.ndarray, " pos"]) -> Edit:
-    """The interchange with each pair's other run, seen at the patched run's positions."""
+    """Make the interchange with each pair's other run, aligned to the patched run's positions."""
     acts = source.acts(plan.stack)
     straight = np.array_equal(aligned, np.arange(source.tokens.shape[1]))
     if isinstance(acts, DecoderActivations) and not straight:
@@ -196,7 +196,7 @@ def _repeat(edit: Edit, times: int) -> Edit:
 def _stack_metrics(
     lists: Sequence[Sequence[Metric]], plan: SweepPlan, d_vocab: int
 ) -> tuple[Metric, ...]:
-    """The pairs' metrics as one tuple whose arrays have a leading axis for the pairs."""
+    """Stack the pairs' metrics in one tuple whose arrays have a leading axis for the pairs."""
     if not lists[0]:
         raise InputError("There is no metric to read: give at least one.")
     names = [one.name for one in lists[0]]
@@ -217,7 +217,7 @@ def _check_lengths(
     other: Sequence[Utterance],
     alignment: Sequence[int] | None,
 ) -> Int[np.ndarray, " pos"]:
-    """The other run's position for each position of the patched run."""
+    """Check lengths; return the other run's position for each position of the patched run."""
     lengths = [
         {len(check_tokens(model.config, run.tokens)) for run in runs} for runs in (patched, other)
     ]

@@ -1,8 +1,8 @@
 """Patching metrics: pure functions from a run's logits to one number.
 
-A metric is called as `metric(logits, clean_logits)` with the rows it asks for in `rows` (`None`:
-all positions), so an engine need not unembed the others. Metrics are pytrees: changing their tokens
-does not recompile a sweep.
+A metric is called as `metric(logits, clean_logits)` with the positions that it names in `rows`
+(`None`: all positions), so that the engine need not unembed the others. Metrics are pytrees:
+other tokens do not recompile a sweep.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ type Rows = tuple[int, ...] | None
 
 @pytree_dataclass
 class LogProb:
-    """`log softmax(logits[pos])[token]`, in nats."""
+    """Log-probability `log softmax(logits[pos])[token]`, in nats."""
 
     token: Int[Array, ""]
     rows: Rows = static(default=(-1,))
@@ -30,13 +30,13 @@ class LogProb:
     def __call__(
         self, logits: Float[Array, "rows d_vocab"], clean_logits: Float[Array, "rows d_vocab"]
     ) -> Float[Array, ""]:
-        """Evaluate on the row asked for."""
+        """Evaluate the metric on the logits of its row."""
         return logits[0, self.token] - jax.nn.logsumexp(logits[0])
 
 
 @pytree_dataclass
 class LogitDiff:
-    """`logits[pos, token] - logits[pos, other]`."""
+    """Logit difference `logits[pos, token] - logits[pos, other]`."""
 
     token: Int[Array, ""]
     other: Int[Array, ""]
@@ -46,13 +46,13 @@ class LogitDiff:
     def __call__(
         self, logits: Float[Array, "rows d_vocab"], clean_logits: Float[Array, "rows d_vocab"]
     ) -> Float[Array, ""]:
-        """Evaluate on the row asked for."""
+        """Evaluate the metric on the logits of its row."""
         return logits[0, self.token] - logits[0, self.other]
 
 
 @pytree_dataclass
 class Rank:
-    """How many tokens have a higher logit than `token` at `pos` (0: it is the top)."""
+    """Number of tokens with a higher logit than `token` at `pos`; 0 for the top token."""
 
     token: Int[Array, ""]
     rows: Rows = static(default=(-1,))
@@ -61,13 +61,13 @@ class Rank:
     def __call__(
         self, logits: Float[Array, "rows d_vocab"], clean_logits: Float[Array, "rows d_vocab"]
     ) -> Float[Array, ""]:
-        """Evaluate on the row asked for."""
+        """Evaluate the metric on the logits of its row."""
         return (logits[0] > logits[0, self.token]).sum(dtype=logits.dtype)
 
 
 @pytree_dataclass
 class Entropy:
-    """`-Σ p log p` of the next-token distribution at `pos`, in nats."""
+    """Entropy `-Σ p log p` of the next-token distribution at `pos`, in nats."""
 
     rows: Rows = static(default=(-1,))
     name: str = static(default="entropy")
@@ -75,14 +75,14 @@ class Entropy:
     def __call__(
         self, logits: Float[Array, "rows d_vocab"], clean_logits: Float[Array, "rows d_vocab"]
     ) -> Float[Array, ""]:
-        """Evaluate on the row asked for."""
+        """Evaluate the metric on the logits of its row."""
         log_p = jax.nn.log_softmax(logits[0])
         return -(jnp.exp(log_p) * log_p).sum()
 
 
 @pytree_dataclass
 class KL:
-    """`KL(p_clean ‖ p)` summed over the rows, in nats."""
+    """KL divergence `KL(p_clean ‖ p)` summed over the rows, in nats."""
 
     rows: Rows = static(default=(-1,))
     name: str = static(default="kl")
@@ -90,14 +90,14 @@ class KL:
     def __call__(
         self, logits: Float[Array, "rows d_vocab"], clean_logits: Float[Array, "rows d_vocab"]
     ) -> Float[Array, ""]:
-        """Evaluate on the rows asked for."""
+        """Evaluate the metric on the logits of its rows."""
         log_clean = jax.nn.log_softmax(clean_logits)
         return (jnp.exp(log_clean) * (log_clean - jax.nn.log_softmax(logits))).sum()
 
 
 @pytree_dataclass
 class CrossEntropy:
-    """`-log p(target)` averaged over consecutive positions, in nats a token."""
+    """Cross-entropy: `-log p(target)` averaged over consecutive positions, in nats per token."""
 
     targets: Int[Array, " rows"]
     rows: Rows = static()
@@ -106,14 +106,14 @@ class CrossEntropy:
     def __call__(
         self, logits: Float[Array, "rows d_vocab"], clean_logits: Float[Array, "rows d_vocab"]
     ) -> Float[Array, ""]:
-        """Evaluate on the rows asked for."""
+        """Evaluate the metric on the logits of its rows."""
         of_targets = jnp.take_along_axis(logits, self.targets[:, None], axis=1)[:, 0]
         return (jax.nn.logsumexp(logits, axis=1) - of_targets).mean()
 
 
 @pytree_dataclass
 class Custom:
-    """A user's own traced function of the logits of some positions, or all."""
+    """A user's own traced function of the logits of some or all positions."""
 
     function: Callable[[Float[Array, "pos d_vocab"]], Float[Array, ""]] = static()
     name: str = static(default="custom")
@@ -122,17 +122,17 @@ class Custom:
     def __call__(
         self, logits: Float[Array, "pos d_vocab"], clean_logits: Float[Array, "pos d_vocab"]
     ) -> Float[Array, ""]:
-        """Evaluate on the positions asked for."""
+        """Evaluate the function on the logits of the positions in `rows`."""
         return self.function(logits)
 
 
 @pytree_dataclass
 class MetricPositions:
-    """The positions that some metrics read, and which of them each one wants.
+    """The positions that some metrics read, and which of them each metric needs.
 
     Attributes:
-        pos: positions, each once for every way in which a metric names it.
-        wanted: for each metric indices into `pos`.
+        pos: positions; one that is named both from the start and from the end comes twice.
+        wanted: for each metric, indices into `pos`.
     """
 
     pos: Int[Array, " read"]
@@ -140,10 +140,10 @@ class MetricPositions:
 
     @classmethod
     def of(cls, metrics: Sequence[Metric], n_tokens: int) -> "MetricPositions":
-        """Collect what the metrics read of a run of `n_tokens`.
+        """Collect the positions that the metrics read in a run of `n_tokens` tokens.
 
-        Negative positions stay apart from positive ones: which index a metric wants does not
-        depend on the length, so runs of another length need no other program.
+        Negative positions are kept apart from positive ones. So the indices of a metric do not
+        depend on the length, and runs of another length need no other program.
         """
         rows = [range(n_tokens) if one.rows is None else one.rows for one in metrics]
         named = sorted({row for some in rows for row in some})
@@ -152,37 +152,37 @@ class MetricPositions:
 
 
 def log_prob(token: int, pos: int = -1, name: str = "log_prob") -> LogProb:
-    """Log-probability of `token` as the successor of position `pos`."""
+    """Make the metric log-probability of `token` as the successor of position `pos`."""
     return LogProb(jnp.asarray(token, jnp.int32), (pos,), name)
 
 
 def logit_diff(token: int, other: int, pos: int = -1, name: str = "logit_diff") -> LogitDiff:
-    """Logit of `token` minus logit of `other` at position `pos`."""
+    """Make the metric logit of `token` minus logit of `other` at position `pos`."""
     return LogitDiff(jnp.asarray(token, jnp.int32), jnp.asarray(other, jnp.int32), (pos,), name)
 
 
 def rank(token: int, pos: int = -1, name: str = "rank") -> Rank:
-    """How many tokens are more probable than `token` at position `pos`."""
+    """Make the metric number of tokens more probable than `token` at position `pos`."""
     return Rank(jnp.asarray(token, jnp.int32), (pos,), name)
 
 
 def entropy(pos: int = -1, name: str = "entropy") -> Entropy:
-    """Entropy of the next-token distribution at position `pos`."""
+    """Make the metric entropy of the next-token distribution at position `pos`."""
     return Entropy((pos,), name)
 
 
 def kl(pos: int | None = -1) -> KL:
-    """KL divergence from the clean run's distribution at `pos`, or summed over all (`None`)."""
+    """Make the metric KL divergence from the clean run at `pos`; `None` sums over all positions."""
     return KL(None, "kl_all") if pos is None else KL((pos,))
 
 
 def cross_entropy(
     targets: Sequence[int] | Int[np.ndarray, " rows"] | Int[Array, " rows"], start: int
 ) -> CrossEntropy:
-    """Mean `-log p` of a transcript, `targets[i]` being the successor of position `start + i`.
+    """Make the metric mean `-log p(targets)`; `targets[i]` follows position `start + i`.
 
     Raises:
-        InputError: there are no targets, or they go past the end.
+        InputError: there are no targets, or they go past the end of the run.
     """
     if not len(targets):
         raise InputError("There are no targets: give the transcript's tokens.")
@@ -195,9 +195,10 @@ def cross_entropy(
 
 
 def custom(function: Callable[[Array], Array], name: str = "custom") -> Custom:
-    """A metric from `function(logits [pos, d_vocab]) -> scalar`, of all positions.
+    """Make a metric from `function(logits [pos, d_vocab]) -> scalar`, of all positions.
 
-    What changes in the function's closure is a constant of the compiled program.
+    Values in the function's closure are constants of the compiled program: later changes to them
+    have no effect.
     """
     return Custom(function, name)
 
@@ -207,9 +208,9 @@ def recovered(
     clean: Float[np.ndarray, " metric"],
     corrupted: Float[np.ndarray, " metric"],
 ) -> Float[np.ndarray, "metric *cells"]:
-    """`(patched - corrupted) / (clean - corrupted)`: 0 changes nothing, 1 restores the clean run.
+    """Compute `(patched - corrupted) / (clean - corrupted)`; 0: corrupted run, 1: clean run.
 
-    NaN where clean and corrupted are equal up to rounding: there is nothing to recover.
+    It is NaN where clean and corrupted are equal up to rounding: there is nothing to recover.
     """
     rounding = 16 * np.finfo(clean.dtype).eps
     alike = np.isclose(clean, corrupted, rtol=rounding, atol=rounding)

@@ -1,4 +1,4 @@
-"""What a sweep has computed so far, on disk: one that is cut off goes on from there."""
+"""The values that a sweep has computed so far, on disk; an interrupted sweep resumes from them."""
 
 import dataclasses
 import json
@@ -23,10 +23,10 @@ class Partial:
 
     Attributes:
         values: every metric of every cell of each pair; NaN where it is not known.
-        done: which cells are known.
-        path: file that keeps them, if any.
-        identity: what the values depend on, by part.
-        written: when the file was last written, in seconds of a monotonic clock.
+        done: whether each cell is known.
+        path: file that keeps the values, if any.
+        identity: hashes of everything that the values depend on, by name.
+        written: time of the last write to the file, in seconds of a monotonic clock.
     """
 
     values: Float[np.ndarray, "batch cell metric"]
@@ -37,18 +37,18 @@ class Partial:
 
     @classmethod
     def open(cls, prepared: Prepared, method: str, path: str | Path | None) -> "Partial":
-        """Start afresh, or from what the file holds.
+        """Start a sweep, or resume it from a file.
 
         Args:
             prepared: the sweep.
-            method: how it is run.
-            path: an `.npz` file that an earlier run of the same sweep wrote, or will be written.
+            method: method of the sweep.
+            path: an `.npz` file, which may exist from an earlier run of the same sweep.
 
         Returns:
             The values so far; cells that the plan leaves out count as done.
 
         Raises:
-            InputError: the file is another sweep's, or cannot be read.
+            InputError: the file belongs to another sweep, or cannot be read.
         """
         plan = prepared.plan
         shape = (prepared.utterances, plan.size, len(prepared.readout.metrics))
@@ -76,7 +76,7 @@ class Partial:
         return cls(values, done, path, identity, time.monotonic())
 
     def save(self, *, now: bool = False) -> None:
-        """Write the file, whole or not at all, unless that was done a moment ago."""
+        """Write the file atomically; without `now`, only if the last write is 10 s ago."""
         if self.path is None or not (
             now or time.monotonic() - self.written > _SECONDS_BETWEEN_WRITES
         ):
@@ -106,5 +106,5 @@ def _identity(prepared: Prepared, method: str) -> dict[str, str]:
 def _read(identity: np.ndarray) -> dict[str, str]:
     try:
         return json.loads(str(identity))
-    except ValueError:  # That of an earlier version was no JSON.
+    except ValueError:  # Earlier versions did not write JSON.
         return {"version": ""}

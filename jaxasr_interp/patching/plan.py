@@ -1,4 +1,4 @@
-"""What a sweep will do and what it will cost, known before anything runs."""
+"""The plan of a sweep, and its cost, which is known before anything runs."""
 
 import dataclasses
 import functools
@@ -16,19 +16,19 @@ from jaxasr_interp.patching.engine.inject import entry_layer
 from jaxasr_interp.patching.metrics import Metric, MetricPositions
 
 _EFFICIENCY = 0.75
-"""The share of a large matrix product's rate that sweeps come to."""
+"""The share of a large matrix product's rate that sweeps reach."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a sweep is estimated to take. Print it for a line.
+    """The estimated cost of a sweep. Its text is one line.
 
     Attributes:
-        flops: of the sweep, and of the two runs it starts from.
-        bytes: beside the model, at most.
-        chunks: in how many the patches run.
-        rate: FLOP/s of a large matrix product on this device, measured.
-        seconds: on this device, once compiled.
+        flops: FLOPs of the sweep, and of the two runs that it starts from.
+        bytes: largest memory in addition to the model.
+        chunks: number of chunks in which the patches run.
+        rate: measured FLOP/s of a large matrix product on this device.
+        seconds: time on this device, without compilation.
     """
 
     flops: int
@@ -46,13 +46,13 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class SweepPlan(PatchGrid):
-    """The grid of a sweep with what it costs. Print it to see that; see `plan_sweep`."""
+    """The grid of a sweep and its cost. Print it to see both; see `plan_sweep`."""
 
     def select(self, cells: Sequence[int] | Int[np.ndarray, " cell"]) -> "SweepPlan":
-        """The plan of some cells only, by their numbers in the order of `cells`.
+        """Make a plan of some cells only, by their numbers in the order of `cells`.
 
         Raises:
-            InputError: there are none, one is named twice, or one is outside the grid.
+            InputError: there are no cells, one is named twice, or one is outside the grid.
         """
         chosen = tuple(int(cell) for cell in cells)
         outside = [cell for cell in chosen if not 0 <= cell < self.size]
@@ -64,7 +64,7 @@ class SweepPlan(PatchGrid):
         return dataclasses.replace(self, only=chosen)
 
     def chunks(self, method: str = "minimal", utterances: int = 1) -> list[Chunk]:
-        """The patches in groups that run together and fit the memory.
+        """Group the patches into chunks that fit the memory.
 
         Raises:
             InputError: the memory is too small for a single patch.
@@ -73,7 +73,7 @@ class SweepPlan(PatchGrid):
 
     @functools.cached_property
     def flops(self) -> int:
-        """FLOPs of the sweep itself by the minimal method, without the two runs it starts from."""
+        """FLOPs of the sweep by the minimal method, without the two runs that it starts from."""
         cells = self.cells()
         names = ("component", "layer", "start", "stop")
         rows = np.stack([cells[name] for name in names], axis=1)
@@ -92,22 +92,22 @@ class SweepPlan(PatchGrid):
         if self.stack == "encoder":
             if site == "ln_final":
                 return cost.states_window_flops(self.config, self.n_tokens, rows, self.reads)
-            landing = rows * cost.encoder_row(self.config) if entry > layer else 0
-            return landing + cost.encoder_suffix_flops(
+            injecting = rows * cost.encoder_row(self.config) if entry > layer else 0
+            return injecting + cost.encoder_suffix_flops(
                 self.config, self.n_tokens, entry, rows, self.reads
             )
         if self.counts_frames:
             start, rows = 0, self.n_tokens
-        landing = rows * cost.decoder_row(self.config) if entry > layer else 0
-        return landing + cost.decoder_suffix_flops(
+        injecting = rows * cost.decoder_row(self.config) if entry > layer else 0
+        return injecting + cost.decoder_suffix_flops(
             self.config, self.n_tokens, entry, start, rows, self.reads
         )
 
     def estimate(self, metric: Metric | Sequence[Metric]) -> Estimate:
-        """What the sweep takes on this device, timed by one large matrix product.
+        """Estimate the cost of the sweep on this device, by timing one large matrix product.
 
         Args:
-            metric: what is read, from one position or many.
+            metric: metrics of the sweep, which name the positions that are read.
         """
         read = [metric] if not isinstance(metric, Sequence) else metric
         n_read = len(MetricPositions.of(read, self.n_tokens).pos)
@@ -122,7 +122,7 @@ class SweepPlan(PatchGrid):
 
     @property
     def _bytes(self) -> int:
-        """Memory that the sweep takes beside the model."""
+        """Bytes that the sweep uses in addition to the model."""
         return max(chunk.bytes for chunk in self.chunks()) + base_bytes(self, 1)
 
     def __str__(self) -> str:

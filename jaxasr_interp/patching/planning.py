@@ -1,4 +1,4 @@
-"""Planning a sweep: which cells it has, checked before anything runs."""
+"""Planning a sweep: its cells are checked before anything runs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -28,17 +28,18 @@ _ENCODER_WINDOW = 50
 
 @dataclasses.dataclass(frozen=True)
 class PlanOptions:
-    """How a sweep covers its positions, how strongly it patches, and in how much memory.
+    """The windows of positions, the strengths and the memory of a sweep.
 
     Attributes:
-        window: how many positions a patch covers, or a time such as `"200ms"` where they are
-            frames; by default 1 token, or 50 frames (1 s).
-        stride: distance between the starts of windows, like `window`, which it is by default.
+        window: number of positions that a patch covers, or a time such as `"200ms"` if positions
+            are frames; by default 1 token, or 50 frames (1 s).
+        stride: distance between the starts of windows, in the units of `window`; by default equal
+            to it.
         alpha: one or several strengths, `ã = (1 - α) a + α edit(a)`.
-        memory: bytes that the sweep may take beside the model; by default a quarter of the device's
-            memory, or of the machine's where the device is its processor.
-        words: when words are said, as (word, window of frames) from `align_words`, so that
-            positions may name frames by words. Words of tokens are known without.
+        memory: bytes that the sweep may use in addition to the model; by default a quarter of the
+            device's memory, or of the machine's memory if the device is its processor.
+        words: (word, window of frames) pairs from `align_words`, so that positions may name frames
+            by words. Words of tokens are known without them.
     """
 
     window: int | str | None = None
@@ -69,20 +70,20 @@ def plan_sweep(
         tokens: the tokens of the run that is patched.
         stack: `"decoder"` or `"encoder"`.
         site: one or several sites of the stack.
-        layers: which layers, all by default; negative ones count from the end.
-        heads: which heads of sites that have them, each on its own; `"each"` for all, `None` for
-            the whole site at once.
-        positions: which tokens (decoder sites) or frames (encoder sites, `cross_k`, `cross_v`):
-            indices, `(start, stop)` windows, or text as in `jaxasr_interp.speech.positions`; all
-            by default.
+        layers: layer numbers, all layers by default; negative numbers count from the end.
+        heads: head numbers for sites that have heads, each patched alone; `"each"` for all heads,
+            `None` for the whole site at once.
+        positions: tokens (decoder sites) or frames (encoder sites, `cross_k`, `cross_v`): indices,
+            `(start, stop)` windows, or text as in `jaxasr_interp.speech.positions`; all by
+            default.
         options: windows, strengths and memory.
 
     Returns:
         The plan; print it to see what it will cost.
 
     Raises:
-        InputError: an unknown site or one that cannot be swept, sites that do not go together, an
-            empty or impossible set of layers, heads or positions, or a budget too small for one
+        InputError: a site is unknown or cannot be swept, sites cannot share a plan, a set of
+            layers, heads or positions is empty or impossible, or the memory is too small for one
             patch.
     """
     known = check_stack(stack)

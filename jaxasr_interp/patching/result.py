@@ -1,4 +1,4 @@
-"""What a sweep returns: numbers with named axes."""
+"""The result of a sweep: metrics with named axes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class SweepResult:
     """A sweep's metrics.
 
     Attributes:
-        plan: what was run; `plan.axes` names the cells' axes.
+        plan: plan of the sweep; `plan.axes` names the cells' axes.
         metrics: names of the metrics.
         patched: each metric under each patch: `[metric, (alpha), (component), (layer), pos]`.
         clean: each metric of the clean run.
@@ -46,10 +46,10 @@ class SweepResult:
         return recovered(self.patched, self.clean, self.corrupted)
 
     def to_dataset(self, token_labels: Sequence[str] | None = None) -> "xarray.Dataset":
-        """The arrays with named axes.
+        """Return the arrays with named axes.
 
         Args:
-            token_labels: the text of the decoder input's tokens, one for each position of the run.
+            token_labels: text of each token of the decoder's input, one for each position.
         """
         import xarray
 

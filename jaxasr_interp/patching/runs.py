@@ -1,4 +1,4 @@
-"""The runs that a sweep starts from: what is patched, and where the values come from."""
+"""The runs that a sweep starts from: the patched run, and the run that gives the values."""
 
 import dataclasses
 import functools
@@ -28,21 +28,21 @@ from jaxasr_interp.speech.utterance import Utterance
 _LARGE_OF_DECODER = {"cross_k", "cross_v", "result", "cross_result"}
 
 CARRIED = ("resid_pre", "q", "k", "v", "resid_post")
-"""What propagating changed rows takes from the run that is patched."""
+"""The activations of the patched run that are needed to propagate changed rows."""
 
 
 @pytree_dataclass
 class BaseRun:
-    """One run of the model, as far as patched runs take something from it.
+    """The parts of one run of the model that patched runs use.
 
     Attributes:
-        mel: what was heard.
-        tokens: what was written.
+        mel: spectrogram of the clip.
+        tokens: tokens of the decoder.
         states: encoder states.
         cross: cross-attention keys and values of every layer.
-        encoder: the encoder activations that were asked for.
-        decoder: the decoder activations that were asked for.
-        logits: at the positions that are read.
+        encoder: the requested encoder activations.
+        decoder: the requested decoder activations.
+        logits: logits at the positions that metrics read.
     """
 
     mel: Float[Array, "*batch n_mels mel_frame"]
@@ -54,7 +54,7 @@ class BaseRun:
     logits: Float[Array, "*batch read d_vocab"]
 
     def only(self, sites: Iterable[str]) -> "BaseRun":
-        """The same run with some of its activations: a program is given what it needs to know."""
+        """Return the same run with some of its activations only: those that a program needs."""
         kept = [
             replace(acts, **dict.fromkeys(vars(acts).keys() - set(sites)))
             for acts in (self.encoder, self.decoder)
@@ -62,7 +62,7 @@ class BaseRun:
         return replace(self, encoder=kept[0], decoder=kept[1])
 
     def acts(self, stack: Stack) -> EncoderActivations | DecoderActivations:
-        """The activations of one stack."""
+        """Return the activations of one stack."""
         return self.encoder if stack == "encoder" else self.decoder
 
 
@@ -75,19 +75,19 @@ class Sites:
 
     @classmethod
     def of(cls, stack: Stack, sites: Iterable[str]) -> "Sites":
-        """Some sites of one stack."""
+        """Make a selection of some sites of one stack."""
         return cls(**{stack: frozenset(sites)})
 
 
 def kept_sites(stack: Stack, sites: frozenset[str]) -> Sites:
-    """The activations that patches at `sites` need of a run: to start from, or as their source.
+    """Choose the activations that patches at `sites` need, of the patched run or of the source.
 
-    Of the decoder all small ones are kept, so that sweeps of most sites share their programs.
+    All small activations of the decoder are kept, so that sweeps of most sites share programs.
     """
     if stack == "decoder":
         small = (site for site, axes in SITES[stack].items() if axes[-1] in ("d_model", "d_head"))
         return Sites(decoder=frozenset(small) - _LARGE_OF_DECODER | sites)
-    # Windows of the final states start from the decoder's run, and from nothing of the encoder's.
+    # Patches of the final states start from the decoder's run; they need no encoder activations.
     of_decoder = frozenset({"resid_mid"} if "ln_final" in sites else ())
     if sites == {"ln_final"}:
         return Sites(sites, of_decoder)
@@ -103,21 +103,21 @@ def run_utterances(
     reads: Int[Array, " read"],
     states: Float[Array, "batch frame d_model"] | None = None,
 ) -> BaseRun:
-    """BaseRun several utterances of equal length.
+    """Run several utterances of equal length.
 
     Args:
         model: the model.
-        utterances: what to run.
+        utterances: the utterances.
         sites: the activations to keep.
         reads: positions whose logits are kept.
-        states: the encoder states, where they are known (no encoder activations are kept then).
+        states: the encoder states, if they are known; then no encoder activations are kept.
 
     Returns:
-        The runs, with a leading axis on everything.
+        The runs; all arrays have a leading axis for the utterances.
     """
     acts = EncoderActivations()
     if states is None:
-        # One clip at a time: attention over 1500 frames is the largest thing in memory.
+        # Clips are encoded one at a time: attention over 1500 frames takes the most memory.
         runs = [encode_utterance(model, one, sites.encoder) for one in utterances]
         encoded = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
         states, acts = encoded.states, encoded.acts
@@ -143,15 +143,15 @@ def _decode(
         kept = DecoderActivations(**{site: getattr(run.decoder, site) for site in sites})
         return BaseRun(mel, tokens, states, run.cross, acts, kept, run.logits)
 
-    # One after the other: batched, the layers' keys and values would be transposed into place.
+    # Runs are not batched: that would transpose the keys and values of every layer.
     return jax.lax.map(one, (mels, tokens, states, encoder_acts))
 
 
 def align(acts: DecoderActivations, alignment: Int[np.ndarray, " aligned"]) -> DecoderActivations:
-    """View a run's activations at the positions of a run of another length.
+    """Align a run's activations to the positions of a run of another length.
 
     Raises:
-        InputError: there is a self-attention pattern, whose keys would need aligning too.
+        InputError: there is a self-attention pattern, whose keys would have to be aligned too.
     """
     if acts.pattern is not None:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Running a sweep: two runs, then the plan's chunks one after the other, gathered into a result."""
+"""Running a sweep: two unpatched runs, then the chunks of the plan one after the other."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -34,18 +34,18 @@ _ROWS_READ_TOGETHER = 512
 
 @dataclasses.dataclass(frozen=True)
 class SweepOptions:
-    """How a sweep compares and runs.
+    """The direction and the method of a sweep, and the file to resume from.
 
     Attributes:
         direction: `"clean_to_corrupted"` patches the corrupted run, `"corrupted_to_clean"` the
             clean one.
         alignment: for runs of different length: for each position of the patched run, the position
-            of the other run that it is compared and exchanged with.
+            of the other run from which its activations come.
         method: `"minimal"` computes only what a patch can change; `"vmap"` runs the patched stack
-            and all after it from the beginning, many patches together; `"reference"` does the same
+            and all after it from the beginning, in batches of patches; `"reference"` does the same
             one patch at a time. The numbers are the same.
-        resume: an `.npz` file that keeps what is computed, every few seconds: the same sweep, cut
-            off and called again, goes on from there. It stays when the sweep is done.
+        resume: an `.npz` file that is written every few seconds. An interrupted sweep that is
+            called again resumes from it. It is not removed when the sweep is done.
     """
 
     direction: str = "clean_to_corrupted"
@@ -79,17 +79,18 @@ def activation_patching(
         clean: the run in which the behaviour of interest happens.
         corrupted: the run in which it does not.
         metric: one or several of `jaxasr_interp.patching.metrics`.
-        edit: what a patch does instead of an interchange: one of `interventions.kinds`, or
+        edit: edit that a patch makes instead of an interchange: one of `interventions.kinds`, or
             any `edit(site, layer, value) -> value`.
-        options: which run is patched, how, and where the work is kept.
-        on_progress: called now and then with the patches done, how many there are, and `"patches"`.
+        options: direction and method of the sweep, and the file to resume from.
+        on_progress: called with the patches done, how many there are, and `"patches"`.
 
     Returns:
         The metrics under every patch, and those of the clean and corrupted run.
 
     Raises:
-        InputError: runs of different length without an alignment, a metric that reads what the runs
-            do not have, an edit that does not fit the plan, or an unknown method or direction.
+        InputError: runs differ in length and there is no alignment, a metric reads a position or
+            token that does not exist, the edit does not fit the plan, or the method or direction is
+            unknown.
 
     Source: Meng et al. 2022 (causal tracing); Vig et al. 2020 (interchange of activations).
     """
@@ -116,7 +117,7 @@ def activation_patching_batch(
     options: SweepOptions = DEFAULT,
     on_progress: Progress | None = None,
 ) -> list[SweepResult]:
-    """`activation_patching` for several pairs of utterances of equal length, swept together.
+    """Run `activation_patching` for several pairs of utterances of equal length in one sweep.
 
     Args:
         model: see `activation_patching`.
@@ -132,7 +133,8 @@ def activation_patching_batch(
         One result for each pair.
 
     Raises:
-        InputError: see `activation_patching`; also pairs whose number or metrics differ.
+        InputError: see `activation_patching`; also if the inputs have different numbers of pairs,
+            or the pairs different metrics.
     """
     inputs = SweepInputs(clean, corrupted, metric, edit, options.direction, options.alignment)
     minimal = check_method(options.method) == "minimal"
@@ -149,7 +151,7 @@ def run_prepared(
 ) -> Float[np.ndarray, "batch cell metric"]:
     """Run all chunks of a sweep and put their values in the plan's order.
 
-    Where the device runs out of memory all the same, the rest is run in chunks half as large.
+    If the device still runs out of memory, the rest runs with half the memory budget.
 
     Args:
         prepared: from `prepare`.
@@ -161,7 +163,7 @@ def run_prepared(
         Every metric of every cell of each pair; NaN in cells that the plan leaves out.
 
     Raises:
-        InputError: the file to resume from is another sweep's.
+        InputError: the file to resume from belongs to another sweep.
     """
     partial = Partial.open(prepared, check_method(method), resume)
     while not partial.done.all():
@@ -180,7 +182,7 @@ def run_prepared(
 def _run_missing(
     prepared: Prepared, method: str, partial: Partial, on_progress: Progress | None
 ) -> None:
-    """Fill in what is not done yet."""
+    """Run the cells that are not done yet."""
     run = {"minimal": _minimal, "vmap": _batched, "reference": _one_by_one}[method]
     left_out = partial.done.size - prepared.plan.runs
     for chunks, together in _groups(prepared, method):
@@ -203,7 +205,7 @@ def check_method(method: str) -> str:
 
 
 def _groups(sweep: Prepared, method: str) -> Iterator[tuple[list[Chunk], int]]:
-    """Chunks of one shape whose rows are read together, and how many that are at most."""
+    """Yield chunks of one shape whose logits are computed in one call, and the largest number."""
     chunks = sweep.plan.chunks(method, sweep.utterances)
     for site in sweep.plan.sites:
         some = [chunk for chunk in chunks if chunk.site == site]
@@ -219,7 +221,7 @@ def _groups(sweep: Prepared, method: str) -> Iterator[tuple[list[Chunk], int]]:
 
 
 def _minimal(sweep: Prepared, chunks: Sequence[Chunk], together: int) -> list[Array]:
-    """Only what the patches change; the last rows of several chunks are read together."""
+    """Compute only what the patches change; several chunks share one call for their logits."""
     resid = [_propagate(sweep, chunk) for chunk in chunks]
     idle = together - len(chunks)
     return unembed_and_read(
@@ -231,7 +233,7 @@ def _minimal(sweep: Prepared, chunks: Sequence[Chunk], together: int) -> list[Ar
 
 
 def _batched(sweep: Prepared, chunks: Sequence[Chunk], together: int) -> list[Array]:
-    """A run of its own for every patch, all of a chunk together."""
+    """Run every patch from the beginning, all patches of a chunk in one batch."""
     return [
         run_batched(
             sweep.model,
@@ -247,7 +249,7 @@ def _batched(sweep: Prepared, chunks: Sequence[Chunk], together: int) -> list[Ar
 
 
 def _one_by_one(sweep: Prepared, chunks: Sequence[Chunk], together: int) -> list[Array]:
-    """A run of its own for every patch, one after the other."""
+    """Run every patch from the beginning, one after the other."""
     pairs = [sweep.pair(i) for i in range(sweep.utterances)]
     return [
         jnp.stack([_run_each(sweep, chunk, base, edit, readout) for base, edit, readout in pairs])
@@ -265,7 +267,7 @@ def _run_each(
 
 
 def _propagate(sweep: Prepared, chunk: Chunk) -> Float[Array, "batch patch read d_model"]:
-    """The last residual stream at the positions that are read, under a chunk's patches."""
+    """Compute the last residual stream at the positions that are read, under a chunk's patches."""
     model, base, edits, reads = sweep.model, sweep.base, sweep.edits, sweep.readout.positions.pos
     if chunk.site == "ln_final":
         base = base.only(("resid_mid",))
@@ -282,7 +284,7 @@ def _propagate(sweep: Prepared, chunk: Chunk) -> Float[Array, "batch patch read 
 
 
 def _read_at_once(sweep: Prepared, patches: int) -> int:
-    """How many of some patches' logits are held at once."""
+    """Return the number of patches whose logits are held at once."""
     row = 4 * sweep.readout.clean_logits.dtype.itemsize * sweep.plan.config.d_vocab
     fits = _room(sweep) // (row * len(sweep.readout.positions.pos) * sweep.utterances)
     return max(1, min(patches, fits))

@@ -1,9 +1,9 @@
-"""Which components a repetition loop depends on, and what it costs speech to do without them.
+"""A study of the components that repetition loops depend on, and of the cost to remove them.
 
-Clips on which the model loops are transcribed again without each sublayer and each head in turn;
-so is transcribed speech. A loop is resolved where the new text does not loop (`evaluation.loops`).
-The experiment of Glazer et al. 2025 (arXiv 2508.15882), who found one cross-attention head of
-large-v3 to carry most loops.
+Clips on which the model loops are transcribed again without each sublayer and each head in turn,
+and so is speech with known text. A loop is resolved if the new text does not loop
+(`evaluation.loops`). This is the experiment of Glazer et al. 2025 (arXiv 2508.15882), who found
+that most loops of large-v3 depend on one cross-attention head.
 """
 
 import dataclasses
@@ -31,14 +31,14 @@ _AT_ONCE = 8
 
 @dataclasses.dataclass(frozen=True)
 class Remedy:
-    """What one intervention does.
+    """The effect of one intervention on loops and on speech.
 
     Attributes:
-        edit: how it is written; `"unedited"` for none.
-        resolved: share of the loops that end, with its 95% bootstrap interval.
-        silent: share of the looping clips on which nothing is written any more.
-        wer: word error rate on speech, with its interval.
-        begun: share of the speech clips on which a loop begins.
+        edit: text of the intervention; `"unedited"` for none.
+        resolved: share of the looping clips that no longer loop, with its 95% bootstrap interval.
+        silent: share of the looping clips whose transcript has no words any more.
+        wer: word error rate on speech, with its 95% bootstrap interval.
+        begun: share of the speech clips that loop.
     """
 
     edit: str
@@ -50,7 +50,7 @@ class Remedy:
 
 @dataclasses.dataclass(frozen=True)
 class RepetitionStudy:
-    """The study's result: the sweeps, and one remedy for each intervention, the best first."""
+    """The sweeps of the study, and one remedy for each intervention, the best first."""
 
     loops: TextSweep
     speech: TextSweep
@@ -64,7 +64,7 @@ def find_loops(
     choice: Choice,
     on_progress: Progress | None = None,
 ) -> list[Clip]:
-    """The clips that the unedited model loops on.
+    """Find the clips on which the unedited model loops.
 
     Args:
         model: a model with a tokenizer.
@@ -79,8 +79,10 @@ def find_loops(
         for start in range(0, len(own), _AT_ONCE):
             batch = own[start : start + _AT_ONCE]
             filled = [clip.audio for clip in (batch * _AT_ONCE)[:_AT_ONCE]]
-            heard = transcribe_batch(model, filled, language=language or None, choice=choice)
-            found += [clip for clip, one in zip(batch, heard, strict=False) if is_loop(one.text)]
+            transcripts = transcribe_batch(model, filled, language=language or None, choice=choice)
+            found += [
+                clip for clip, one in zip(batch, transcripts, strict=False) if is_loop(one.text)
+            ]
             seen += len(batch)
             if on_progress is not None:
                 on_progress(seen, len(clips), "candidates")
@@ -97,19 +99,19 @@ def repetition(
     resume: Path | None = None,
     on_progress: Progress | None = None,
 ) -> RepetitionStudy:
-    """Take away each component while the model writes.
+    """Transcribe looping clips and speech without each component in turn.
 
     Args:
         model: a model with a tokenizer.
-        looping: clips that it loops on, from `find_loops`.
-        speech: transcribed clips.
+        looping: clips on which the model loops, from `find_loops`.
+        speech: speech clips with their text.
         interventions: by default every sublayer and head of the decoder set to zero.
         choice: how tokens are chosen.
-        resume: a folder for what is done.
-        on_progress: called after each batch, of transcripts of both sets.
+        resume: a folder in which the sweeps keep finished clips to resume from.
+        on_progress: called after each batch with the transcripts of both sets.
 
     Raises:
-        InputError: no loops, or no transcribed speech.
+        InputError: there are no looping clips, or no speech with its text.
     """
     if not looping or not any(clip.text for clip in speech):
         raise InputError("The study takes clips that loop, and speech with its text.")
@@ -146,13 +148,13 @@ def repetition(
 
 
 def _silent(swept: TextSweep, i: int) -> float:
-    """Share of the clips on which an intervention leaves nothing written."""
+    """Compute the share of the clips whose transcript under an intervention has no words."""
     pairs = zip(swept.generated[i], swept.languages, strict=True)
     return float(np.mean([not words_on_silence(one.text, language) for one, language in pairs]))
 
 
 def cut_windows(clip: Clip) -> list[Clip]:
-    """A clip in windows of 30 s, named by their first second."""
+    """Cut a clip into windows of 30 s, named by their first second."""
     starts = range(0, len(clip.audio), CHUNK_SAMPLES)
     if len(starts) < 2:
         return [clip]

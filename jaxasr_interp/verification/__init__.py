@@ -1,1 +1,1 @@
-"""What must hold of sweeps, measured on a model and clip."""
+"""Measurement of the invariants of sweeps on a model and clip."""

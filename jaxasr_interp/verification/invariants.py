@@ -1,8 +1,8 @@
-"""What must hold of sweeps whatever the model and the clips, and how far it is from holding.
+"""Invariants of sweeps, which must hold for every model and clip, and their errors.
 
-Every short cut of the engine has a slow way to be held against, and every patch whose outcome is
-known beforehand has that outcome. Errors are shares of the effect: of the difference that the two
-runs, or the patches at hand, make to the metric.
+Every shortcut of the engine is compared with the slow computation, and every patch whose outcome is
+known beforehand must have that outcome. Errors are shares of the effect, which is the change of the
+metric between the two runs, or under the patches if that is larger.
 """
 
 import dataclasses
@@ -41,13 +41,13 @@ type Values = Float[np.ndarray, "*cells"]
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One comparison that an invariant is measured by.
+    """One comparison that measures an invariant.
 
     Attributes:
-        name: the invariant.
-        compares: what was compared.
+        name: name of the invariant.
+        compares: description of what was compared.
         error: the largest difference, as a share of the effect.
-        bound: what the error may be at most; `None` where it is only reported.
+        bound: largest error that is allowed; `None` if the error is only reported.
     """
 
     name: str
@@ -63,17 +63,17 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """The pair of runs that everything is measured on.
+    """The pair of runs on which everything is measured.
 
     Attributes:
         model: the model.
         clean: the run whose activations are copied.
-        corrupted: the run into which they are copied; of as many tokens.
+        corrupted: the run into which they are copied; it has the same number of tokens.
         tops: each run's most probable next token; the metric is the first one's log-probability.
-        effect: by how much the two runs differ in it.
-        cells: random patches at each site of the decoder, and half as many at the encoder's.
-        seed: of their choice.
-        memory: bytes that a sweep may take; if `None`, what its runs take and 2 GiB.
+        effect: difference of the metric between the two runs.
+        cells: number of random patches at each decoder site; encoder sites have half as many.
+        seed: seed of the random patches.
+        memory: bytes that a sweep may use; if `None`, those of its runs and 2 GiB.
     """
 
     model: Whisper
@@ -87,7 +87,7 @@ class Case:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of either run."""
+        """Number of tokens of each run."""
         return len(self.clean.tokens)
 
     @property
@@ -96,7 +96,7 @@ class Case:
         return log_prob(self.tops[0]), log_prob(self.tops[1])
 
     def plan(self, *, alpha: float = 1.0, stride: int | None = None, **chosen: Any) -> SweepPlan:
-        """`plan_sweep` for the corrupted run, within the memory."""
+        """Run `plan_sweep` for the corrupted run, within the memory."""
         memory = 1 << 62 if self.memory is None else self.memory
         options = PlanOptions(alpha=alpha, stride=stride, memory=memory)
         plan = plan_sweep(self.model, tokens=self.corrupted.tokens, options=options, **chosen)
@@ -105,7 +105,7 @@ class Case:
         return dataclasses.replace(plan, memory=base_bytes(plan, 2) + _ROOM)
 
     def sweep(self, plan: SweepPlan, *, method: str = "minimal", **inputs: Any) -> SweepResult:
-        """`activation_patching`, by default of the two runs and the first metric."""
+        """Run `activation_patching`, by default with the two runs and the first metric."""
         runs = {"clean": self.clean, "corrupted": self.corrupted, "metric": self.metrics[0]}
         options = SweepOptions(method=method)
         return activation_patching(self.model, plan, options=options, **(runs | inputs))
@@ -113,14 +113,14 @@ class Case:
     def check(
         self, name: str, compares: str, values: Values, expected: Values | float, base: float
     ) -> Check:
-        """Hold values against what they should be.
+        """Compare values with the values that they should have.
 
         Args:
-            name: the invariant.
-            compares: what is compared.
+            name: name of the invariant.
+            compares: description of what is compared.
             values: the metric of some patches.
-            expected: what it should be.
-            base: that of the run that is patched.
+            expected: the metric as it should be.
+            base: the metric of the run that is patched.
 
         Returns:
             The check: `max |values - expected| / max(effect, max |expected - base|)`.
@@ -131,7 +131,7 @@ class Case:
         return Check(name, compares, error, BOUNDS[str(self.model.dtype)])
 
     def as_dtype(self, dtype: str) -> "Case":
-        """The same with parameters and spectrograms of another dtype."""
+        """Return the same case with parameters and spectrograms of another dtype."""
 
         def cast(leaf: jax.Array) -> jax.Array:
             return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -142,13 +142,13 @@ class Case:
 
 
 def random_windows(case: Case, rng: np.random.Generator, *, frames: bool) -> list[Window]:
-    """Random windows, as many as there are cells to be checked.
+    """Choose random windows, one for each cell to check.
 
     Args:
         case: the pair of runs.
-        rng: what chooses.
-        frames: windows of up to a thirtieth of the frames (1 s), most where the two runs differ in
-            what they hear, rather than of one or two tokens.
+        rng: random number generator.
+        frames: choose windows of up to a thirtieth of the frames (1 s), preferably where the
+            spectrograms of the runs differ, rather than windows of one or two tokens.
 
     Returns:
         Windows of different starts, the widest first.
@@ -169,8 +169,8 @@ def random_windows(case: Case, rng: np.random.Generator, *, frames: bool) -> lis
 
 
 def all_patch(case: Case) -> list[Check]:
-    """A run patched at every position of the first layer becomes the other run."""
-    # Only the input of the patched stack differs: that of the other stack stays the clean run's.
+    """Check that a run patched at every position of the first layer becomes the other run."""
+    # Only the input of the patched stack differs; the other stack has the clean run's input.
     tokens = (case.clean.tokens + 1) % case.model.config.d_vocab
     corrupted = {
         "encoder": Utterance(case.corrupted.mel, case.clean.tokens),
@@ -193,7 +193,7 @@ def all_patch(case: Case) -> list[Check]:
 
 
 def causality(case: Case) -> list[Check]:
-    """Patches of the decoder behind the position that is read change nothing."""
+    """Check that patches of the decoder after the position that is read change nothing."""
     read = (case.n_tokens - 1) // 2
     behind = range(read + 1, min(case.n_tokens, read + 1 + case.cells))
     plan = case.plan(positions=list(behind))
@@ -207,7 +207,7 @@ def causality(case: Case) -> list[Check]:
 
 
 def methods(case: Case) -> list[Check]:
-    """The methods of a sweep give the same: here of noise at half its strength."""
+    """Check that all methods of a sweep give the same values, with noise at half strength."""
     windows = random_windows(case, np.random.default_rng(case.seed), frames=False)
     plan = case.plan(site="cross_z", positions=windows, alpha=0.5)
     window = np.arange(len(windows))
@@ -231,7 +231,7 @@ def methods(case: Case) -> list[Check]:
 
 
 def chunking(case: Case) -> list[Check]:
-    """A budget for little more than one patch at a time gives what a large one gives."""
+    """Check that a memory budget for few patches at a time gives the values of a large one."""
     plan = _grid(case)
     least = base_bytes(plan, 1) + plan.select([0]).chunks()[0].bytes
     small = dataclasses.replace(plan, memory=least)
@@ -243,14 +243,14 @@ def chunking(case: Case) -> list[Check]:
 
 
 def batch(case: Case) -> list[Check]:
-    """Two pairs of runs swept together give what each gives alone."""
+    """Check that a sweep of two pairs of runs gives the values of a sweep of each pair."""
     plan, pairs = _grid(case), [(case.clean, case.corrupted), (case.corrupted, case.clean)]
     clean, corrupted = zip(*pairs, strict=True)
-    together = activation_patching_batch(
+    in_one_sweep = activation_patching_batch(
         case.model, plan, clean=clean, corrupted=corrupted, metric=case.metrics
     )
     checks = []
-    for number, result in enumerate(together):
+    for number, result in enumerate(in_one_sweep):
         runs = {"clean": clean[number], "corrupted": corrupted[number]}
         alone = case.sweep(plan, metric=case.metrics[number], **runs)
         compares = f"decoder resid_pre, pair {number + 1} of 2"
@@ -260,7 +260,7 @@ def batch(case: Case) -> list[Check]:
 
 
 def precision(case: Case) -> list[Check]:
-    """What rounding does to the effects of patches."""
+    """Measure how much rounding changes the effects of patches."""
     swept = {name: _swept_as(case, name) for name in ("float64", "float32", "bfloat16")}
     rows = [("float32", "float64", _SINGLE_PRECISION_BOUND), ("bfloat16", "float32", None)]
     if jax.default_backend() != "cpu":
@@ -284,5 +284,5 @@ def _swept_as(case: Case, dtype: str) -> SweepResult:
 
 
 def _grid(case: Case) -> SweepPlan:
-    """A sweep of decoder `resid_pre`: all layers, and all positions of short runs."""
+    """Plan a sweep of decoder `resid_pre` at all layers, and all positions of short runs."""
     return case.plan(stride=-(-case.n_tokens // _MOST_POSITIONS))

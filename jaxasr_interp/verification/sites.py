@@ -1,7 +1,7 @@
-"""Every site of both stacks: what the engine makes of a patch is what a whole run makes of it.
+"""Checks at every site of both stacks that the engine gives the values of whole runs.
 
-The whole run is the plain forward pass under an edit. Its site is data: one program checks many
-sites, where compiling one for each would take longer than all the runs.
+A whole run is the plain forward pass under an edit. The edit's site is data, so that one program
+checks many sites; compiling a program for each site would take longer than all the runs.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ type SiteGroup = tuple[str, ...]
 
 @pytree_dataclass
 class CopyOrZero(Edit):
-    """What patches do: an interchange, or an ablation; which of them is data."""
+    """The edit of a patch: an interchange or a zero ablation; the choice is data."""
 
     source: Interchange
     zero: Bool[Array, ""]
@@ -49,7 +49,7 @@ class CopyOrZero(Edit):
 
 @pytree_dataclass
 class AtAnySite(Edit):
-    """An edit confined to some cells of one of `sites`: that of the given number."""
+    """An edit confined to some cells of one site, `sites[number]`."""
 
     edit: Edit
     number: Int[Array, ""]
@@ -63,7 +63,7 @@ class AtAnySite(Edit):
     def __call__(
         self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
     ) -> Array:
-        """Return `value`, edited where it is meant."""
+        """Return `value`, edited if `site` is the chosen one."""
         if site not in self.sites:
             return value
         at = At(self.edit, self.layer, self.start, self.stop, self.head, self.alpha, site)
@@ -73,9 +73,9 @@ class AtAnySite(Edit):
 
 
 def site_groups(case: Case, stack: Stack) -> list[SiteGroup]:
-    """The sites of a stack that can be swept, in groups that share a plan.
+    """Group the sites of a stack that can be swept, such that each group shares a plan.
 
-    The encoder's are cut where their activations, which are kept of both runs, grow large.
+    Groups of the encoder are split where the activations, which are kept of both runs, are large.
     """
     kinds: dict[tuple[bool, bool], list[str]] = {}
     for site in sweepable_sites(stack):
@@ -100,7 +100,7 @@ def site_groups(case: Case, stack: Stack) -> list[SiteGroup]:
 
 
 def identity(case: Case, stack: Stack, sites: SiteGroup) -> list[Check]:
-    """A run patched with its own activations stays as it is."""
+    """Check that a run patched with its own activations does not change."""
     plan, cells = _sample(case, stack, sites)
     cells = _of_one_layer(plan, cells)
     edit = CopyOrZero(_source(case, case.corrupted, stack, sites), jnp.asarray(False))
@@ -113,7 +113,7 @@ def identity(case: Case, stack: Stack, sites: SiteGroup) -> list[Check]:
 
 
 def minimal(case: Case, stack: Stack, sites: SiteGroup) -> list[Check]:
-    """The engine gives what a whole run for each patch gives."""
+    """Check that the engine gives the values of a whole run for each patch."""
     source = _source(case, case.clean, stack, sites)
     checks = []
     for phrase, zero, alpha in (("interchange", False, 1.0), ("zero at α = 0.5", True, 0.5)):
@@ -133,7 +133,7 @@ def minimal(case: Case, stack: Stack, sites: SiteGroup) -> list[Check]:
 def _run_each(
     case: Case, plan: SweepPlan, numbers: Int[np.ndarray, " cell"], edit: CopyOrZero
 ) -> Float[np.ndarray, " cell"]:
-    """The metric under some patches of a plan, each in a run of its own."""
+    """Compute the metric under some patches of a plan, with a whole run for each patch."""
     model, run, cells = case.model, case.corrupted, plan.cells()
     sites = tuple(site for site, acts in vars(edit.source.source).items() if acts is not None)
     last = jnp.asarray([len(run.tokens) - 1], jnp.int32)
@@ -156,14 +156,14 @@ def _run_each(
 def _whole_run(
     model: Whisper, base: BaseRun, patch: Edit, metric: Metric, stack: Stack
 ) -> Float[Array, ""]:
-    """The metric of one run under a patch."""
+    """Compute the metric of one run under a patch."""
     last = jnp.asarray([len(base.tokens) - 1], jnp.int32)
     logits = patched_logits(model, base, patch, stack, last)
     return metric(logits, logits)
 
 
 def _source(case: Case, run: Utterance, stack: Stack, sites: SiteGroup) -> Interchange:
-    """The activations of a run at some sites; at all of the decoder, where they are small."""
+    """Keep a run's activations at some sites; in the decoder at all sites, as they are small."""
     if stack == "encoder":
         return Interchange(encode(case.model, run.mel, sites=sites).acts)
     states = encode(case.model, run.mel, sites=()).states
@@ -175,13 +175,13 @@ def _source(case: Case, run: Utterance, stack: Stack, sites: SiteGroup) -> Inter
 def _sample(
     case: Case, stack: Stack, sites: SiteGroup, **options: Any
 ) -> tuple[SweepPlan, Int[np.ndarray, "site cell"]]:
-    """A plan of sites that go together, and the numbers of some random cells of each.
+    """Plan sites that can share a plan, and choose random cells of each.
 
     All sites get the same windows and take turns at the layers. So their chunks have the same
     shapes, for which one program is compiled.
     """
     rng = np.random.default_rng(case.seed)
-    # A patch of the encoder takes a run of it: it gets half as many.
+    # Each patch of the encoder takes an encoder run, so that its sites get half as many cells.
     some = dataclasses.replace(case, cells=-(-case.cells // 2)) if stack == "encoder" else case
     windows = random_windows(some, rng, frames=counts_frames(stack, sites[0]))
     have_heads = any(head_axis(site) is not None for site in sites)
@@ -200,5 +200,5 @@ def _sample(
 def _of_one_layer(
     plan: SweepPlan, cells: Int[np.ndarray, "site cell"]
 ) -> Int[np.ndarray, "site some"]:
-    """The sample's cells of each site's first layer: chunks of the shape that all cells have."""
+    """Keep the sampled cells in each site's first layer; their chunks have an equal shape."""
     return cells[:, :: len(plan.layers)]

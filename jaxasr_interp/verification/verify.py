@@ -1,4 +1,4 @@
-"""Does it hold here? The invariants of sweeps, measured on one's own checkpoint and clips.
+"""Measurement of the invariants of sweeps on the user's own checkpoint and clips.
 
 The metric is the log-probability, at the last position, of the token that the clean run finds most
 probable there; errors are shares of the effect on it.
@@ -45,28 +45,30 @@ def verify(
     memory: int | None = None,
     on_progress: Progress | None = None,
 ) -> list[Check]:
-    """Measure the invariants of sweeps on one's own checkpoint and pair of runs.
+    """Measure the invariants of sweeps on a checkpoint and a pair of runs.
 
-    Matrix products are computed at the device's highest precision; a row of its own says what the
-    default precision of an accelerator changes.
+    Matrix products have the device's highest precision. On an accelerator one more check reports
+    how much its default precision changes.
 
     Args:
         model: the model.
         clean: a run in which the model knows the next token.
-        corrupted: a run of as many tokens in which it does not know it, or knows another.
-        cells: random patches at each site that are held against whole runs; half as many at those
-            of the encoder, which take longest.
-        seed: of their choice.
-        memory: bytes that a sweep may take beside the model; by default what its runs take, and
-            2 GiB.
-        on_progress: called with the steps done, their number and the name of the next one.
+        corrupted: a run with the same number of tokens in which the model predicts another next
+            token, or none with confidence.
+        cells: number of random patches at each site that are compared with whole runs; encoder
+            sites, which take longest, get half as many.
+        seed: seed of the random patches.
+        memory: bytes that a sweep may use in addition to the model; by default those of its runs
+            and 2 GiB.
+        on_progress: called with the steps done, their number and the name of the next step.
 
     Returns:
         The checks; those of one invariant follow each other.
 
     Raises:
-        InputError: fewer than two tokens, runs of different length, runs whose effect is too small
-            to measure errors by, no cells, or a budget too small for one patch.
+        InputError: the runs have fewer than two tokens or different lengths, their effect is too
+            small to measure errors by, there are no cells, or the memory is too small for one
+            patch.
     """
     checks: list[Check] = []
     with jax.default_matmul_precision("highest"):
@@ -90,7 +92,7 @@ def make_case(
     seed: int = 0,
     memory: int | None = None,
 ) -> Case:
-    """Check a pair of runs, and run both for what they say next and for how they differ in it.
+    """Check a pair of runs, and run both to find their next tokens and their effect.
 
     Args:
         model: see `verify`.
@@ -101,7 +103,7 @@ def make_case(
         memory: see `verify`.
 
     Returns:
-        What every invariant is measured on.
+        The case on which every invariant is measured.
 
     Raises:
         InputError: see `verify`.
@@ -129,7 +131,7 @@ def make_case(
 
 
 def verify_table(checks: Sequence[Check]) -> "Table":
-    """A row for each invariant, with its largest error, and one for each check that fails."""
+    """Make a table with a row for each invariant and its largest error, and for each failure."""
     from rich.table import Table
 
     failed = sum(not check.passed for check in checks)
@@ -161,19 +163,19 @@ def _row(check: Check, compares: str) -> tuple[str, ...]:
 
 
 def text_to_tokens(tokenizer: Tokenizer | None, tokens: Sequence[int]) -> list[Check]:
-    """Whether text becomes the tokens that the model writes, on a run's transcript.
+    """Check that encoding a run's transcript again gives the tokens that the model generated.
 
-    A text has several tokenisations, of which a model may write another than the encoder's, so that
-    this is reported only.
+    A text has several tokenisations, and a model may generate another one than the tokenizer's, so
+    that this is only reported.
     """
     if tokenizer is None:
         return []
-    written = [token for token in tokens if tokenizer.is_text(token)]
-    again = tokenizer.encode(tokenizer.decode(written))
-    blocks = difflib.SequenceMatcher(None, written, again, autojunk=False).get_matching_blocks()
-    differ = len(written) - sum(block.size for block in blocks)
-    share = differ / max(1, len(written))
-    compares = f"the transcript encoded again: {differ} of {len(written)} tokens differ"
+    generated = [token for token in tokens if tokenizer.is_text(token)]
+    again = tokenizer.encode(tokenizer.decode(generated))
+    blocks = difflib.SequenceMatcher(None, generated, again, autojunk=False).get_matching_blocks()
+    differ = len(generated) - sum(block.size for block in blocks)
+    share = differ / max(1, len(generated))
+    compares = f"the transcript encoded again: {differ} of {len(generated)} tokens differ"
     merges = tokenizer.merges
     known = merges.state == "complete"
     rule = (
@@ -188,7 +190,7 @@ def text_to_tokens(tokenizer: Tokenizer | None, tokens: Sequence[int]) -> list[C
 
 
 def _steps(case: Case) -> list[Step]:
-    """The name and function of each measurement, in the order of the table."""
+    """List the name and function of each measurement, in the order of the table."""
     tokens = np.asarray(case.clean.tokens).tolist()
     of_text = functools.partial(text_to_tokens, case.model.tokenizer, tokens)
     steps: list[Step] = [("text to tokens", of_text)]
