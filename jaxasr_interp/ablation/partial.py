@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.options import Choice, Generated
@@ -13,10 +13,7 @@ from jaxasr_interp.interventions.intervention import Intervention
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.runtime.identity import check_identity, identify
 from jaxasr_interp.speech.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from jaxasr_interp.speech.utterance import Clip
-
+from jaxasr_interp.speech.utterance import Clip
 
 _CHECKSUM = "sha256"
 
@@ -60,7 +57,7 @@ class PartialTexts:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(_line(identity), "utf-8")
 
-    def get(self, clip: "Clip") -> list[Generated] | None:
+    def get(self, clip: Clip) -> list[Generated] | None:
         """Return the transcripts of a clip; `None` if it is not done."""
         rows = self.done.get(_key(clip))
         if rows is None:
@@ -77,7 +74,7 @@ class PartialTexts:
             for row in rows
         ]
 
-    def add(self, clip: "Clip", rows: Sequence[Generated]) -> None:
+    def add(self, clip: Clip, rows: Sequence[Generated]) -> None:
         """Append the transcripts of a clip to the file."""
         if self.path is None:
             return
@@ -116,6 +113,6 @@ def _checksum(entry: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(entry).encode()).hexdigest()
 
 
-def _key(clip: "Clip") -> str:
+def _key(clip: Clip) -> str:
     """Identify a clip by its name, language and samples."""
     return f"{clip.name} {clip.language} {hashlib.sha256(clip.audio.tobytes()).hexdigest()[:16]}"

@@ -27,8 +27,8 @@ from jaxasr_interp.interventions.grammar import as_intervention
 from jaxasr_interp.interventions.intervention import (
     UNEDITED,
     Intervention,
+    encode_reference,
     encode_under,
-    hear_reference,
 )
 from jaxasr_interp.model.run import EncoderRun
 from jaxasr_interp.model.sites import (
@@ -174,13 +174,13 @@ def _under_all(
     # The draws of a clip do not depend on the other clips of the batch.
     draws = [zlib.crc32(clip.name.encode()) >> 1 for clip in clips]
     results: list[dict[int, Generated]] = [{} for _ in clips]
-    hear = _remembering(len(clips))
+    encode_other = _remembering(len(clips))
     for group in generation_groups(edits, len(prompts[0])):
         if group.encodes:
             for start in range(0, len(group.members), _ENCODED_AT_ONCE):
                 some = slice(start, start + _ENCODED_AT_ONCE)
                 members, own = group.members[some], group.edits[some]
-                each = [encode_under(model, audio, edits[i], mels, hear) for i in members]
+                each = [encode_under(model, audio, edits[i], mels, encode_other) for i in members]
                 generated = generate_rows(
                     model,
                     jnp.concatenate([encoded for encoded, _ in each]),
@@ -196,7 +196,7 @@ def _under_all(
             continue
         references, one = None, edits[group.members[0]]
         if group.edits[0].needs_reference and one.reference is not None:
-            runs = [hear(model, clip, one.reference, one.seed, ()) for clip in audio]
+            runs = [encode_other(model, clip, one.reference, one.seed, ()) for clip in audio]
             references = jnp.stack([run.states for run in runs])
         generated = generate_rows(
             model,
@@ -233,20 +233,20 @@ def _language(tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
 
 
 def _remembering(count: int) -> Callable[..., EncoderRun]:
-    """Make a `hear_reference` that keeps its last runs for the next interventions."""
+    """Make a `encode_reference` that keeps its last runs for the next interventions."""
     runs: dict[Hashable, EncoderRun] = {}
 
-    def hear(
+    def encode_other(
         model: Whisper, clip: np.ndarray, reference: str, seed: int, sites: str | Iterable[str]
     ) -> EncoderRun:
         key = id(clip), reference, seed, sites
         if key not in runs:
             if len(runs) == count:
                 runs.clear()
-            runs[key] = hear_reference(model, clip, reference, seed, sites)
+            runs[key] = encode_reference(model, clip, reference, seed, sites)
         return runs[key]
 
-    return hear
+    return encode_other
 
 
 def _joined(

@@ -161,7 +161,8 @@ def _edit(kind: KindText, model: Whisper, sites: SweptSites, contrast: Contrast)
     if kind.name == "mix":
         return None
     if kind.name != "mean":
-        return kind.edit(sites.stack, sites.names[0], model.config)
+        n_tokens = len(contrast.tokens)
+        return kind.edit(sites.stack, sites.names[0], model.config, n_tokens=n_tokens)
     kept = sites.names if sites.stack == "encoder" else ()
     clips = [
         make_utterance(model, load_audio(path), sites=kept, name=path) for path in kind.references

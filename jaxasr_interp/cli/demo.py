@@ -79,7 +79,7 @@ def run_demo(out: Path, console: Console) -> None:
         plot_sweep(recovered, labels, title, out / f"{site}.png")
         sweeps[site] = sweep
 
-    hearing = _hear(model, contrast, out, f"when {target!r} is heard, not {other!r}")
+    hearing = _sweep_over_time(model, contrast, out, f"when {target!r} is heard, not {other!r}")
     console.print(_reading(lens, sweeps, labels, target, other))
     console.print(hearing)
     seconds = time.perf_counter() - start
@@ -88,7 +88,7 @@ def run_demo(out: Path, console: Console) -> None:
     )
 
 
-def _hear(model: Whisper, contrast: Contrast, out: Path, title: str) -> str:
+def _sweep_over_time(model: Whisper, contrast: Contrast, out: Path, title: str) -> str:
     """Sweep what the encoder gives over time; say what the picture shows."""
     plan = plan_sweep(
         model,

@@ -11,7 +11,7 @@ from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.output import console, print_json, say
 from jaxasr_interp.cli.pairs import Pair
 from jaxasr_interp.cli.selection import Selection
-from jaxasr_interp.cli.sweeps import Sweep, partial_file
+from jaxasr_interp.cli.sweeps import Sweep
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.whisper import require_tokenizer
 from jaxasr_interp.patching.comparison import Agreement
@@ -148,7 +148,6 @@ def sweep_pair(request: PairRequest, run: Callable[[Sweep], Swept]) -> None:
         | {"target": target, "other": other, "seed": pair.seed}
     )
     save_dataset(dataset, store, model, overwrite=output.overwrite)
-    partial_file(output.folder).unlink(missing_ok=True)
     _say_what_agrees(swept.result)
     title = (
         f"{Path(pair.clean).name} says {target!r}, {Path(pair.corrupted).name} {other!r} "

@@ -50,3 +50,5 @@ def patch(
         resume=partial_file(out) if resume else None,
     )
     sweep_pair(request, lambda sweep: Swept(sweep.run(how)))
+    if not plan_only:
+        partial_file(out).unlink(missing_ok=True)

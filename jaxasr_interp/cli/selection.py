@@ -43,12 +43,10 @@ class SweptSites:
             InputError: a text is no place, or the places do not go together.
         """
         places = [parse_place(text) for text in texts]
-        # A site without layers is swept in those that another one names.
-        given = [place for text, place in zip(texts, places, strict=True) if "@" in text]
         with_heads = [place for place in places if head_axis(place.site) is not None]
         for what, of_each in (
             ("stack", {place.stack for place in places}),
-            ("layers", {place.layers for place in given}),
+            ("layers", {place.layers for place in places}),
             ("heads", {place.heads for place in with_heads}),
         ):
             if len(of_each) > 1:
@@ -59,7 +57,7 @@ class SweptSites:
         return cls(
             stack=places[0].stack,
             names=tuple(place.site for place in places),
-            layers=given[0].layers if given else None,
+            layers=places[0].layers,
             heads=with_heads[0].heads if with_heads else None,
         )
 

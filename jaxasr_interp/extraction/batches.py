@@ -26,7 +26,6 @@ class Batch:
         features: mean and standard deviation of each mel band over the columns that hold sound.
         frames: encoder frames that hold sound.
         problems: why a clip is left out, `""` where it is not.
-        seconds: of sound in all.
     """
 
     start: int
@@ -34,7 +33,6 @@ class Batch:
     features: Float[np.ndarray, "clip mel_feature"]
     frames: tuple[int, ...]
     problems: tuple[str, ...]
-    seconds: float
 
 
 def read_batch(clips: Clips, start: int, batch_size: int, config: WhisperConfig) -> Batch:
@@ -53,7 +51,7 @@ def read_batch(clips: Clips, start: int, batch_size: int, config: WhisperConfig)
         features[i] = np.concatenate([sound.mean(1), sound.std(1)])
         lengths[i] = len(audio)
     frames = tuple((-(-lengths // (2 * HOP))).tolist())
-    return Batch(start, mels, features, frames, tuple(problems), lengths.sum() / SAMPLE_RATE)
+    return Batch(start, mels, features, frames, tuple(problems))
 
 
 def read_ahead(

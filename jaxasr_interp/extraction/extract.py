@@ -66,7 +66,7 @@ class ExtractOptions:
             raise InputError(f"The batch_size is {self.batch_size}: expected at least 1 clip.")
 
 
-DEFAULT = ExtractOptions()
+_DEFAULT = ExtractOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +78,12 @@ class Extraction:
         clips: how many there are.
         done: how many are done, those with problems among them.
         problems: path of every clip that was left out, and why.
-        seconds: of sound that were heard in this call.
     """
 
     path: Path
     clips: int
     done: int
     problems: tuple[tuple[str, str], ...]
-    seconds: float
 
 
 def extract(
@@ -94,7 +92,7 @@ def extract(
     out: str | Path,
     *,
     sites: Sequence[str] = DEFAULT_SITES,
-    options: ExtractOptions = DEFAULT,
+    options: ExtractOptions = _DEFAULT,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Extraction:
@@ -167,16 +165,15 @@ def extract(
         | {"sites": json.dumps([str(request) for request in requests])},
         overwrite=overwrite,
     )
-    done, seconds = store.done, 0.0
+    done = store.done
     starts = [start for start in range(0, len(done), size) if not done[start : start + size].all()]
     say = on_progress or (lambda done, total, phase: None)
     say(int(done.sum()), len(done), "clips")
     for batch in read_ahead(chosen, starts, size, model.config):
         store.write(batch.start, job.run(batch))
         done[batch.start : batch.start + size] = True
-        seconds += batch.seconds
         say(int(done.sum()), len(done), "clips")
-    return Extraction(store.path, len(done), int(done.sum()), tuple(store.problems), seconds)
+    return Extraction(store.path, len(done), int(done.sum()), tuple(store.problems))
 
 
 def _check(requests: Sequence[Request], clips: Clips, texts: Texts) -> None:

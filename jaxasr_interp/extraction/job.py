@@ -105,7 +105,7 @@ class ExtractionJob:
             encode, self.model.encoder, mels, tuple(some[r] for r in self.encoder)
         )
         arrays |= jax.eval_shape(
-            decode, self.model, states, tokens, tuple(some[r] for r in self.decoder)
+            decode, self.model.decoder, states, tokens, tuple(some[r] for r in self.decoder)
         )
         return {name: array.shape[1:] for name, array in arrays.items()}
 
@@ -129,7 +129,9 @@ class ExtractionJob:
         if self.decoder:
             tokens, where = slots.tokens(model.config.max_tokens), slots.where(self.decoder)
             for prefix, one in self.models.items():
-                kept = decode_reduced(one, states[prefix], tokens, where, requests=self.decoder)
+                kept = decode_reduced(
+                    one.decoder, states[prefix], tokens, where, requests=self.decoder
+                )
                 arrays |= {prefix + name: value for name, value in kept.items()}
         columns = {
             "mel": batch.features,

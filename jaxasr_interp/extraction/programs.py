@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from jaxasr_interp.extraction.reductions import reduced
 from jaxasr_interp.extraction.request import Request
 from jaxasr_interp.model.sites import PATTERN_SITES
-from jaxasr_interp.model.whisper import Encoder, Whisper
+from jaxasr_interp.model.whisper import Decoder, Encoder
 
 type Where = tuple[Int[Array, "clip _"], ...]
 type Places = tuple[Int[Array, " _"], ...]
@@ -43,7 +43,7 @@ def encode_reduced(
 
 @functools.partial(jax.jit, static_argnames="requests")
 def decode_reduced(
-    model: Whisper,
+    decoder: Decoder,
     states: Float[Array, "clip frame d_model"],
     tokens: Int[Array, "clip pos"],
     where: Where,
@@ -53,7 +53,7 @@ def decode_reduced(
     """The decoder's activations as requested, of every clip's run.
 
     Args:
-        model: the weights.
+        decoder: the weights.
         states: encoder states.
         tokens: of each run, and anything behind them.
         where: for each request the positions in each clip; see `reductions.reduce`.
@@ -62,7 +62,7 @@ def decode_reduced(
 
     def one(clip: tuple[Array, Array, Places]) -> dict[str, Array]:
         states, tokens, places = clip
-        run = model.decode(tokens, states, patterns=_patterns(requests))
+        run = decoder.run(tokens, states, patterns=_patterns(requests))
         return reduced(requests, run.decoder, places)
 
     return _each(one, (states, tokens, where))

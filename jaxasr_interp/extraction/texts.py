@@ -9,10 +9,11 @@ from jaxtyping import Array, Float
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.utterances import DecoderInput, decoder_inputs, text_tokens
 from jaxasr_interp.generation.word_times import Word, align_words
-from jaxasr_interp.model.run import EncodedUtterance, EncoderRun
+from jaxasr_interp.model.run import EncoderRun, with_encoded
 from jaxasr_interp.model.sites import EncoderActivations
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.speech.clips import Row
+from jaxasr_interp.speech.utterance import Utterance
 
 OWN = "own"
 
@@ -106,12 +107,7 @@ def with_words(
     frames: int,
 ) -> GivenText:
     """The text with its words and when they are said."""
-    utterance = EncodedUtterance(
-        mel=mel,
-        tokens=jnp.asarray(text.given.tokens, jnp.int32),
-        prompt=text.prompt,
-        frames=frames,
-        language=text.given.language,
-        encoded=EncoderRun(states, EncoderActivations()),
-    )
-    return dataclasses.replace(text, words=align_words(model, utterance))
+    tokens = jnp.asarray(text.given.tokens, jnp.int32)
+    utterance = Utterance(mel, tokens, text.prompt, frames, text.given.language)
+    encoded = with_encoded(model, utterance, EncoderRun(states, EncoderActivations()))
+    return dataclasses.replace(text, words=align_words(model, encoded))

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.model.whisper import Whisper, require_tokenizer
+from jaxasr_interp.model.whisper import Decoder, Whisper, require_tokenizer
 
 
 def detect_language(model: Whisper, states: Float[Array, "frame d_model"]) -> dict[str, float]:
@@ -37,7 +37,7 @@ def detect_language_batch(
         raise InputError("An English-only model cannot detect languages: use a multilingual one.")
     codes, ids = list(tokenizer.languages), jnp.asarray(list(tokenizer.languages.values()))
     start = jnp.asarray([tokenizer.start_of_transcript], jnp.int32)
-    probabilities = np.asarray(_token_probabilities(model, states, start, ids))
+    probabilities = np.asarray(_token_probabilities(model.decoder, states, start, ids))
     return [
         {codes[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in probabilities
     ]
@@ -72,13 +72,13 @@ def name_languages(
 
 @jax.jit
 def _token_probabilities(
-    model: Whisper,
+    decoder: Decoder,
     states: Float[Array, "batch frame d_model"],
     tokens: Int[Array, " pos"],
     ids: Int[Array, " choice"],
 ) -> Float[Array, "batch choice"]:
     def one(states: Float[Array, "frame d_model"]) -> Float[Array, " choice"]:
         last = jnp.asarray([len(tokens) - 1], jnp.int32)
-        return jax.nn.softmax(model.decode(tokens, states, logits_at=last).logits[0, ids])
+        return jax.nn.softmax(decoder.run(tokens, states, logits_at=last).logits[0, ids])
 
     return jax.vmap(one)(states)

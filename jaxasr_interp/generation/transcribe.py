@@ -172,6 +172,7 @@ def transcribe_files(
     Yields:
         Each path with its transcript, or with the error if the file cannot be read.
     """
+    (edit,) = resolve_means(model, [as_intervention(edit, model)])
     for start in range(0, len(paths), batch_size):
         batch = [str(path) for path in paths[start : start + batch_size]]
         audio = {path: _read(path) for path in batch}

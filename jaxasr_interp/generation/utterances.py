@@ -11,10 +11,11 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.generate import generate_batch
 from jaxasr_interp.generation.language import name_languages
 from jaxasr_interp.generation.options import GREEDY, Choice
-from jaxasr_interp.model.run import EncodedUtterance, EncoderRun, encode
+from jaxasr_interp.model.run import EncodedUtterance, encode, with_encoded
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.speech.audio import CHUNK_SAMPLES, SAMPLE_RATE, log_mel_spectrogram
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
+from jaxasr_interp.speech.utterance import Utterance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +76,9 @@ def make_utterance(
     (given,) = decoder_inputs(model, encoded.states[None], [text], [language], choice=choice)
     if isinstance(given, InputError):
         raise given
-    return EncodedUtterance(
-        mel=mel,
-        tokens=jnp.asarray(given.tokens, jnp.int32),
-        prompt=len(given.prompt),
-        frames=count_frames(model, audio),
-        language=given.language,
-        encoded=EncoderRun(encoded.states, encoded.acts),
-    )
+    tokens, frames = jnp.asarray(given.tokens, jnp.int32), count_frames(model, audio)
+    utterance = Utterance(mel, tokens, len(given.prompt), frames, given.language)
+    return with_encoded(model, utterance, encoded)
 
 
 def decoder_inputs(

@@ -57,7 +57,7 @@ class Intervention:
 UNEDITED = Intervention("unedited")
 
 
-def hear_reference(
+def encode_reference(
     model: Whisper,
     clip: Float[np.ndarray, " samples"],
     reference: str,
@@ -91,7 +91,7 @@ def encode_under(
     mels: Sequence[Float[Array, "n_mels mel_frame"]]
     | Float[Array, "clip n_mels mel_frame"]
     | None = None,
-    hear: Callable[..., EncoderRun] = hear_reference,
+    encode_other: Callable[..., EncoderRun] = encode_reference,
 ) -> tuple[Float[Array, "clip frame d_model"], Float[Array, "clip frame d_model"] | None]:
     """Encode clips under an intervention, one at a time.
 
@@ -100,7 +100,7 @@ def encode_under(
         clips: 16 kHz samples of each clip.
         intervention: the intervention, whose encoder edit is applied.
         mels: the clips' spectrograms, if they are known.
-        hear: `hear_reference`, or a function that remembers its runs.
+        encode_other: `encode_reference`, or a function that remembers its runs.
 
     Returns:
         The encoder states; and those of the reference run if the decoder's edits need it.
@@ -118,7 +118,7 @@ def encode_under(
         mel = log_mel_spectrogram(clip, model.config.n_mels) if mels is None else mels[i]
         acts = None
         if needed and intervention.reference is not None:
-            other = hear(model, clip, intervention.reference, intervention.seed, sites)
+            other = encode_other(model, clip, intervention.reference, intervention.seed, sites)
             acts = other.acts
             references.append(other.states)
         states.append(encode(model, mel, edit=encoder, sites=(), reference=acts).states)

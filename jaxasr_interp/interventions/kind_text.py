@@ -88,7 +88,13 @@ class KindText:
         return number
 
     def edit(
-        self, stack: Stack, site: str, config: WhisperConfig, *, from_first_step: bool = False
+        self,
+        stack: Stack,
+        site: str,
+        config: WhisperConfig,
+        *,
+        from_first_step: bool = False,
+        n_tokens: int | None = None,
     ) -> Edit:
         """Make the edit of every cell of a site.
 
@@ -97,6 +103,7 @@ class KindText:
             site: the site.
             config: sizes of the model.
             from_first_step: whether positions count from the one that predicts the first token.
+            n_tokens: tokens of the run, if they are known before it.
 
         Raises:
             InputError: a value cannot be read or does not fit the site.
@@ -115,17 +122,23 @@ class KindText:
             case "mean":
                 return Mean(self.references, stack, site, from_first_step)
             case "knockout":
-                return self._knockout(stack, site, config)
+                return self._knockout(stack, site, config, n_tokens)
             case _:
                 raise AssertionError(f"{self.name} is a kind without an edit")
 
-    def _knockout(self, stack: Stack, site: str, config: WhisperConfig) -> Knockout:
+    def _knockout(
+        self, stack: Stack, site: str, config: WhisperConfig, n_tokens: int | None
+    ) -> Knockout:
         if site not in ("pattern", "cross_pattern"):
             raise InputError("Attention is knocked out at pattern or cross_pattern.")
         timed = stack == "encoder" or site == "cross_pattern"
-        windows = windows_in_any_run("keys", self.values["keys"], config, timed=timed)
+        keys = self.values["keys"]
+        if n_tokens is None or timed:
+            windows = windows_in_any_run("keys", keys, config, timed=timed)
+        else:
+            windows = resolve_windows(keys, n_tokens)
         if len(windows) != 1:
-            raise InputError(f"keys={self.values['keys']} are several windows: give one.")
+            raise InputError(f"keys={keys} are several windows: give one.")
         start, stop = windows[0]
         return Knockout(start, stop)
 

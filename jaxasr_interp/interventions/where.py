@@ -27,6 +27,7 @@ from jaxasr_interp.model.sites import (
     SITES,
     Stack,
     check_site,
+    counts_frames,
     head_axis,
     layer_axes,
     position_axis,
@@ -198,6 +199,8 @@ class CountedFrom(Edit):
         self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
     ) -> Array:
         """Return the edited value; the edit counts positions from `origin`."""
+        if counts_frames("decoder", site):
+            return self.edit(site, layer, value, context)
         positions = context.positions_of(site, value) - jnp.asarray(self.origin, jnp.int32)
         return self.edit(site, layer, value, replace(context, positions=positions))
 

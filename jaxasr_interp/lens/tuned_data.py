@@ -16,7 +16,7 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.utterances import make_utterance
 from jaxasr_interp.kernels.lens import mean_embedding  # pyright: ignore[reportMissingImports]
 from jaxasr_interp.model.run import check_tokens, encode_utterance
-from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.model.whisper import Decoder, Whisper
 from jaxasr_interp.pytree import pytree_dataclass
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.speech.utterance import Clip
@@ -80,7 +80,7 @@ def lens_rows(
         longest = min(-(-len(tokens) // _LENGTHS) * _LENGTHS, model.config.max_tokens)
         padded = jnp.pad(tokens, (0, longest - len(tokens)))
         run: LensRows = jax.device_get(
-            _run(model, encode_utterance(model, utterance).states, padded)
+            _run(model.decoder, encode_utterance(model, utterance).states, padded)
         )
         rows.append(run.take(np.arange(len(tokens))))
         if on_progress is not None:
@@ -90,11 +90,11 @@ def lens_rows(
 
 @jax.jit
 def _run(
-    model: Whisper, states: Float[Array, "frame d_model"], tokens: Int[Array, " pos"]
+    decoder: Decoder, states: Float[Array, "frame d_model"], tokens: Int[Array, " pos"]
 ) -> LensRows:
-    run = model.decode(tokens, states)
+    run = decoder.run(tokens, states)
     assert run.decoder.resid_post is not None
-    final = model.decoder.final_norm(run.resid)
-    lse, mean = mean_embedding(final, model.decoder.embed[...])
+    final = decoder.final_norm(run.resid)
+    lse, mean = mean_embedding(final, decoder.embed[...])
     entropy = lse - (final.astype(mean.dtype) * mean).sum(-1)
     return LensRows(run.decoder.resid_post[:-1].swapaxes(0, 1), mean, entropy)

@@ -1,5 +1,6 @@
 """The jitted forward passes `encode` and `decode`, which return the requested activations."""
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 
@@ -26,7 +27,7 @@ from jaxasr_interp.model.sites import (
     requested_sites,
 )
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.pytree import pytree_dataclass, static
 from jaxasr_interp.speech.utterance import Utterance
 
 
@@ -60,11 +61,30 @@ class DecoderRun:
 class EncodedUtterance(Utterance):
     """An utterance with its encoder run, so that the clip need not be encoded again.
 
+    It is used only with the model and the spectrogram that it was made from.
+
     Attributes:
         encoded: encoder run of the clip; `None` if there is none.
+        source: what the run was made from; see `with_encoded`.
     """
 
     encoded: EncoderRun | None = None
+    source: "EncodingSource | None" = static(default=None)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncodingSource:
+    """The model and the spectrogram that an encoder run was made from; equal only to itself."""
+
+    model: Whisper
+    mel: Float[Array, "n_mels mel_frame"]
+
+
+def with_encoded(model: Whisper, utterance: Utterance, encoded: EncoderRun) -> EncodedUtterance:
+    """Return the utterance with the encoder run that the model made of it."""
+    fields = {name: getattr(utterance, name) for name in Utterance.__dataclass_fields__}
+    source = EncodingSource(model, utterance.mel)
+    return EncodedUtterance(**fields, encoded=encoded, source=source)
 
 
 def encode(
@@ -134,7 +154,9 @@ def decode(
 def encode_utterance(
     model: Whisper, utterance: Utterance, sites: str | Iterable[str] = ()
 ) -> EncoderRun:
-    """Return the encoder run of an utterance; encode it if it has none with these sites.
+    """Return the encoder run of an utterance; encode it if it has none that fits.
+
+    A run fits if this model made it of this spectrogram and kept these sites.
 
     Args:
         model: from `load_model`.
@@ -142,7 +164,11 @@ def encode_utterance(
         sites: encoder activations that are wanted.
     """
     wanted = requested_sites("encoder", sites)
-    known = utterance.encoded if isinstance(utterance, EncodedUtterance) else None
+    known = None
+    if isinstance(utterance, EncodedUtterance) and utterance.source is not None:
+        source = utterance.source
+        if source.model is model and source.mel is utterance.mel:
+            known = utterance.encoded
     if known is None or any(getattr(known.acts, site) is None for site in wanted):
         return encode(model, utterance.mel, sites=wanted)
     return EncoderRun(known.states, _keep(known.acts, wanted))
@@ -202,5 +228,5 @@ def _decode(
     sites: frozenset[str],
 ) -> DecoderRun:
     patterns = bool(sites & PATTERN_SITES)
-    run = model.decode(tokens, states, edit, patterns=patterns, context=context)
+    run = model.decoder.run(tokens, states, edit, patterns=patterns, context=context)
     return DecoderRun(run.logits, _keep(run.decoder, sites))

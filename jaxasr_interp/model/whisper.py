@@ -73,6 +73,27 @@ class Encoder(nnx.Module):
         return states, EncoderActivations(**tap.acts, **layers)
 
 
+@pytree_dataclass
+class Run:
+    """The result of a forward pass.
+
+    Attributes:
+        states: encoder states after the final LayerNorm, to which the decoder attends.
+        cross: every layer's cross-attention keys and values of the encoder states.
+        encoder: the encoder's activations.
+        decoder: the decoder's activations.
+        resid: the decoder's residual stream after the last layer, the input of `unembed`.
+        logits: next-token logits at the positions that were asked for.
+    """
+
+    states: Float[Array, "*batch frame d_model"]
+    cross: KeysValues
+    encoder: EncoderActivations
+    decoder: DecoderActivations
+    resid: Float[Array, "*batch pos d_model"]
+    logits: Float[Array, "*batch read d_vocab"]
+
+
 class Decoder(nnx.Module):
     """The decoder, which turns tokens and encoder states into next-token logits."""
 
@@ -157,26 +178,38 @@ class Decoder(nnx.Module):
         logits = jnp.einsum("rd,vd->rv", normed, self.embed[...], preferred_element_type=wide)
         return tap("logits", logits), tap.acts
 
+    def run(
+        self,
+        tokens: Int[Array, " pos"],
+        states: Float[Array, "frame d_model"],
+        edit: Edit = identity,
+        *,
+        cross: KeysValues | None = None,
+        logits_at: Int[Array, " read"] | None = None,
+        patterns: bool = False,
+        context: EditContext = WHOLE_RUN,
+    ) -> Run:
+        """Run the second half of the forward pass, from encoder states to logits.
 
-@pytree_dataclass
-class Run:
-    """The result of a forward pass.
-
-    Attributes:
-        states: encoder states after the final LayerNorm, to which the decoder attends.
-        cross: every layer's cross-attention keys and values of the encoder states.
-        encoder: the encoder's activations.
-        decoder: the decoder's activations.
-        resid: the decoder's residual stream after the last layer, the input of `unembed`.
-        logits: next-token logits at the positions that were asked for.
-    """
-
-    states: Float[Array, "*batch frame d_model"]
-    cross: KeysValues
-    encoder: EncoderActivations
-    decoder: DecoderActivations
-    resid: Float[Array, "*batch pos d_model"]
-    logits: Float[Array, "*batch read d_vocab"]
+        Args:
+            tokens: prompt and transcript.
+            states: encoder states.
+            edit: called at every decoder site.
+            cross: cross-attention keys and values of the states, if they are known.
+            logits_at: positions at which logits are computed; all by default.
+            patterns: also return attention scores and patterns.
+            context: what the edit is told about the values.
+        """
+        if cross is None:
+            cross = self.cross_keys_values(states)
+        resid, acts = self(tokens, cross, edit, patterns=patterns, context=context)
+        if logits_at is None:
+            logits, final_acts = self.unembed(resid, edit, context)
+            acts = dataclasses.replace(acts, **final_acts)
+        else:
+            # The context has no reference: activations of the reference run are of all positions.
+            logits, _ = self.unembed(resid[logits_at], edit, EditContext(logits_at))
+        return Run(states, cross, EncoderActivations(), acts, resid, logits)
 
 
 class Whisper(nnx.Module):
@@ -221,41 +254,8 @@ class Whisper(nnx.Module):
             patterns: also return attention scores and patterns.
         """
         states, acts = self.encoder(mel, encoder_edit, patterns=patterns)
-        run = self.decode(tokens, states, decoder_edit, logits_at=logits_at, patterns=patterns)
+        run = self.decoder.run(tokens, states, decoder_edit, logits_at=logits_at, patterns=patterns)
         return replace(run, encoder=acts)
-
-    def decode(
-        self,
-        tokens: Int[Array, " pos"],
-        states: Float[Array, "frame d_model"],
-        edit: Edit = identity,
-        *,
-        cross: KeysValues | None = None,
-        logits_at: Int[Array, " read"] | None = None,
-        patterns: bool = False,
-        context: EditContext = WHOLE_RUN,
-    ) -> Run:
-        """Run the second half of the forward pass, from encoder states to logits.
-
-        Args:
-            tokens: prompt and transcript.
-            states: encoder states.
-            edit: called at every decoder site.
-            cross: cross-attention keys and values of the states, if they are known.
-            logits_at: positions at which logits are computed; all by default.
-            patterns: also return attention scores and patterns.
-            context: what the edit is told about the values.
-        """
-        if cross is None:
-            cross = self.decoder.cross_keys_values(states)
-        resid, acts = self.decoder(tokens, cross, edit, patterns=patterns, context=context)
-        if logits_at is None:
-            logits, final_acts = self.decoder.unembed(resid, edit, context)
-            acts = dataclasses.replace(acts, **final_acts)
-        else:
-            # The context has no reference: activations of the reference run are of all positions.
-            logits, _ = self.decoder.unembed(resid[logits_at], edit, EditContext(logits_at))
-        return Run(states, cross, EncoderActivations(), acts, resid, logits)
 
     @property
     def dtype(self) -> jnp.dtype:

@@ -48,7 +48,7 @@ class AttributionOptions:
     steps: int = 1
 
 
-DEFAULT = AttributionOptions()
+_DEFAULT = AttributionOptions()
 
 
 def attribution_patching(
@@ -59,7 +59,7 @@ def attribution_patching(
     corrupted: Utterance,
     metric: Metric | Sequence[Metric],
     edit: EditLike | None = None,
-    options: AttributionOptions = DEFAULT,
+    options: AttributionOptions = _DEFAULT,
     on_progress: Progress | None = None,
 ) -> SweepResult:
     """Approximate `activation_patching` by gradients.
@@ -205,9 +205,9 @@ def _slopes(
         nudged = _Nudged(edit, nudges)
         if stack == "encoder":
             states = _encode(model.encoder, base.mel, nudged)
-            run = model.decode(base.tokens, states, logits_at=at_read)
+            run = model.decoder.run(base.tokens, states, logits_at=at_read)
         else:
-            run = model.decode(
+            run = model.decoder.run(
                 base.tokens, base.states, nudged, cross=base.cross, logits_at=at_read
             )
         return readout(run.logits)

@@ -12,8 +12,10 @@ from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.metrics import Metric
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.result import SweepResult
-from jaxasr_interp.patching.sweep import DEFAULT, SweepOptions, activation_patching
+from jaxasr_interp.patching.sweep import SweepOptions, activation_patching
 from jaxasr_interp.speech.utterance import Utterance
+
+_DEFAULT = SweepOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ def verify_top(
     corrupted: Utterance,
     metric: Metric | Sequence[Metric],
     edit: EditLike | None = None,
-    options: SweepOptions = DEFAULT,
+    options: SweepOptions = _DEFAULT,
 ) -> SweepResult:
     """Run the cells with the largest approximate effects on the first metric exactly.
 

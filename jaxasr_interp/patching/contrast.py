@@ -73,10 +73,6 @@ class Contrast:
             "other_token": self.other,
         }
 
-    def of_clean_audio(self) -> "Contrast":
-        """Ask the same question about two runs that both have the clean audio."""
-        return dataclasses.replace(self, corrupted=self.clean)
-
     def metric(self, name: str) -> metrics.Metric:
         """Make the metric `name` of the token in question, or of the text up to and with it.
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.interventions.kinds import Interchange
 from jaxasr_interp.model.edits import Edit, EditLike, as_edit
-from jaxasr_interp.model.run import check_tokens
+from jaxasr_interp.model.run import EncodedUtterance, check_tokens
 from jaxasr_interp.model.sites import DecoderActivations
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.engine.readout import MetricReadout, evaluate_runs
@@ -52,7 +52,8 @@ class Prepared:
 
     Attributes:
         model: the model.
-        plan: plan of the sweep.
+        plan: plan of the sweep, its memory without what the utterances hold.
+        memory: the plan's memory as it was given.
         inputs: inputs of the sweep.
         base: the runs that are patched.
         edits: for each run, the edit that a patch makes at full strength.
@@ -63,6 +64,7 @@ class Prepared:
 
     model: Whisper
     plan: SweepPlan
+    memory: int
     inputs: SweepInputs
     base: BaseRun
     edits: Edit
@@ -87,8 +89,9 @@ class Prepared:
         names = tuple(one.name for one in self.readout.metrics)
         direction = self.inputs.direction
         shape = (len(names), *self.plan.axes.values())
+        plan = dataclasses.replace(self.plan, memory=self.memory)
         return [
-            SweepResult(self.plan, names, rows.T.reshape(shape), clean, corrupted, direction)
+            SweepResult(plan, names, rows.T.reshape(shape), clean, corrupted, direction)
             for rows, clean, corrupted in zip(values, self.clean, self.corrupted, strict=True)
         ]
 
@@ -100,7 +103,8 @@ def prepare(
 
     Args:
         model: the model.
-        plan: plan of the sweep.
+        plan: plan of the sweep, its memory without what the utterances hold.
+        memory: the plan's memory as it was given.
         inputs: inputs of the sweep.
         minimal: whether to keep the activations that the minimal method starts from.
 
@@ -123,11 +127,12 @@ def prepare(
         patched, other = other, patched
     aligned = _check_lengths(model, plan, patched, other, inputs.alignment)
     positions = MetricPositions.of(lists[0], plan.n_tokens)
-    plan = dataclasses.replace(plan, reads=len(positions.pos))
+    memory = plan.memory - _held_bytes([*inputs.clean, *inputs.corrupted])
+    given, plan = plan, dataclasses.replace(plan, reads=len(positions.pos), memory=memory)
 
     kept = kept_sites(plan.stack, frozenset(plan.sites))
-    given = kept if edit is None else Sites()
-    source = run_utterances(model, other, given, jnp.asarray(aligned, jnp.int32)[positions.pos])
+    wanted = kept if edit is None else Sites()
+    source = run_utterances(model, other, wanted, jnp.asarray(aligned, jnp.int32)[positions.pos])
     same_audio = all(a.mel is b.mel for a, b in zip(patched, other, strict=True))
     states = source.states if same_audio and plan.stack == "decoder" else None
     base = run_utterances(model, patched, kept if minimal else Sites(), positions.pos, states)
@@ -136,6 +141,7 @@ def prepare(
     return Prepared(
         model=model,
         plan=plan,
+        memory=given.memory,
         inputs=inputs,
         base=base,
         edits=_edits(plan, source, aligned) if edit is None else _repeat(edit, len(patched)),
@@ -157,6 +163,17 @@ def _metrics_of_pairs(inputs: SweepInputs) -> list[list[Metric]]:
             "sets of metrics: give one of each for every pair."
         )
     return lists
+
+
+def _held_bytes(utterances: Sequence[Utterance]) -> int:
+    """Bytes of the encoder activations that the utterances keep beside the sweep."""
+    held = {
+        id(leaf): leaf.nbytes
+        for one in utterances
+        if isinstance(one, EncodedUtterance) and one.encoded is not None
+        for leaf in jax.tree.leaves(one.encoded.acts)
+    }
+    return sum(held.values())
 
 
 def _check_plan(model: Whisper, plan: SweepPlan, edit: Edit | None) -> None:

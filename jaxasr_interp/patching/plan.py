@@ -113,29 +113,30 @@ class SweepPlan(PatchGrid):
         n_read = len(MetricPositions.of(read, self.n_tokens).pos)
         plan = dataclasses.replace(self, reads=n_read)
         flops, rate = plan.flops + plan._base_flops, cost.matmul_rate(self.dtype)
-        return Estimate(flops, plan._bytes, len(plan.chunks()), rate, flops / rate / _EFFICIENCY)
+        chunks = plan.chunks()
+        seconds = flops / rate / _EFFICIENCY
+        return Estimate(flops, plan._bytes(chunks), len(chunks), rate, seconds)
 
     @property
     def _base_flops(self) -> int:
         """FLOPs of the encoder in the two runs that a sweep starts from."""
         return 2 * (cost.encoder_flops(self.config) + cost.cross_flops(self.config))
 
-    @property
-    def _bytes(self) -> int:
+    def _bytes(self, chunks: Sequence[Chunk]) -> int:
         """Bytes that the sweep uses in addition to the model."""
-        return max(chunk.bytes for chunk in self.chunks()) + base_bytes(self, 1)
+        return max(chunk.bytes for chunk in chunks) + base_bytes(self, 1)
 
     def __str__(self) -> str:
         sizes = {"alpha": "strengths", "component": "components", "layer": "layers"}
         sizes["pos"] = "positions" if all(b - a == 1 for a, b in self.windows) else "windows"
         grid = " × ".join(f"{size} {sizes[name]}" for name, size in self.axes.items())
-        programs = 5 + len(self.sites)
+        programs, chunks = 5 + len(self.sites), self.chunks()
         return (
             f"sweep of {self.stack} {', '.join(self.component_names)}: {grid} = {self.runs} "
             f"patched runs of {self.n_tokens} tokens\n"
             f"  {_si(self.flops)}FLOP, and {_si(self._base_flops)}FLOP for the two runs it starts "
             f"from; one whole run per patch takes {_si(self.naive_flops)}FLOP\n"
-            f"  {len(self.chunks())} chunks in {_si(self._bytes)}B of {_si(self.memory)}B, about "
+            f"  {len(chunks)} chunks in {_si(self._bytes(chunks))}B of {_si(self.memory)}B, about "
             f"{programs} compiled programs"
         )
 

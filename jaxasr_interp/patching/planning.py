@@ -49,7 +49,7 @@ class PlanOptions:
     words: Sequence[tuple[str, Window]] = ()
 
 
-DEFAULT = PlanOptions()
+_DEFAULT = PlanOptions()
 
 
 def plan_sweep(
@@ -61,7 +61,7 @@ def plan_sweep(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | str | None = None,
     positions: str | Sequence[int | Window | str] | None = None,
-    options: PlanOptions = DEFAULT,
+    options: PlanOptions = _DEFAULT,
 ) -> SweepPlan:
     """Plan a patching sweep.
 

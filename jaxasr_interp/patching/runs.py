@@ -21,7 +21,7 @@ from jaxasr_interp.model.sites import (
     layer_axes,
     position_axis,
 )
-from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.model.whisper import Decoder, Whisper
 from jaxasr_interp.pytree import pytree_dataclass, replace
 from jaxasr_interp.speech.utterance import Utterance
 
@@ -73,11 +73,6 @@ class Sites:
     encoder: frozenset[str] = frozenset()
     decoder: frozenset[str] = frozenset()
 
-    @classmethod
-    def of(cls, stack: Stack, sites: Iterable[str]) -> "Sites":
-        """Make a selection of some sites of one stack."""
-        return cls(**{stack: frozenset(sites)})
-
 
 def kept_sites(stack: Stack, sites: frozenset[str]) -> Sites:
     """Choose the activations that patches at `sites` need, of the patched run or of the source.
@@ -123,12 +118,12 @@ def run_utterances(
         states, acts = encoded.states, encoded.acts
     mels = jnp.stack([one.mel for one in utterances])
     tokens = jnp.stack([jnp.asarray(one.tokens, jnp.int32) for one in utterances])
-    return _decode(model, mels, tokens, states, acts, reads, sites.decoder)
+    return _decode(model.decoder, mels, tokens, states, acts, reads, sites.decoder)
 
 
 @functools.partial(jax.jit, static_argnames="sites")
 def _decode(
-    model: Whisper,
+    decoder: Decoder,
     mels: Float[Array, "batch n_mels mel_frame"],
     tokens: Int[Array, "batch pos"],
     states: Float[Array, "batch frame d_model"],
@@ -139,7 +134,7 @@ def _decode(
     def one(given: tuple[Array, Array, Array, EncoderActivations]) -> BaseRun:
         mel, tokens, states, acts = given
         patterns = bool(sites & PATTERN_SITES)
-        run = model.decode(tokens, states, logits_at=reads, patterns=patterns)
+        run = decoder.run(tokens, states, logits_at=reads, patterns=patterns)
         kept = DecoderActivations(**{site: getattr(run.decoder, site) for site in sites})
         return BaseRun(mel, tokens, states, run.cross, acts, kept, run.logits)
 

@@ -54,7 +54,7 @@ class SweepOptions:
     resume: str | Path | None = None
 
 
-DEFAULT = SweepOptions()
+_DEFAULT = SweepOptions()
 
 
 def activation_patching(
@@ -65,7 +65,7 @@ def activation_patching(
     corrupted: Utterance,
     metric: Metric | Sequence[Metric],
     edit: EditLike | None = None,
-    options: SweepOptions = DEFAULT,
+    options: SweepOptions = _DEFAULT,
     on_progress: Progress | None = None,
 ) -> SweepResult:
     """Patch one run's activations into another, one cell at a time, and read metrics.
@@ -114,7 +114,7 @@ def activation_patching_batch(
     corrupted: Sequence[Utterance],
     metric: Sequence[Metric | Sequence[Metric]],
     edit: EditLike | None = None,
-    options: SweepOptions = DEFAULT,
+    options: SweepOptions = _DEFAULT,
     on_progress: Progress | None = None,
 ) -> list[SweepResult]:
     """Run `activation_patching` for several pairs of utterances of equal length in one sweep.

@@ -18,6 +18,7 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.evaluation.bootstrap import Interval, bootstrap_interval
 from jaxasr_interp.evaluation.loops import is_loop
 from jaxasr_interp.evaluation.text_metrics import words_on_silence
+from jaxasr_interp.generation.means import resolve_means
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.generation.transcribe import transcribe_batch
 from jaxasr_interp.interventions.intervention import Intervention
@@ -115,7 +116,7 @@ def repetition(
     """
     if not looping or not any(clip.text for clip in speech):
         raise InputError("The study takes clips that loop, and speech with its text.")
-    edits = component_edits(model) if interventions is None else interventions
+    edits = resolve_means(model, component_edits(model) if interventions is None else interventions)
     total = (len(looping) + len(speech)) * (len(edits) + 1)
     swept: list[TextSweep] = []
     for name, clips in (("loops", looping), ("speech", speech)):

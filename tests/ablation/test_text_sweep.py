@@ -126,13 +126,13 @@ def test_on_an_accelerator_clips_share_a_batch(model, hears, clips, monkeypatch)
 
 
 def test_a_reference_is_heard_once_for_each_clip(model, hears, clips, monkeypatch):
-    heard, hear = [], text_sweep.hear_reference
+    heard, hear = [], text_sweep.encode_reference
 
     def counted(model, clip, reference, seed, sites):
         heard.append((len(clip), reference, seed, frozenset(sites)))
         return hear(model, clip, reference, seed, sites)
 
-    monkeypatch.setattr(text_sweep, "hear_reference", counted)
+    monkeypatch.setattr(text_sweep, "encode_reference", counted)
     edits = [f"mix:encoder.resid_post@{layer}:ref=noise" for layer in range(2)]
     edits += ["mix:encoder.resid_post@0:ref=noise:alpha=0.5", "mix:decoder.resid_post@1:ref=noise"]
     ji.ablation_sweep(model, clips[1:], edits, choice=ji.Choice(max_new_tokens=1))

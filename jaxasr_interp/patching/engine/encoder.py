@@ -45,7 +45,7 @@ def propagate_frames(
     def one(base: BaseRun, entered: Entry) -> Array:
         def patch(rows: Entry, start: Array, stop: Array) -> Array:
             states = _encode(model.encoder, base, rows, entry, start, stop)
-            return model.decode(base.tokens, states).resid[reads]
+            return model.decoder.run(base.tokens, states).resid[reads]
 
         return jax.vmap(patch)(entered, cells.start, cells.stop)
 

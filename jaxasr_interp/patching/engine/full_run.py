@@ -61,4 +61,5 @@ def patched_logits(
     """Logits of a run under an edit of one stack; what comes before it is the base run's."""
     if stack == "encoder":
         return model(base.mel, base.tokens, encoder_edit=edit, logits_at=at).logits
-    return model.decode(base.tokens, base.states, edit, cross=base.cross, logits_at=at).logits
+    run = model.decoder.run(base.tokens, base.states, edit, cross=base.cross, logits_at=at)
+    return run.logits
