@@ -76,7 +76,7 @@ class Partial:
         return cls(values, done, path, identity, time.monotonic())
 
     def save(self, *, now: bool = False) -> None:
-        """Write the file atomically, unless it was written in the last 10 s; `now` always writes."""
+        """Write the file atomically, at most every 10 s unless `now` is true."""
         if self.path is None or not (
             now or time.monotonic() - self.written > _SECONDS_BETWEEN_WRITES
         ):
