@@ -60,7 +60,7 @@ MemoryOption = Annotated[
 ]
 ResumeOption = Annotated[
     bool,
-    typer.Option("--resume", help="Resume an interrupted run from its unfinished file in --out."),
+    typer.Option("--resume", help="Keep what is computed in --out, and resume from it."),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the noise.")]
 
