@@ -1,4 +1,4 @@
-"""`ablate`: what each component, layer and head does to a transcript, by taking it away."""
+"""The command `ablate`: the effect of removing each component, layer and head on a transcript."""
 
 from pathlib import Path
 from typing import Annotated
@@ -54,7 +54,7 @@ def ablate(
         ),
     ] = "zero",
     text: Annotated[
-        str | None, typer.Option(help="Give the run this transcript instead of what is heard.")
+        str | None, typer.Option(help="Use this transcript instead of the model's own.")
     ] = None,
     word: Annotated[
         str | None,
@@ -75,13 +75,13 @@ def ablate(
     as_json: options.JsonOption = False,
     overwrite: options.OverwriteOption = False,
 ) -> None:
-    """Take away one component at a time, and see how much worse the transcript gets.
+    """Remove one component at a time, and measure how much worse the transcript gets.
 
     By default every layer's sublayers and every head of self- and cross-attention are set to zero
-    at all positions; read are the cross-entropy of the model's own transcript and the KL divergence
-    from the intact run. In place of zero: mean (over positions, and over clips), mix (the value of
-    a run that hears something else), noise, scale, add, or knockout (attention does not see some
-    positions: tokens for pattern, frames or times for cross_pattern and the encoder's).
+    at all positions. The metrics are the cross-entropy of the model's own transcript and the KL
+    divergence from the unedited run. Other kinds than zero are mean (over positions and clips), mix
+    (the value of a run on other audio), noise, scale, add and knockout (attention ignores some
+    positions: tokens for pattern, frames or times for cross_pattern and in the encoder).
     """
     what = read_kind(kind, DEFAULT_REFERENCES | {"mean": ""})
     selection = Selection.read(
@@ -147,7 +147,7 @@ def _ask(
     word: str | None,
     language: str | None,
 ) -> Contrast:
-    """The clip's run, and beside it the one that values are taken from; encoded once each."""
+    """Make the clip's run and the reference run, and encode each once."""
     clip = load_audio(file)
     other = clip if kind.reference is None else reference_audio(kind.reference, clip, kind.seed)
     sites = selection.encoder_sites
@@ -157,7 +157,7 @@ def _ask(
 
 
 def _edit(kind: KindText, model: Whisper, sites: SweptSites, contrast: Contrast) -> Edit | None:
-    """What is done to each component; `None` to take the other run's value."""
+    """Make the edit of each component; `None` to take the other run's value."""
     if kind.name == "mix":
         return None
     if kind.name != "mean":
@@ -178,7 +178,7 @@ def _edit(kind: KindText, model: Whisper, sites: SweptSites, contrast: Contrast)
 
 
 def _draw(sweep: Sweep, result: SweepResult, metric: str, title: str, path: Path) -> Path:
-    """Components by layer where all positions are one window, else a heatmap over them."""
+    """Plot components by layer if all positions are one window, else a heatmap over positions."""
     moved = change(result, metric)
     if len(sweep.cells.windows) == 1:
         return plot_ablation(moved, title, path)

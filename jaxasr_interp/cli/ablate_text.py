@@ -1,4 +1,4 @@
-"""`ablate-text`: what becomes of the transcripts of many clips without each component."""
+"""The command `ablate-text`: transcripts of many clips without each component."""
 
 import math
 from pathlib import Path
@@ -53,7 +53,7 @@ def ablate_text(
     kind: Annotated[
         str,
         typer.Option(
-            help="What is done to each component: zero, scale:factor=0.5, noise:std=0.5, "
+            help="Edit of each component: zero, scale:factor=0.5, noise:std=0.5, "
             "add:vector=v.npy, mix:ref=FILE (by default noise; or silence), "
             "mean:ref=a.flac,b.flac or knockout:keys=START..STOP; noise and mix also take :seed=1."
         ),
@@ -61,7 +61,7 @@ def ablate_text(
     site: SweptSiteOption = None,
     alpha: AlphaOption = "1",
     edit: EditsOption = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest text.")] = 100,
+    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens.")] = 100,
     memory: MemoryOption = None,
     resume: ResumeOption = False,
     out: Annotated[Path, typer.Option(help="Folder for texts.zarr and PNGs.")] = Path(
@@ -73,7 +73,7 @@ def ablate_text(
     """Transcribe clips without each component, or under each --edit, and compare the texts.
 
     By default every layer's sublayers and every head of the decoder are set to zero, one at a
-    time. What is compared: word errors, repetition loops, words where nothing is said.
+    time. The comparison covers word errors, repetition loops, and words where nobody speaks.
     """
     if edit:
         refuse_options(context, ("kind", "site", "alpha"), "does nothing beside --edit")
@@ -119,8 +119,8 @@ def ablate_text(
 def _components(
     model: Whisper, kind: KindText, sites: SweptSites, alphas: list[float]
 ) -> list[Intervention]:
-    """One intervention for each cell of the sites."""
-    # Of a component, no word about heads means each of them, and of a place the whole site.
+    """Make one intervention for each cell of the sites."""
+    # In `component_edits`, `None` means each head; in a place it means the whole site.
     heads = "all" if sites.heads is None else None if sites.heads == "each" else sites.heads
     return component_edits(
         model,
@@ -134,7 +134,7 @@ def _components(
 
 
 def _draw(swept: TextSweep, name: str, out: Path) -> list[Path]:
-    """The pictures of what there is to see: changed words, loops begun, loops ended, errors."""
+    """Plot changed words, loops begun, loops ended and word errors, as far as they are known."""
     some = swept.interventions[1:]
     n, title = len(swept.clips), f"{name}, {len(swept.clips)} clips: each component "
     looped = swept.loops[0]

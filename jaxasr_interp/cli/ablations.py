@@ -1,4 +1,4 @@
-"""What `ablate` and `ablate-text` share: how `--kind` is read, and which sites it takes away."""
+"""The parts that `ablate` and `ablate-text` share: reading `--kind`, and the default sites."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from jaxasr_interp.interventions.kind_text import KindText, parse_kind
 from jaxasr_interp.model.sites import COMPONENT_SITES, head_axis
 
 DEFAULT_REFERENCES = {"mix": "noise"}
-"""What the reference run of a mix hears, where its kind does not say it."""
+"""The audio of the reference run of a mix, if the kind does not name it."""
 
 _KNOCKED_OUT = "decoder.cross_pattern@*.each"
 
@@ -16,11 +16,11 @@ def read_kind(text: str, references: Mapping[str, str] = DEFAULT_REFERENCES) -> 
     """Read `--kind`.
 
     Args:
-        text: as edits have it, without the place: `zero`, `noise:std=0.5`.
-        references: the `ref` of the kinds that need not say it.
+        text: kind of an edit without the place, such as `zero` or `noise:std=0.5`.
+        references: default `ref` of kinds.
 
     Raises:
-        InputError: the text is something else.
+        InputError: the text cannot be read.
     """
     try:
         return parse_kind(text, references=references)
@@ -29,7 +29,7 @@ def read_kind(text: str, references: Mapping[str, str] = DEFAULT_REFERENCES) -> 
 
 
 def default_sites(kind: KindText) -> list[str]:
-    """Every component of the decoder, heads one by one; or the cross-attention of a knock-out."""
+    """List every component of the decoder, heads one by one; or, for knockout, cross-attention."""
     if kind.name == "knockout":
         return [_KNOCKED_OUT]
     return [

@@ -1,4 +1,4 @@
-"""The typer application: its commands, and what holds for all of them."""
+"""The typer application: its commands, and the options and errors of all commands."""
 
 import sys
 import warnings
@@ -40,7 +40,7 @@ app = typer.Typer(
 
 
 class _Command(TyperCommand):
-    """A command whose context is what typer has its function's annotation say."""
+    """A command whose context is a `typer.Context`, as the function's annotation says."""
 
     context_class = typer.Context
 
@@ -84,7 +84,7 @@ def models(as_json: JsonOption = False) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the demo's results.")] = Path("demo"),
 ) -> None:
-    """Transcribe two sentences that differ in one word, and show what decides that word."""
+    """Transcribe two sentences that differ in one word, and show which activations decide it."""
     run_demo(out, console)
 
 
@@ -100,14 +100,17 @@ def _print_version(wanted: bool) -> bool:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="And exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     keep_compiled_programs()
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
-    """A warning in a line, without the place in the code that it comes from."""
+    """Print a warning as one line, without its place in the code."""
     say(f"warning: {message}")
 
 

@@ -1,4 +1,4 @@
-"""`attribution`: the sweeps of `patch`, approximated by gradients and held against exact ones."""
+"""The command `attribution`: sweeps of `patch`, approximated by gradients, with exact checks."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,10 +22,11 @@ def attribution(
     language: options.LanguageOption = None,
     text: pairs.TextOption = None,
     word: pairs.WordOption = None,
-    steps: Annotated[int, typer.Option(help="Above 1: integrated gradients in so many steps.")] = 1,
-    exact: Annotated[bool, typer.Option("--exact", help="Sweep exactly too, and compare.")] = False,
+    steps: Annotated[int, typer.Option(help="Steps of integrated gradients; 1 is none.")] = 1,
+    exact: Annotated[bool, typer.Option("--exact", help="Also sweep exactly; compare.")] = False,
     verify: Annotated[
-        int | None, typer.Option("--verify-top", help="Sweep the best so many cells exactly.")
+        int | None,
+        typer.Option("--verify-top", help="Sweep this number of the best cells exactly."),
     ] = None,
     site: options.SweptSiteOption = None,
     positions: options.PositionsOption = None,
@@ -41,8 +42,8 @@ def attribution(
 ) -> None:
     """Approximate the sweep of `patch` by gradients: all of its cells in a few backward passes.
 
-    The runs, the cells and what is asked are those of `patch`. How far the first order can be
-    trusted is shown by --exact, or by --verify-top for the cells that seem to matter most.
+    The runs, the cells and the question are those of `patch`. The option --exact shows how far the
+    approximation can be trusted; --verify-top does so for the cells with the largest effects.
     """
     pair = pairs.Pair.read(clean, corrupted, text, word, language)
     sites = site or pairs.DEFAULT_SITES

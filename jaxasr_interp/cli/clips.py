@@ -1,4 +1,4 @@
-"""Which clips a command hears: audio files, and tables that name them."""
+"""Reading the clips of a command from audio files, and from tables that name them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from jaxasr_interp.speech.utterance import Clip
 
 
 def read_clips(files: Sequence[str], language: str | None) -> list[Clip]:
-    """The clips of audio files, and of tables with columns `path`, `text` and perhaps `lang`."""
+    """Read clips from audio files, and from tables with columns `path`, `text` and `lang`."""
     rows: list[tuple[Path, str | None, str | None]] = []
     for file in files:
         if file.endswith(".tsv"):
@@ -31,13 +31,13 @@ def read_clips(files: Sequence[str], language: str | None) -> list[Clip]:
 
 
 def read_table(path: Path) -> list[tuple[Path, str | None, str | None]]:
-    """Path, text and language of each row of a .tsv; paths are relative to its folder.
+    """Read path, text and language of each row of a .tsv; paths are relative to its folder.
 
     Raises:
         InputError: the table cannot be read or has no column `path`.
     """
     rows = read_manifest(path)
-    # Silence has no text; where the text is merely unknown the column says nothing either.
+    # An empty text may mean silence or an unknown text; both become `None`.
     return [
         (path.parent / row["path"], row.get("text") or None, row.get("lang") or None)
         for row in rows

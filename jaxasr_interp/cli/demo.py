@@ -1,4 +1,4 @@
-"""The demo: two spoken sentences that differ in one word, and what decides that word."""
+"""The demo: two spoken sentences that differ in one word, and activations that decide it."""
 
 import time
 from importlib import resources
@@ -33,7 +33,7 @@ def run_demo(out: Path, console: Console) -> None:
 
     Args:
         out: folder for the results; those of an earlier demo are replaced.
-        console: where to write.
+        console: console for the output.
 
     Raises:
         InputError: the weights of `tiny.en` are not installed.
@@ -117,7 +117,7 @@ def _sweep_over_time(model: Whisper, contrast: Contrast, out: Path, title: str) 
 def _reading(
     lens: LogitLens, sweeps: dict[str, SweepResult], labels: list[str], target: str, other: str
 ) -> str:
-    """What the pictures show, from their numbers."""
+    """Describe the pictures by their numbers."""
     layers = len(lens.top_tokens)
     probability = float(np.exp(np.asarray(lens.target_log_prob)[-1, -1]))
     assert lens.saturation_layer is not None

@@ -1,4 +1,4 @@
-"""`encoder-lens`: what is heard at every depth of the encoder."""
+"""The command `encoder-lens`: transcripts from every depth of the encoder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -34,10 +34,10 @@ def encoder_lens(
     language: LanguageOption = None,
     text: Annotated[
         str | None,
-        typer.Option(help="What is said, asked for at every depth; by default what is heard."),
+        typer.Option(help="Read the probability of this transcript, not of the model's own."),
     ] = None,
     norm: Annotated[bool, typer.Option(help="Apply the encoder's final LayerNorm.")] = True,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest text of a depth.")] = 100,
+    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens.")] = 100,
     memory: MemoryOption = None,
     out: Annotated[Path, typer.Option(help="Folder for encoder_lens.zarr and .png.")] = Path(
         "runs/encoder-lens"
@@ -45,12 +45,12 @@ def encoder_lens(
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Transcribe from every depth of the encoder: what would be heard if it stopped there."""
+    """Transcribe from every depth of the encoder, as if it stopped after that layer."""
     budget = parse_memory(memory)
     choice = Choice(max_new_tokens=max_new_tokens)
     reserve(out / "encoder_lens.zarr", overwrite)
     whisper = load_model(model, dtype)
-    # The lens itself finds out what is heard at full depth: without a text none is generated here.
+    # The lens generates the transcript from full depth, so that none is generated here.
     given = make_utterance(
         whisper, load_audio(file), text=text or "", language=language, sites=DEPTH_SITES, name=file
     )

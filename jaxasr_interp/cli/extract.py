@@ -1,4 +1,4 @@
-"""`extract`: activations of many clips, to a store."""
+"""The command `extract`: activations of many clips in a store."""
 
 import collections
 import dataclasses
@@ -43,20 +43,20 @@ def extract_command(
     where: Annotated[
         list[str] | None,
         typer.Option(
-            help="COLUMN=VALUE, such as kind=gender: only these clips; repeatable (columns "
-            "together, values of one column each)."
+            help="COLUMN=VALUE, such as kind=gender: extract only these clips; repeatable. A clip "
+            "must match every column, by one of its values."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first clips.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of clips to take.")] = None,
     snr: Annotated[
         list[float] | None,
-        typer.Option(help="Add a copy of every clip with white noise, dB; repeatable."),
+        typer.Option(help="Add copies of all clips with white noise at this dB; repeatable."),
     ] = None,
     text: Annotated[
         str,
         typer.Option(
-            help="What the decoder is given: own, what the model itself writes, or a column with "
-            "what is said."
+            help="Text that the decoder takes: own for the model's own transcript, or a column of "
+            "texts."
         ),
     ] = "own",
     language: LanguageOption = None,
@@ -64,10 +64,12 @@ def extract_command(
         bool,
         typer.Option("--random/--no-random", help="Also extract from a model of random weights."),
     ] = True,
-    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
-    store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+    store_dtype: Annotated[
+        str, typer.Option(help="dtype of the store: float32 or float16.")
+    ] = "float32",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="How many clips run together.")
+        int | None, typer.Option(min=1, help="Number of clips in a batch.")
     ] = None,
     out: Annotated[Path, typer.Option(help="The Zarr store.")] = Path("runs/activations.zarr"),
     as_json: JsonOption = False,
@@ -75,8 +77,9 @@ def extract_command(
 ) -> None:
     """Extract activations of many clips: chosen sites, reduced on the device, with labels.
 
-    The same command goes on where it was cut off. A clip that cannot be read is named at the end
-    and left out. `probe` reads the store, and so does xarray.open_zarr(path, consolidated=False).
+    The same command resumes an interrupted extraction. A clip that cannot be read is left out and
+    named at the end. `probe` reads the store, and so does
+    xarray.open_zarr(path, consolidated=False).
     """
     options = ExtractOptions(
         where=_read_where(where or []),
@@ -111,7 +114,7 @@ def extract_command(
 
 
 def _texts_given(path: Path) -> dict[str, int]:
-    """How many clips the decoder was given which text in; none where no text was needed."""
+    """Count clips by the source of their text; the result is empty if no text was needed."""
     dataset = open_dataset(path)
     if "decoder_text_source" not in dataset:
         return {}

@@ -1,4 +1,4 @@
-"""`lens`: what each layer would say, and what every component adds to what is said."""
+"""The command `lens`: the prediction of each layer, and what every component adds to a logit."""
 
 import dataclasses
 from pathlib import Path
@@ -48,12 +48,12 @@ def lens(
     ] = None,
     site: Annotated[
         str,
-        typer.Option(help="What is read: the residual stream, a sublayer's output, or the heads'."),
+        typer.Option(help="Site to read: residual stream, or output of a sublayer or of heads."),
     ] = "resid_post",
     attribution: Annotated[
         bool,
         typer.Option(
-            "--attribution", help="Also take the next token's logit apart by component and head."
+            "--attribution", help="Also decompose the next token's logit by component and head."
         ),
     ] = False,
     tuned: Annotated[
@@ -65,7 +65,7 @@ def lens(
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Show the next token that every decoder layer would say: the logit lens, or a tuned one."""
+    """Show the next token that every decoder layer predicts, by the logit lens or a tuned lens."""
     check_lens_site(site)
     if tuned is not None and site != "resid_post":
         raise InputError(f"A tuned lens reads resid_post, not {site}: leave out one of the two.")
@@ -125,13 +125,13 @@ def lens(
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """A clip and its transcript, read by the decoder.
+    """A clip with its transcript, and the decoder's run on them.
 
     Attributes:
         utterance: the clip with prompt and transcript.
-        run: the decoder's run on them.
+        run: the decoder's run.
         labels: text of every token.
-        following: the token behind each: at the end, the end of text.
+        following: the token after each token; end-of-text after the last one.
     """
 
     utterance: EncodedUtterance
@@ -141,7 +141,7 @@ class _Read:
 
     @property
     def tokens(self) -> list[int]:
-        """Prompt and transcript."""
+        """The tokens of prompt and transcript."""
         return np.asarray(self.utterance.tokens).tolist()
 
     @property
@@ -153,7 +153,7 @@ class _Read:
 def _read(
     model: Whisper, file: str, sites: set[str], *, language: str | None, text: str | None
 ) -> _Read:
-    """Encode a clip, once, and give the decoder its transcript."""
+    """Encode a clip once, and run the decoder on its transcript."""
     tokenizer = require_tokenizer(model)
     utterance = make_utterance(model, load_audio(file), text=text, language=language, name=file)
     states = encode_utterance(model, utterance).states

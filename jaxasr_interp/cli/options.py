@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their text is read."""
+"""Options that several commands share, and functions that read their text."""
 
 import re
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ SweptSiteOption = Annotated[
     list[str] | None,
     typer.Option(
         "--site",
-        help="What is swept: STACK.SITE[@LAYERS[.HEADS]], such as decoder.resid_pre, "
-        "encoder.mlp_out@0-3 or decoder.z@*.each (every head on its own); repeatable.",
+        help="Sites to sweep: STACK.SITE[@LAYERS[.HEADS]], such as decoder.resid_pre, "
+        "encoder.mlp_out@0-3 or decoder.z@*.each (every head alone); repeatable.",
     ),
 ]
 PositionsOption = Annotated[
@@ -40,8 +40,8 @@ PositionsOption = Annotated[
 WindowOption = Annotated[
     str | None,
     typer.Option(
-        help="Positions patched together, and the distance between windows, by default their "
-        "width: WIDTH[:STRIDE], numbers or times, such as 4 or 200ms:100ms."
+        help="Number of positions that one patch covers, and the distance between patches (by "
+        "default equal): WIDTH[:STRIDE], numbers or times, such as 4 or 200ms:100ms."
     ),
 ]
 AlphaOption = Annotated[
@@ -53,14 +53,14 @@ MetricOption = Annotated[
     typer.Option(help=f"{', '.join(METRICS)}; repeatable."),
 ]
 MethodOption = Annotated[
-    str, typer.Option(help="minimal, or vmap or reference to compute everything.")
+    str, typer.Option(help="minimal; or vmap or reference, which recompute whole runs.")
 ]
 MemoryOption = Annotated[
-    str | None, typer.Option(help="Memory to use beside the model, such as 2GB.")
+    str | None, typer.Option(help="Memory to use in addition to the model, such as 2GB.")
 ]
 ResumeOption = Annotated[
     bool,
-    typer.Option("--resume", help="Keep what is computed in --out, and go on from there."),
+    typer.Option("--resume", help="Keep what is computed in --out, and resume from it."),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the noise.")]
 
@@ -104,7 +104,7 @@ def parse_memory(text: str | None) -> int | None:
     """Read `500MB`, `2GB`, `1.5GiB` or a number of bytes.
 
     Raises:
-        InputError: the text is something else.
+        InputError: the text cannot be read.
     """
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""Where the command line writes: consoles, a progress bar, JSON."""
+"""The output of the command line: consoles, a progress bar, JSON."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,9 +24,9 @@ errors = Console(stderr=True)
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """A bar on standard error, where that is a terminal; yields `on_progress(done, total, phase)`.
+    """Show a progress bar if standard error is a terminal; yield `on_progress(done, total, phase)`.
 
-    The phase is the bar's unit. Where it or the total changes, the bar starts anew.
+    The phase is the bar's unit. When the phase or the total changes, the bar starts again.
     """
     columns = (
         SpinnerColumn(),
@@ -54,10 +54,10 @@ def progress() -> Iterator[Progress]:
 
 
 def say(message: str) -> None:
-    """Print a line on standard error as it is, however long."""
+    """Print a line on standard error without markup and without wrapping."""
     errors.print(message, markup=False, soft_wrap=True)
 
 
 def print_json(content: Any) -> None:
-    """Print JSON, numbers that are not finite as null."""
+    """Print JSON; numbers that are not finite become null."""
     print(to_json(content))

@@ -1,4 +1,4 @@
-"""What `patch` and `attribution` share: the sweep of a pair of runs, and what is made of it."""
+"""The parts that `patch` and `attribution` share: the sweep of a pair of runs and its output."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -45,14 +45,14 @@ class Output:
 
 @dataclasses.dataclass(frozen=True)
 class PairRequest:
-    """What both commands are asked for; see their options.
+    """The request of either command; see their options.
 
     Attributes:
         pair: the two runs.
         selection: the cells.
-        metrics: names of what is read.
+        metrics: names of the metrics.
         direction: which run is patched.
-        model: its name, and the dtype of its weights.
+        model: name of the model, and dtype of its weights.
         output: where the results go.
 
     Raises:
@@ -80,10 +80,10 @@ class Swept:
     """A sweep, with its approximation and the cells verified if there are any.
 
     Attributes:
-        result: the exact sweep, or the approximate one where that is all there is.
+        result: the exact sweep, or the approximate one if there is no exact one.
         approximate: the approximation of an exact sweep.
         verified: the best cells of an approximation, swept exactly.
-        agreement: how well the two go together.
+        agreement: how well both sweeps agree.
     """
 
     result: SweepResult
@@ -92,7 +92,7 @@ class Swept:
     agreement: Agreement | None = None
 
     def to_dataset(self, sweep: Sweep) -> "xarray.Dataset":
-        """All of it with named axes."""
+        """Return all values as arrays with named axes."""
         dataset = sweep.to_dataset(self.result)
         axes = dataset.patched.dims
         for name, other in (("approximate", self.approximate), ("verified", self.verified)):
@@ -116,12 +116,12 @@ def sweep_pair(request: PairRequest, run: Callable[[Sweep], Swept]) -> None:
     """Plan the sweep of a pair and run it; write its store and pictures, print its best cells.
 
     Args:
-        request: what is asked for.
-        run: how the planned sweep is run.
+        request: the request.
+        run: function that runs the planned sweep.
 
     Raises:
-        InputError: a clip cannot be read, nothing can be asked of the pair, or the model cannot be
-            swept like that.
+        InputError: a clip cannot be read, the pair gives no question, or the sweep does not fit the
+            model.
     """
     pair, output = request.pair, request.output
     name, dtype = request.model
@@ -134,8 +134,8 @@ def sweep_pair(request: PairRequest, run: Callable[[Sweep], Swept]) -> None:
     sweep = Sweep.plan(model, contrast, request.selection, request.metrics)
     target, other = axis_labels(tokenizer, [contrast.target, contrast.other])
     if output.plan_only or not output.as_json:
-        heard = contrast.corrupted_text or pair.corrupted
-        print(f"clean:     {contrast.clean_text}\ncorrupted: {heard}")
+        corrupted = contrast.corrupted_text or pair.corrupted
+        print(f"clean:     {contrast.clean_text}\ncorrupted: {corrupted}")
         print(f"question:  {target!r} or {other!r}?")
         print(sweep.describe(estimate=output.plan_only))
     if output.plan_only:
@@ -165,7 +165,7 @@ def sweep_pair(request: PairRequest, run: Callable[[Sweep], Swept]) -> None:
 
 
 def _say_what_agrees(result: SweepResult) -> None:
-    """A line on standard error for each metric that the two runs agree in."""
+    """Print a line on standard error for each metric that is equal in both runs."""
     for name, clean, recovered in zip(result.metrics, result.clean, result.recovered, strict=True):
         if not np.isfinite(recovered).any():
             say(

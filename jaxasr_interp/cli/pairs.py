@@ -1,4 +1,4 @@
-"""The two runs that `patch` and `attribution` compare, and what is asked of them."""
+"""The two runs that `patch` and `attribution` compare, and the question about them."""
 
 import dataclasses
 import re
@@ -19,19 +19,19 @@ CleanArgument = Annotated[str, typer.Argument(help="Audio whose activations are 
 CorruptedArgument = Annotated[
     str,
     typer.Argument(
-        help="What the run hears into which they are copied: an audio file, noise (as loud as "
+        help="Audio of the run into which they are copied: an audio file, noise (as loud as "
         "CLEAN), noise:seed=3 or silence."
     ),
 ]
 TextOption = Annotated[
-    str | None, typer.Option(help="Give both runs this transcript instead of what is heard.")
+    str | None, typer.Option(help="Use this transcript in both runs, not the model's own.")
 ]
 WordOption = Annotated[
     str | None,
     typer.Option(
-        help="Give both runs one transcript and ask for this word of it, word:2 for the second "
-        "time it occurs; by default the last with noise, silence or --text, and with two files "
-        "the first in which they differ."
+        help="Use one transcript in both runs and ask for this word of it, word:2 for its second "
+        "occurrence. By default it is the last word with noise, silence or --text, and the first "
+        "different word with two files."
     ),
 ]
 OutOption = Annotated[Path, typer.Option(help="Folder for sweep.zarr and PNGs.")]
@@ -39,15 +39,15 @@ OutOption = Annotated[Path, typer.Option(help="Folder for sweep.zarr and PNGs.")
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two runs, and what is asked of them.
+    """Two runs, and the question about them.
 
     Attributes:
-        clean: the clean clip's file.
-        corrupted: what the corrupted run hears: `noise`, `silence` or a file.
-        seed: of the noise.
-        text: the transcript that both are given; by default what is heard.
+        clean: file of the clean clip.
+        corrupted: audio of the corrupted run: `noise`, `silence` or a file.
+        seed: seed of the noise.
+        text: transcript of both runs; by default the model's own.
         word: the word that is asked for.
-        language: spoken.
+        language: spoken language.
     """
 
     clean: str
@@ -61,10 +61,10 @@ class Pair:
     def read(
         cls, clean: str, corrupted: str, text: str | None, word: str | None, language: str | None
     ) -> "Pair":
-        """Read what the corrupted run hears.
+        """Read the audio of the corrupted run.
 
         Raises:
-            InputError: it is neither noise nor silence nor a file.
+            InputError: `corrupted` is neither noise nor silence nor a file.
         """
         match = re.fullmatch(r"(?:noise(?::seed=(\d{1,9}))?|silence)", corrupted)
         if match is None and corrupted.startswith(("noise:", "silence:")):
@@ -72,25 +72,25 @@ class Pair:
                 f"The corrupted run {corrupted!r} cannot be read: write noise, noise:seed=3, "
                 "silence or an audio file."
             )
-        heard = check_reference(corrupted if match is None else corrupted.partition(":")[0])
+        reference = check_reference(corrupted if match is None else corrupted.partition(":")[0])
         seed = int(match[1] or 0) if match else 0
-        return cls(clean, heard, seed, text, word, language)
+        return cls(clean, reference, seed, text, word, language)
 
     @property
     def shares_transcript(self) -> bool:
-        """Whether both runs are given one transcript, not two clips compared that differ."""
+        """Whether both runs take one transcript, instead of two clips with their own."""
         made_up = self.corrupted in ("noise", "silence")
         return made_up or self.text is not None or self.word is not None
 
     @property
     def default_metrics(self) -> tuple[str, ...]:
-        """What is read where nothing else is said."""
+        """The default metrics of the pair."""
         if self.shares_transcript:
             return ("log_prob", "kl", "cross_entropy")
         return ("logit_diff", "log_prob", "kl")
 
     def ask(self, model: Whisper, sites: frozenset[str]) -> Contrast:
-        """Run the model on both, once, for what it hears.
+        """Run the model once on both clips, and find the question.
 
         Args:
             model: the model.

@@ -1,4 +1,4 @@
-"""`patch`: sweeps that copy one run's activations into another, cell by cell."""
+"""The command `patch`: sweeps that copy one run's activations into another, cell by cell."""
 
 from pathlib import Path
 
@@ -31,12 +31,12 @@ def patch(
     as_json: options.JsonOption = False,
     overwrite: options.OverwriteOption = False,
 ) -> None:
-    """Patch activations of one clip's run into another's, and see which bring its words back.
+    """Patch activations of one clip's run into another's, and see which restore its words.
 
-    Two clips that are heard alike up to one word: the sweep asks what decides that word. One clip
-    and noise or silence: both runs are given its transcript, and the sweep asks what makes the
-    model hear the last word, or --word. Decoder sites, by default resid_pre, are swept over tokens,
-    those of the encoder over time.
+    If the transcripts of two clips agree up to one word, the sweep shows which activations decide
+    that word. With one clip and noise or silence, both runs take the clip's transcript, and the
+    sweep shows which activations make the model predict the last word, or --word. Decoder sites
+    (default: resid_pre) are swept over tokens, encoder sites over time.
     """
     pair = pairs.Pair.read(clean, corrupted, text, word, language)
     sites = site or pairs.DEFAULT_SITES

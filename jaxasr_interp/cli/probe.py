@@ -1,4 +1,4 @@
-"""`probe`: what every layer of an activation store knows about its labels."""
+"""The command `probe`: what probes read about labels from every layer of an activation store."""
 
 import shutil
 from pathlib import Path
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 def probe(
-    store: Annotated[Path, typer.Argument(help="What extract wrote.")],
+    store: Annotated[Path, typer.Argument(help="The store that extract wrote.")],
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help="A column, or classes of its values: "
+            help="A column of labels, or classes made of its values: "
             "speech=kind:yes=read_en|gender;no=nonspeech (with * and ?); repeatable."
         ),
     ] = None,
@@ -38,26 +38,26 @@ def probe(
     ] = None,
     group: Annotated[
         str | None,
-        typer.Option(help="Column whose values stay on one side of every split: speaker, word."),
+        typer.Option(help="Keep clips with the same value of this column on one side of splits."),
     ] = None,
     site: Annotated[
         list[str] | None,
         typer.Option(help="Variables, such as encoder.resid_post.mean; all by default."),
     ] = None,
-    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = "lbfgs",
+    method: Annotated[str, typer.Option(help=f"Solver: {', '.join(METHODS)}.")] = "lbfgs",
     hidden: Annotated[
-        int | None, typer.Option(help="Also fit probes with a hidden layer of so many units.")
+        int | None, typer.Option(help="Also fit probes with a hidden layer of this size.")
     ] = None,
-    folds: Annotated[int, typer.Option(help="Of the cross-validation.")] = 5,
-    seeds: Annotated[int, typer.Option(min=1, help="How often the folds are dealt anew.")] = 1,
+    folds: Annotated[int, typer.Option(help="Number of folds of the cross-validation.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of different random splits.")] = 1,
     least: Annotated[
         int, typer.Option(help="Leave out classes with fewer examples; by default --folds.")
     ] = 0,
-    balanced: Annotated[bool, typer.Option(help="Weigh classes alike.")] = False,
+    balanced: Annotated[bool, typer.Option(help="Give all classes equal weight.")] = False,
     score: Annotated[
         str | None,
         typer.Option(
-            help="What the picture shows: accuracy, balanced_accuracy, auc "
+            help="Score in the picture: accuracy, balanced_accuracy, auc "
             "or macro_f1; r2 or mean_absolute_error."
         ),
     ] = None,
@@ -67,7 +67,7 @@ def probe(
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Fit linear probes to every layer, with shuffled labels, random weights and mel beside."""
+    """Fit linear probes to every layer, and as controls to shuffled labels, random weights, mel."""
     reserve(out / "probes.json", overwrite)
     dataset = open_activations(store)
     targets: dict[str, Any] = {}
@@ -147,7 +147,7 @@ def _check_score(score: str | None, name: str, is_value: bool) -> None:
 
 
 def _origin(dataset: "xarray.Dataset") -> dict[str, Any]:
-    """Where the activations came from."""
+    """Return the attributes that say where the activations came from."""
     return {name: dataset.attrs[name] for name in ("model", "dtype") if name in dataset.attrs}
 
 

@@ -1,4 +1,4 @@
-"""`transcribe`: what is heard."""
+"""The command `transcribe`."""
 
 import dataclasses
 from pathlib import Path
@@ -38,16 +38,16 @@ def transcribe(
         bool, typer.Option(help="Leave out the tokens that the checkpoint's settings forbid.")
     ] = True,
     edit: EditsOption = None,
-    beam_size: Annotated[int, typer.Option(help="Sequences of a beam search.")] = 1,
-    temperature: Annotated[float, typer.Option(help="Above 0, tokens are drawn.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    beam_size: Annotated[int, typer.Option(help="Number of sequences in beam search.")] = 1,
+    temperature: Annotated[float, typer.Option(help="Above 0, draw tokens.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Also write the results to this JSON file.")
     ] = None,
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Write down what is said, by the model as it is or under an --edit."""
+    """Transcribe audio files, with the model unchanged or under an --edit."""
     choice = Choice(suppress, temperature=temperature, seed=seed, beam_size=beam_size)
     if temperature == 0:
         refuse_options(context, ("seed",), "goes with a --temperature above 0")

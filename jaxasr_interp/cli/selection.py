@@ -1,4 +1,4 @@
-"""Which cells a command sweeps: `--site`, `--positions`, `--window`, `--alpha` and `--memory`."""
+"""The cells that a command sweeps, read from `--site`, `--positions`, `--window` and others."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ _TIMED_WINDOW = "200ms"
 
 @dataclasses.dataclass(frozen=True)
 class SweptSites:
-    """The sites that a command sweeps together.
+    """The sites that a command sweeps in one plan.
 
     Attributes:
-        stack: whose sites.
-        names: the sites.
-        layers: their layers; all if `None`.
-        heads: the heads of those that have any, `"each"` for all of them one by one, or `None`
-            for whole sites.
+        stack: stack of the sites.
+        names: names of the sites.
+        layers: layer numbers; `None` for all layers.
+        heads: head numbers for sites that have heads, `"each"` for all of them one by one, or
+            `None` for whole sites.
     """
 
     stack: Stack
@@ -40,7 +40,7 @@ class SweptSites:
         """Read places that share a stack, layers and heads.
 
         Raises:
-            InputError: a text is no place, or the places do not go together.
+            InputError: a text is no place, or the places cannot share a plan.
         """
         places = [parse_place(text) for text in texts]
         with_heads = [place for place in places if head_axis(place.site) is not None]
@@ -64,11 +64,11 @@ class SweptSites:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """The cells that are asked for.
+    """The cells that the options of a command select.
 
     Attributes:
-        sites: what is swept.
-        positions: as text; by default all tokens, or the time that the clip lasts.
+        sites: the sites to sweep.
+        positions: positions as text; by default all tokens, or the duration of the clip.
         options: windows, strengths and memory.
     """
 
@@ -112,7 +112,7 @@ class Selection:
         Args:
             model: the model.
             contrast: the runs that are swept.
-            words: when the words of the clean clip are said, where positions are frames.
+            words: words of the clean clip with their frames, if positions are frames.
 
         Raises:
             InputError: see `plan_sweep`.
@@ -139,11 +139,11 @@ def _is_timed(sites: SweptSites) -> bool:
 
 
 def _read_window(text: str | None, *, timed: bool) -> tuple[str | None, str | None]:
-    """Width and stride; `None` where nothing was said."""
+    """Read width and stride; `None` for those that are not given."""
     if text is None:
         return (_TIMED_WINDOW if timed else None), None
     width, colon, stride = text.partition(":")
     wanted = width, stride if colon else None
-    # Reads them as the plan will, but before the model is loaded.
+    # Errors in the text are found here, before the model is loaded.
     resolve_windows(None, 1, width=wanted[0], stride=wanted[1], timed=timed)
     return wanted

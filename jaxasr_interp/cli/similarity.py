@@ -1,4 +1,4 @@
-"""`similarity`: which layers of an activation store are alike, and how many directions they use."""
+"""The command `similarity`: CKA between layers of an activation store, and their effective rank."""
 
 import itertools
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def similarity(
-    store: Annotated[Path, typer.Argument(help="What extract wrote.")],
+    store: Annotated[Path, typer.Argument(help="The store that extract wrote.")],
     site: Annotated[
         list[str] | None,
         typer.Option(
@@ -31,7 +31,7 @@ def similarity(
     ] = None,
     unbiased: Annotated[
         bool,
-        typer.Option(help="Estimate CKA without the bias of few clips and many features."),
+        typer.Option(help="Remove CKA's bias with few clips and many features."),
     ] = True,
     memory: MemoryOption = None,
     out: Annotated[Path, typer.Option(help="Folder for stores and pictures.")] = Path(
@@ -40,7 +40,7 @@ def similarity(
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Compare layers by CKA, also encoder with decoder, and count the directions they use."""
+    """Compare layers by CKA, also encoder with decoder, and compute their effective rank."""
     budget = parse_memory(memory)
     reserve(out / "similarity.json", overwrite)
     dataset = open_activations(store)
@@ -87,7 +87,7 @@ def similarity(
 
 
 def _pairs(dataset: "xarray.Dataset", names: list[str]) -> list[tuple[str, str]]:
-    """Every variable with itself, and the encoder's with the decoder's that have the same rows."""
+    """Pair every variable with itself, and encoder with decoder variables of the same rows."""
     across = itertools.product(
         (name for name in names if name.startswith("encoder.")),
         (name for name in names if name.startswith("decoder.")),

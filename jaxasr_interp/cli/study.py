@@ -1,4 +1,4 @@
-"""`study`: whole experiments on many clips."""
+"""The command `study`: whole experiments on many clips."""
 
 from pathlib import Path
 from typing import Annotated
@@ -53,7 +53,7 @@ def repetition(
     language: LanguageOption = None,
     n_speech: Annotated[int, typer.Option(help="Speech clips to take, chosen by --seed.")] = 24,
     seed: SeedOption = 0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest text.")] = 100,
+    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens.")] = 100,
     resume: ResumeOption = False,
     out: Annotated[Path, typer.Option(help="Folder for stores and table.")] = Path(
         "runs/repetition"
@@ -61,7 +61,7 @@ def repetition(
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Which components repetition loops depend on, and what speech loses without them."""
+    """Find the components that repetition loops depend on, and the errors without them."""
     choice = Choice(max_new_tokens=max_new_tokens)
     for name in ("loops", "speech"):
         reserve(out / f"{name}.zarr", overwrite)

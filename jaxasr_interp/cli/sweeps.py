@@ -1,4 +1,4 @@
-"""A sweep of the command line: planned, run with a progress bar, and drawn."""
+"""Planning, running and drawing a sweep of the command line."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -32,10 +32,10 @@ class Sweep:
 
     Attributes:
         model: the model.
-        contrast: the runs that are swept, and what is asked of them.
-        words: when the words of the clean clip are said, for sweeps over time.
-        cells: the plan.
-        metrics: what is read.
+        contrast: the runs that are swept, and the token in question.
+        words: words of the clean clip with their frames, for sweeps over time.
+        cells: plan of the sweep.
+        metrics: metrics of the sweep.
     """
 
     model: Whisper
@@ -48,7 +48,7 @@ class Sweep:
     def plan(
         cls, model: Whisper, contrast: Contrast, selection: Selection, metrics: Sequence[str]
     ) -> "Sweep":
-        """Find out what the sweep does, without doing any of it.
+        """Plan the sweep without running it.
 
         Raises:
             InputError: see `plan_sweep`.
@@ -59,21 +59,21 @@ class Sweep:
 
     @property
     def token_labels(self) -> list[str]:
-        """The text of each token that the runs are given."""
+        """The text of each token of the runs."""
         return axis_labels(require_tokenizer(self.model), self.contrast.tokens)
 
     @property
     def window_labels(self) -> list[str]:
-        """What each window holds: its tokens, or the words said in its time."""
+        """A label for each window: its tokens, or the words that are said in it."""
         return window_labels(self.cells, self.token_labels, self.words)
 
     def describe(self, *, estimate: bool) -> str:
-        """What the sweep will do, and on demand how long it would take, which is measured."""
+        """Describe the plan; `estimate` adds the time, which takes a short measurement."""
         plan = str(self.cells)
         return f"{plan}\n  {self.cells.estimate(self.metrics)}" if estimate else plan
 
     def run(self, options: SweepOptions, edit: Edit | None = None) -> SweepResult:
-        """Run it exactly."""
+        """Run the exact sweep."""
         with progress() as on_progress:
             return activation_patching(
                 self.model,
@@ -87,7 +87,7 @@ class Sweep:
             )
 
     def approximate(self, options: AttributionOptions) -> SweepResult:
-        """Run it to first order, by gradients."""
+        """Approximate the sweep to first order, by gradients."""
         with progress() as on_progress:
             return attribution_patching(
                 self.model,
@@ -111,14 +111,14 @@ class Sweep:
         )
 
     def to_dataset(self, result: SweepResult) -> "xarray.Dataset":
-        """A result with named axes; for sweeps over time with the words that are said."""
+        """Return a result with named axes; a sweep over time also has the words in its windows."""
         dataset = result.to_dataset(self.token_labels)
         if self.cells.counts_frames:
             dataset = dataset.assign_coords(heard=("pos", self.window_labels))
         return dataset
 
     def draw(self, quantity: Quantity, title: str, path: Path) -> Path:
-        """A heatmap over tokens, or over time under the spectrogram."""
+        """Draw a heatmap over tokens, or over time under the spectrogram."""
         if self.cells.counts_frames:
             mel = np.asarray(self.contrast.clean.mel)
             return plot_timeline(quantity, mel, self.words, title, path)
@@ -126,5 +126,5 @@ class Sweep:
 
 
 def partial_file(out: Path) -> Path:
-    """Where an unfinished sweep is kept."""
+    """Return the path of the file that keeps an unfinished sweep."""
     return out / "unfinished.npz"

@@ -1,4 +1,4 @@
-"""`tuned-lens`: train a tuned lens, for `lens --tuned` to read with."""
+"""The command `tuned-lens`, which trains a tuned lens for `lens --tuned`."""
 
 import dataclasses
 import shutil
@@ -36,23 +36,27 @@ def tuned_lens(
     language: LanguageOption = None,
     given_text: Annotated[
         bool,
-        typer.Option(help="Follow the text that the table gives, not what the model writes."),
+        typer.Option(help="Use the texts of the table, not the model's own transcripts."),
     ] = True,
-    steps: Annotated[int, typer.Option(help="Of the optimiser.")] = _DEFAULT.steps,
-    batch_size: Annotated[int, typer.Option(help="Positions a step.")] = _DEFAULT.batch_size,
-    learning_rate: Annotated[float, typer.Option(help="At the start.")] = _DEFAULT.learning_rate,
-    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = _DEFAULT.weight_decay,
+    steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = _DEFAULT.steps,
+    batch_size: Annotated[int, typer.Option(help="Positions in a step.")] = _DEFAULT.batch_size,
+    learning_rate: Annotated[
+        float, typer.Option(help="Learning rate at the first step.")
+    ] = _DEFAULT.learning_rate,
+    weight_decay: Annotated[
+        float, typer.Option(help="Weight decay of AdamW.")
+    ] = _DEFAULT.weight_decay,
     held_out: Annotated[
-        float, typer.Option(help="Share of the clips to measure on.")
+        float, typer.Option(help="Share of the clips that measure the lens and do not train it.")
     ] = _DEFAULT.held_out,
-    seed: Annotated[int, typer.Option(help="Of the split and the order.")] = _DEFAULT.seed,
+    seed: Annotated[int, typer.Option(help="Seed of split and order.")] = _DEFAULT.seed,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, store and picture.")] = Path(
         "runs/tuned-lens"
     ),
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Train a tuned lens on clips; the same command goes on with one that was cut off."""
+    """Train a tuned lens on clips; the same command resumes an interrupted training."""
     training = LensTraining(
         steps=steps,
         batch_size=batch_size,
@@ -87,7 +91,7 @@ def _table(lens: TunedLens) -> Group:
         table.add_column(name, justify="right")
     for layer, (logit, tuned) in enumerate(zip(lens.logit_kl, lens.tuned_kl, strict=True)):
         table.add_row(str(layer), f"{logit:.3f}", f"{tuned:.3f}")
-    # The title of a table is wrapped to its width.
+    # The title stands outside the table, which would wrap it to its width.
     title = (
         f"mean KL(final ‖ layer) in nats on {held_out} held-out positions ({trained} trained on)"
     )

@@ -1,4 +1,4 @@
-"""`verify`: do the library's shortcuts hold on the user's own checkpoint and clip?"""
+"""The command `verify`, which checks sweeps on the user's own checkpoint and clip."""
 
 import dataclasses
 from importlib import resources
@@ -31,7 +31,7 @@ def verify(
     model: ModelOption = "tiny.en",
     dtype: DtypeOption = None,
     language: LanguageOption = None,
-    cells: Annotated[int, typer.Option(help="Random patches that are checked at each site.")] = 4,
+    cells: Annotated[int, typer.Option(help="Number of random patches to check at each site.")] = 4,
     seed: SeedOption = 0,
     memory: MemoryOption = None,
     out: Annotated[
@@ -42,7 +42,7 @@ def verify(
 ) -> None:
     """Check on this model, clip and device that sweeps give the numbers of whole runs.
 
-    The clip is compared with noise as loud. The exit code is 1 if a check fails.
+    The corrupted run has noise as loud as the clip. The exit code is 1 if a check fails.
     """
     from jaxasr_interp.speech.noise import reference_audio
     from jaxasr_interp.verification.verify import verify as measure

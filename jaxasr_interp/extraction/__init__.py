@@ -1,1 +1,1 @@
-"""Activations of many clips, reduced on the device and stored: see `extract`."""
+"""Extraction of activations of many clips, which are reduced on the device and stored."""

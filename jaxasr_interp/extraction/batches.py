@@ -1,4 +1,4 @@
-"""Batches of clips as spectrograms, read ahead of the model."""
+"""Batches of clips as spectrograms, which are read while the model runs."""
 
 import collections
 import dataclasses
@@ -21,7 +21,7 @@ class Batch:
     """A batch of clips before the model runs; slots without a clip hold zeros.
 
     Attributes:
-        start: number of its first clip.
+        start: number of the first clip.
         mels: spectrograms.
         features: mean and standard deviation of each mel band over the columns that hold sound.
         frames: encoder frames that hold sound.
@@ -57,7 +57,7 @@ def read_batch(clips: Clips, start: int, batch_size: int, config: WhisperConfig)
 def read_ahead(
     clips: Clips, starts: Sequence[int], batch_size: int, config: WhisperConfig
 ) -> Iterator[Batch]:
-    """Batches in order, the next ones read in a thread while the model is busy."""
+    """Yield batches in order; a thread reads the next ones while the model runs."""
     with ThreadPoolExecutor(1) as pool:
         waiting: collections.deque[Future[Batch]] = collections.deque()
         for start in starts:

@@ -1,4 +1,4 @@
-"""`extract`: activations of many clips to a store."""
+"""The function `extract`, which writes activations of many clips to a store."""
 
 import dataclasses
 import json
@@ -31,21 +31,21 @@ _ON_CPU, _ON_ACCELERATORS = 8, 16
 
 @dataclasses.dataclass(frozen=True)
 class ExtractOptions:
-    """Which clips are extracted, what the decoder is given, and how activations are kept.
+    """The choice of clips, the decoder's texts, and the storage of activations.
 
     Attributes:
-    where: only clips whose columns hold one of these values, by column.
-    limit: at most so many clips.
-    snr: add a copy of every clip with white noise at each of these ratios in dB, and a column
-        `snr`; see `clips.with_noise`.
-    text: what the decoder is given before its activations are read: `"own"`, what the model
-        itself writes; or a column that holds what is said, the model's own text where that is
-        empty. After a text that the model would not write (an upper-case reference, say) the
-        decoder is in states that it never has by itself.
-    language: of clips whose column `lang` is empty; by default detected.
-    random_seed: of the weights of the random model; `None` for no such control.
-    dtype: of the stored activations: `"float32"` or `"float16"`.
-    batch_size: clips that run together; by default what suits the device.
+        where: values allowed in a column, by column; other clips are left out.
+        limit: largest number of clips.
+        snr: add a copy of every clip with white noise at each of these ratios in dB, and a column
+            `snr`; see `clips.with_noise`.
+        text: text that the decoder takes: `"own"` for the model's own transcript, or the name of a
+            column of texts; where that is empty, the model's own transcript is taken. With a text
+            that the model would not generate (such as an upper-case reference) the decoder's
+            activations are unlike those in generation.
+        language: language of clips whose column `lang` is empty; by default detected.
+        random_seed: seed of the weights of the random model; `None` for no such control.
+        dtype: dtype of the stored activations: `"float32"` or `"float16"`.
+        batch_size: number of clips in a batch; by default one that suits the device.
     """
 
     where: Mapping[str, Sequence[str]] | None = None
@@ -71,7 +71,7 @@ _DEFAULT = ExtractOptions()
 
 @dataclasses.dataclass(frozen=True)
 class Extraction:
-    """What became of an extraction.
+    """The outcome of an extraction.
 
     Attributes:
         path: of the store; see `open_activations`.
@@ -99,35 +99,35 @@ def extract(
     """Run clips through the model and store activations, reduced on the device.
 
     The store is a Zarr group. Each request is a variable `{stack}.{site}.{reduction}` with the axis
-    `clip` first, as `encoder.resid_post.mean` [clip, layer, d_model]; with the prefix `random.` the
-    same of a model with random weights. `mel` [clip, mel_feature] holds mean and standard deviation
-    of every mel band over the sound. The clips' columns are text along `clip`, and so are
-    `audio_sha256` (of the file, or of the samples where there is none), `frames` (encoder frames
-    that hold sound), `decoder_text` (what the decoder was given) and `decoder_text_source` (`own`,
-    or the column it is from), `problem` (why a clip was left out, its activations are NaN) and
-    `done`.
+    `clip` first, such as `encoder.resid_post.mean` [clip, layer, d_model]; the prefix `random.`
+    marks the same variable of a model with random weights. `mel` [clip, mel_feature] holds mean and
+    standard deviation of every mel band over the sound. The clips' columns are stored along `clip`,
+    and so are `audio_sha256` (of the file, or of the samples if there is no file), `frames` (number
+    of encoder frames that hold sound), `decoder_text` (text that the decoder took),
+    `decoder_text_source` (`own`, or its column), `problem` (reason why a clip was left out; its
+    activations are NaN) and `done`.
 
-    The same call goes on where it was cut off, if model, clips, audio and settings are what they
-    were (`runtime.identity`). Clips run in fixed batches, so that the numbers are
-    those of an extraction that was not.
+    The same call resumes an interrupted extraction if model, clips, audio and settings have not
+    changed (`runtime.identity`). Clips run in fixed batches, so that the numbers are the same as
+    without the interruption.
 
     Args:
         model: from `load_model`.
         clips: a manifest (`.tsv` or `.jsonl`), or rows such as a Hugging Face dataset's; see
             `clips.find_clips`.
         out: path of the store.
-        sites: what to extract, as `encoder.resid_post:mean`; see `extraction.request`.
-        options: which clips, what the decoder is given, and how activations are kept.
-        overwrite: replace what is at `out`.
+        sites: activations to extract, such as `encoder.resid_post:mean`; see `extraction.request`.
+        options: choice of clips, texts of the decoder, and storage.
+        overwrite: replace the store at `out`.
         on_progress: called at the start and after each batch with the clips done, how many there
             are, and `"clips"`.
 
     Returns:
-        Where the store is, and what went wrong with which clips.
+        The path of the store, and the clips that were left out.
 
     Raises:
         InputError: the clips or a request cannot be read, `out` holds something else, or a value is
-            too large for `dtype`; all that is done stays done.
+            too large for `dtype`; batches that are done stay in the store.
     """
     requests = parse_requests(list(sites))
     chosen = with_noise(choose(find_clips(clips), options.where, options.limit), options.snr)
@@ -177,7 +177,7 @@ def extract(
 
 
 def _check(requests: Sequence[Request], clips: Clips, texts: Texts) -> None:
-    """Raise `InputError` if there is no such column, or a column has a name of ours."""
+    """Raise `InputError` if a named column does not exist, or the name of a column is taken."""
     axes = {axis for sites in SITES.values() for of_site in sites.values() for axis in of_site}
     ours = {
         "clip",
@@ -205,7 +205,7 @@ def _check(requests: Sequence[Request], clips: Clips, texts: Texts) -> None:
 
 
 def _coordinates(job: ExtractionJob) -> dict[str, Sequence[int] | Sequence[str]]:
-    """Which positions the axes of `at` and `every` count."""
+    """Return the positions along the axes of `at` and `every`, by axis."""
     found: dict[str, Sequence[int] | Sequence[str]] = {}
     for request in job.requests:
         variable = job.variables[request.name]

@@ -1,4 +1,4 @@
-"""What is done with every batch: clips through the model, to the arrays of the store."""
+"""The work on every batch: it runs clips through the model and makes the arrays of the store."""
 
 import dataclasses
 import functools
@@ -24,16 +24,16 @@ CONTROL = "random."
 
 @dataclasses.dataclass(frozen=True)
 class ExtractionJob:
-    """What all batches have in common.
+    """The inputs and settings that all batches share.
 
     Attributes:
-        model: whose activations are extracted.
+        model: the model whose activations are extracted.
         control: a model with random weights that runs on the same input, if any.
-        requests: what is extracted.
-        clips: all of them.
+        requests: the requested activations.
+        clips: all clips.
         texts: where the decoder's texts come from.
-        dtype: of the store.
-        n_tokens: tokens of the longest run.
+        dtype: dtype of the stored activations.
+        n_tokens: number of tokens of the longest run.
     """
 
     model: Whisper
@@ -46,12 +46,12 @@ class ExtractionJob:
 
     @property
     def encoder(self) -> tuple[Request, ...]:
-        """What is asked of the encoder."""
+        """The requests for encoder activations."""
         return tuple(request for request in self.requests if request.stack == "encoder")
 
     @property
     def decoder(self) -> tuple[Request, ...]:
-        """What is asked of the decoder."""
+        """The requests for decoder activations."""
         return tuple(request for request in self.requests if request.stack == "decoder")
 
     @property
@@ -73,7 +73,7 @@ class ExtractionJob:
     def variables(self) -> dict[str, Variable]:
         """The arrays of the store.
 
-        An axis that is not as long in both stacks bears the stack's name: `encoder_layer`.
+        An axis that has different sizes in the two stacks gets the stack's name: `encoder_layer`.
         """
         shapes = self._shapes()
         sizes: dict[str, set[int]] = {}
@@ -110,7 +110,7 @@ class ExtractionJob:
         return {name: array.shape[1:] for name, array in arrays.items()}
 
     def run(self, batch: Batch) -> dict[str, np.ndarray]:
-        """The arrays of one batch, as the store holds them.
+        """Compute the arrays of one batch, in the form of the store.
 
         Raises:
             InputError: a value is too large for the store's dtype.

@@ -1,4 +1,4 @@
-"""Where the requests apply in one clip."""
+"""Finding the positions of requests in one clip."""
 
 import re
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from jaxasr_interp.speech.positions import plain_word, resolve_windows
 
 
 def positions(request: Request, row: Row, frames: int, run: GivenText | None) -> list[int]:
-    """Where a request applies in one clip, as `reductions.reduce` takes it.
+    """Find the positions of a request in one clip, in the form that `reductions.reduce` takes.
 
     Args:
-        request: what is asked for.
+        request: the request.
         row: columns of the clip.
-        frames: that hold sound.
-        run: of the decoder, where the request needs it.
+        frames: number of frames that hold sound.
+        run: text of the decoder's run, if the request needs it.
 
     Raises:
         InputError: there is no such place in this clip.
@@ -50,7 +50,7 @@ def positions(request: Request, row: Row, frames: int, run: GivenText | None) ->
 
 
 def anywhere(request: Request) -> list[int]:
-    """Some place, for a slot without a clip."""
+    """Return arbitrary valid positions, for a slot without a clip."""
     single = {"at": [0] * len(request.places), "end": [0]}
     return single.get(request.reduction, [0, 1])
 

@@ -1,4 +1,4 @@
-"""The programs of extraction: a batch of clips through one stack, reduced before it leaves."""
+"""The programs of extraction, which run one stack on a batch and reduce its activations."""
 
 import functools
 from collections.abc import Callable
@@ -24,13 +24,13 @@ def encode_reduced(
     *,
     requests: tuple[Request, ...],
 ) -> tuple[Float[Array, "clip frame d_model"], dict[str, Array]]:
-    """Encoder states of every clip, and its activations as requested.
+    """Compute the encoder states and the requested encoder activations of every clip.
 
     Args:
-        encoder: the weights.
+        encoder: the encoder.
         mels: spectrograms.
         where: for each request the positions in each clip; see `reductions.reduce`.
-        requests: of encoder sites.
+        requests: requests for encoder sites.
     """
 
     def one(clip: tuple[Array, Places]) -> tuple[Array, dict[str, Array]]:
@@ -50,14 +50,14 @@ def decode_reduced(
     *,
     requests: tuple[Request, ...],
 ) -> dict[str, Array]:
-    """The decoder's activations as requested, of every clip's run.
+    """Compute the requested decoder activations of every clip.
 
     Args:
         decoder: the weights.
         states: encoder states.
-        tokens: of each run, and anything behind them.
+        tokens: tokens of each run, with any padding after them.
         where: for each request the positions in each clip; see `reductions.reduce`.
-        requests: of decoder sites.
+        requests: requests for decoder sites.
     """
 
     def one(clip: tuple[Array, Array, Places]) -> dict[str, Array]:
@@ -73,7 +73,7 @@ def _patterns(requests: tuple[Request, ...]) -> bool:
 
 
 def _each(one: Callable[[Any], Any], clips: Any) -> Any:
-    """All clips at once, or one after the other on a processor, whose caches hold no more."""
+    """Map over clips at once, or one after the other on a CPU, whose caches hold no more."""
     if jax.default_backend() == "cpu":
         return jax.lax.map(one, clips)
     return jax.vmap(one)(clips)

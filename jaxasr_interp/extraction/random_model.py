@@ -1,4 +1,4 @@
-"""A model that has learnt nothing: what a probe reads without what training has put there."""
+"""A model with random weights: the control for probes, which shows what training added."""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,11 @@ from jaxasr_interp.model.whisper import Whisper
 
 
 def random_model(model: Whisper, seed: int = 0) -> Whisper:
-    """A model of the same shape, dtype, tokenizer and settings with random weights.
+    """Make a model of the same shape, dtype, tokenizer and settings with random weights.
 
     Args:
-        model: whose shape.
-        seed: of the weights.
+        model: the model that gives the shape.
+        seed: seed of the weights.
 
     Returns:
         The model. Linear maps and convolutions are drawn from `N(0, 1/fan_in)`, embeddings from

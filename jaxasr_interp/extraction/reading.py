@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def open_activations(path: str | Path, *, incomplete: bool = False) -> "xarray.Dataset":
-    """The clips of an activation store that could be read.
+    """Open an activation store, without the clips that were left out.
 
     Args:
-        path: of the store, from `extract`.
-        incomplete: also open a store that is not finished, and give the clips that are done.
+        path: path of the store, from `extract`.
+        incomplete: also open a store that is not finished, with the clips that are done.
 
     Returns:
         Activations by name, and the clips' columns; values are read, and checked, when they are
@@ -26,7 +26,7 @@ def open_activations(path: str | Path, *, incomplete: bool = False) -> "xarray.D
 
     Raises:
         InputError: there is no activation store at `path`, it is not finished, or it is damaged
-            (now, or when the values that are concerned are used).
+            (raised now, or when the damaged values are used).
     """
     path = Path(path)
     read_identity(path)

@@ -1,4 +1,4 @@
-"""Activations of one clip to what is kept of them, on the device."""
+"""Reductions of one clip's activations over positions, on the device."""
 
 from collections.abc import Sequence
 
@@ -17,12 +17,12 @@ def reduced(
     acts: EncoderActivations | DecoderActivations,
     where: Sequence[Int[Array, " _"]],
 ) -> dict[str, Array]:
-    """Every request's activation, reduced, by the request's name.
+    """Reduce the activation of every request, and return them by the request's name.
 
     Args:
-        requests: of the activations' stack.
-        acts: of one clip.
-        where: for each request the clip's positions: see `reduce`.
+        requests: requests for the stack of the activations.
+        acts: activations of one clip.
+        where: for each request the positions in the clip: see `reduce`.
     """
     return {
         request.name: reduce(request, getattr(acts, request.site), places)
@@ -36,12 +36,12 @@ def reduce(
     """Reduce the position axis of one activation, in float32 or wider.
 
     Args:
-        request: says how.
-        value: axes `request.site_axes`.
+        request: request that names the reduction.
+        value: activation with the axes `request.site_axes`.
         where: `(start, stop)`; for `end` and `at` the positions themselves.
 
     Returns:
-        Axes `request.axes`.
+        The reduced activation, with the axes `request.axes`.
     """
     axis = request.axis
     wide = value.astype(accumulation_dtype(value.dtype))
@@ -66,7 +66,7 @@ def reduce(
 def fit(
     value: Float[np.ndarray, "clip ..."], axes: Sequence[str], shape: Sequence[int]
 ) -> Float[np.ndarray, "clip ..."]:
-    """Activations of one batch as long as the store has them: NaN behind, no attention to `key`."""
+    """Pad or cut activations of a batch to the store's shape; new values are NaN, or 0 on `key`."""
     for i, (axis, size) in enumerate(zip(axes, shape, strict=True), start=1):
         missing = max(0, size - value.shape[i])
         widths = [(0, missing if j == i else 0) for j in range(value.ndim)]
@@ -75,10 +75,10 @@ def fit(
 
 
 def narrowed(value: Float[np.ndarray, "..."], name: str, dtype: str) -> Float[np.ndarray, "..."]:
-    """The same values in the store's dtype.
+    """Cast values to the store's dtype.
 
     Raises:
-        InputError: one is too large for it.
+        InputError: a value is too large for the dtype.
     """
     with np.errstate(over="ignore"):
         stored = value.astype(dtype)

@@ -1,7 +1,8 @@
-"""Activations of a store as rows of features, a few clips at a time.
+"""Reading the activations of a store as rows of features, a few clips at a time.
 
-A row is a clip, or a position of one where the variable keeps them; its features are the axes of
-one position: `d_model`, or `head` and `d_head`. Positions beyond the speech are NaN and left out.
+A row is a clip, or one position of a clip if the variable keeps positions. Its features are the
+axes of one position: `d_model`, or `head` and `d_head`. Positions after the speech are NaN and left
+out.
 """
 
 import math
@@ -21,7 +22,7 @@ _BLOCK_BYTES = 1 << 28
 
 
 def layers_of(dataset: "xarray.Dataset", name: str) -> list[int]:
-    """The layers of a variable, from 0; one without the axis `layer` counts as one layer.
+    """List the layers of a variable, from 0; one without the axis `layer` has one layer.
 
     Raises:
         InputError: there is no such variable, or it holds no activations.
@@ -32,13 +33,13 @@ def layers_of(dataset: "xarray.Dataset", name: str) -> list[int]:
 
 
 def features_of(dataset: "xarray.Dataset", name: str) -> int:
-    """How many numbers a row of one layer has."""
+    """Count the features of a row of one layer."""
     sizes = dataset[name].sizes
     return math.prod(sizes[axis] for axis in sizes if is_axis(axis, *_FEATURES))
 
 
 def row_axes(dataset: "xarray.Dataset", name: str) -> dict[str, int]:
-    """What a variable has a row for, and how many: clips, and positions where it keeps them."""
+    """Return the axes of a variable's rows and their sizes: clips, and positions if it has them."""
     _check(dataset, name)
     sizes = dataset[name].sizes
     return {str(axis): sizes[axis] for axis in sizes if not is_axis(axis, "layer", *_FEATURES)}
@@ -47,18 +48,18 @@ def row_axes(dataset: "xarray.Dataset", name: str) -> dict[str, int]:
 def row_blocks(
     dataset: "xarray.Dataset", layers: Sequence[tuple[str, Sequence[int]]]
 ) -> Iterator[tuple[int, list[Float[np.ndarray, "rows layer feature"]]]]:
-    """Read some layers of variables, block after block of clips.
+    """Read some layers of variables, one block of clips after the other.
 
-    Rows are counted from the mean of the first block: what is made of them does not depend on where
-    they are counted from, but for the rounding of sums over rows far from 0.
+    The mean of the first block is subtracted from all rows. Statistics that ignore the mean do not
+    change by that, but sums over rows far from 0 would be less exact.
 
     Args:
         dataset: an activation store, from `open_activations`.
-        layers: variables with the same rows, and which layers of each.
+        layers: variables with the same rows, and the layers of each variable.
 
     Yields:
-        How many clips the block holds, and each variable's rows that are known in all of them, in
-        float64. The blocks are as large as fits in 256 MB, whatever the number of clips.
+        The number of clips in the block, and each variable's rows that are known in all variables,
+        in float64. Blocks are as large as fits in 256 MB, for any number of clips.
     """
     size = max(1, _BLOCK_BYTES // sum(_bytes_of_clip(dataset, *one) for one in layers))
     origins = None
@@ -90,7 +91,7 @@ def _bytes_of_clip(dataset: "xarray.Dataset", name: str, layers: Sequence[int]) 
 
 
 def is_axis(axis: Hashable, *names: str) -> bool:
-    """Whether an axis is one of these; what differs between the stacks bears the stack's name."""
+    """Tell whether an axis has one of these names, with or without the stack's name before it."""
     return str(axis).removeprefix("encoder_").removeprefix("decoder_") in names
 
 

@@ -1,14 +1,14 @@
-"""What is extracted: a site, and how its positions are reduced, as in `encoder.resid_post:mean`.
+"""Requests for activations: a site and a reduction, such as `encoder.resid_post:mean`.
 
 =============  =====================================================================================
 `mean`, `max`  over the frames that hold sound, or over the tokens of the text
 `end`          the end-of-text token, which follows the text (decoder)
-`at=3,-1`      single tokens of the run, prompt included, or frames and times: `at=10,1.2s`; from
-               the end of the sound if negative
-`word=COLUMN`  mean over the frames, or tokens, of the word that a column of the manifest names, the
-               first time it is said
-`every=K`      every K-th position from the first on, NaN behind the end of the sound or of the run
-`all`          every position: all frames of the window, or all tokens of the run, NaN behind them
+`at=3,-1`      single tokens of the run, prompt included, or frames and times: `at=10,1.2s`;
+               negative numbers count from the end of the run or of the sound
+`word=COLUMN`  mean over the frames, or tokens, of the word that a column of the manifest names, at
+               its first occurrence
+`every=K`      every K-th position from the first on, NaN after the end of the sound or of the run
+`all`          every position: all frames of the window, or all tokens of the run and NaN after them
 =============  =====================================================================================
 
 The run of the decoder is `[prompt, text, <|endoftext|>]`.
@@ -31,9 +31,9 @@ class Request:
 
     Attributes:
         stack: encoder or decoder.
-        site: of the stack.
+        site: site of the stack.
         reduction: one of `REDUCTIONS`.
-        argument: places of `at`, column of `word`, step of `every`.
+        argument: places of `at`, column of `word`, or step of `every`.
     """
 
     stack: Stack
@@ -42,16 +42,16 @@ class Request:
     argument: str = ""
 
     def __str__(self) -> str:
-        written = f"{self.reduction}={self.argument}" if self.argument else self.reduction
-        return f"{self.stack}.{self.site}:{written}"
+        reduction = f"{self.reduction}={self.argument}" if self.argument else self.reduction
+        return f"{self.stack}.{self.site}:{reduction}"
 
     @property
     def name(self) -> str:
-        """Of the variable in the store: `encoder.resid_post.mean`, `encoder.z.every5`.
+        """Name of the variable in the store: `encoder.resid_post.mean`, `encoder.z.every5`.
 
-        Places are joined (`at10_-1`), and a column stands apart (`word_target`).
+        Places are joined with `_` (`at10_-1`), and so is a column (`word_target`).
         """
-        # A dot would look like one more part of the name.
+        # A dot would look like another part of the name, so `p` replaces it.
         argument = self.argument.replace(",", "_").replace(".", "p")
         between = "_" if self.reduction == "word" else ""
         return f"{self.stack}.{self.site}.{self.reduction}{between}{argument}"
@@ -63,7 +63,7 @@ class Request:
 
     @property
     def axis(self) -> int:
-        """Which of them counts positions."""
+        """Index of the axis that counts positions."""
         return next(i for i, axis in enumerate(self.site_axes) if axis in _COUNTED)
 
     @property
@@ -91,7 +91,7 @@ class Request:
 
     @property
     def step(self) -> int:
-        """From one kept position to the next."""
+        """Distance from one kept position to the next."""
         return int(self.argument) if self.reduction == "every" else 1
 
     @property
@@ -104,7 +104,8 @@ def parse_request(text: str) -> Request:
     """Read a request; see the top of this module.
 
     Raises:
-        InputError: no such stack, site or reduction, or a reduction that the site does not have.
+        InputError: there is no such stack, site or reduction, or the reduction does not fit the
+            site.
     """
     place, _, how = text.strip().partition(":")
     stack, _, site = place.partition(".")

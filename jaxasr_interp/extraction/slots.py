@@ -1,4 +1,4 @@
-"""The slots of one batch while the model runs: which hold a clip, and what the decoder is given."""
+"""The slots of one batch while the model runs: their clips, and the decoder's texts."""
 
 from collections.abc import Sequence
 
@@ -18,11 +18,11 @@ from jaxasr_interp.speech.clips import Row
 
 
 class Slots:
-    """What is known of a batch's clips; a problem found on the way leaves a clip out.
+    """The texts and problems of a batch's clips; a clip with a problem is left out.
 
     Args:
         batch: the batch.
-        rows: columns of its clips.
+        rows: columns of the batch's clips.
     """
 
     def __init__(self, batch: Batch, rows: Sequence[Row]):
@@ -44,7 +44,7 @@ class Slots:
         *,
         words: bool,
     ) -> None:
-        """Find what the decoder is given in each clip, and when its words are said."""
+        """Find the decoder's text for each clip and, if `words`, when its words are said."""
         runs = given_texts(model, states, self.rows, texts)
         for i, run in enumerate(runs):
             if isinstance(run, InputError):
@@ -58,7 +58,7 @@ class Slots:
                 self.runs[i] = found
 
     def where(self, requests: Sequence[Request]) -> Where:
-        """Where each request applies in each clip."""
+        """Find the positions of each request in each clip."""
         found = [self._places(i, requests) for i in range(len(self.rows))]
         return tuple(jnp.asarray(np.asarray(one, np.int32)) for one in zip(*found, strict=True))
 
@@ -71,7 +71,7 @@ class Slots:
         return [anywhere(request) for request in requests]
 
     def tokens(self, max_tokens: int) -> Int[Array, "clip pos"]:
-        """The runs of all clips with zeros behind them, few lengths as each is a compilation."""
+        """Pad the tokens of all clips with zeros to few lengths, as each takes a compilation."""
         runs = [() if run is None else run.tokens for run in self.runs]
         tokens = np.zeros((len(runs), padded_length(max(map(len, runs)), max_tokens)), np.int32)
         for row, run in zip(tokens, runs, strict=True):
@@ -80,10 +80,10 @@ class Slots:
 
     @property
     def sources(self) -> list[str]:
-        """Where each clip's text is from: `"own"`, or a column."""
+        """Source of each clip's text: `"own"`, or a column."""
         return ["" if run is None else run.source for run in self.runs]
 
     def texts(self, model: Whisper) -> list[str]:
-        """What the decoder is given in each clip."""
+        """Return the text that the decoder takes for each clip."""
         decode = require_tokenizer(model).decode
         return ["" if run is None else decode(run.tokens).strip() for run in self.runs]

@@ -1,8 +1,8 @@
-"""The activation store: a Zarr group with one slot a clip, filled batch by batch.
+"""The activation store: a Zarr group with one slot for each clip, filled batch by batch.
 
-A batch's `done` is written after its arrays, and every chunk is written whole or not at all, so
-work that is cut off at any moment goes on with the first batch that is not done. Every byte is
-checked when it is read (`runtime.checked`).
+A batch's `done` is written after its arrays, and every chunk is written atomically, so that
+interrupted work resumes with the first batch that is not done. Every byte is checked when it is
+read (`runtime.checked`).
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ class Variable:
     """An array of the store.
 
     Attributes:
-        axes: behind `clip`.
-        shape: their sizes.
-        dtype: of the values; `"T"` for text.
+        axes: names of the axes after `clip`.
+        shape: sizes of these axes.
+        dtype: dtype of the values; `"T"` for text.
     """
 
     axes: tuple[str, ...]
@@ -44,8 +44,8 @@ class ActivationStore:
     """A store that is being filled.
 
     Args:
-        path: of the store.
-        batch_size: clips that are written together.
+        path: path of the store.
+        batch_size: number of clips in a batch.
     """
 
     def __init__(self, path: Path, batch_size: int):
@@ -64,16 +64,16 @@ class ActivationStore:
 
     @property
     def problems(self) -> list[tuple[str, str]]:
-        """Path of every clip that was left out, and why."""
+        """Path of every clip that was left out, and the reason."""
         paths, problems = self._read("path"), self._read("problem")
         left_out = np.flatnonzero(problems != "")
         return [(str(paths[i]), str(problems[i])) for i in left_out]
 
     def write(self, start: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Fill the slots of one batch, and then say that they are done."""
+        """Fill the slots of one batch, and then mark them as done."""
         import zarr
 
-        # A chunk that is not there is one that was lost.
+        # Empty chunks are written too, so that a missing chunk is known to be lost.
         with zarr.config.set({"array.write_empty_chunks": True}):
             for name, values in {**arrays, "done": np.ones(self.batch_size, bool)}.items():
                 array = cast("zarr.Array", self._group[name])
@@ -95,20 +95,20 @@ def open_store(
     attributes: Mapping[str, Any],
     overwrite: bool,
 ) -> ActivationStore:
-    """Make a store, or go on with the one that the same work began.
+    """Make a store, or open the unfinished one of the same extraction.
 
     Args:
-        path: of the store.
-        batch_size: clips that are written together.
-        variables: what will be written.
+        path: path of the store.
+        batch_size: number of clips in a batch.
+        variables: arrays that will be written.
         labels: text of each clip, by column.
-        coordinates: of axes, by name.
-        identity: what the numbers depend on.
-        attributes: more about them.
-        overwrite: make it anew, whatever is there.
+        coordinates: coordinates of axes, by name.
+        identity: hashes of everything that the numbers depend on.
+        attributes: further attributes of the store.
+        overwrite: replace an existing store.
 
     Raises:
-        InputError: what is there is of other work, or no activation store.
+        InputError: `path` holds the store of another extraction, or no activation store.
     """
     if path.exists() and not overwrite:
         check_identity(path, read_identity(path), identity, "extraction")
@@ -173,7 +173,7 @@ _EMPTY = {"f": np.nan, "i": 0, "b": False, "T": ""}
 
 
 def _chunks(n_clips: int, variable: Variable) -> tuple[int, ...]:
-    """A batch's clips, layer by layer where all layers are much to read at once."""
+    """Return the chunk shape: a batch's clips, in single layers if all would be too large."""
     if variable.dtype == "T" or variable.axes[:1] != ("layer",):
         return (n_clips, *variable.shape)
     whole = n_clips * int(np.prod(variable.shape)) * np.dtype(variable.dtype).itemsize
@@ -181,10 +181,10 @@ def _chunks(n_clips: int, variable: Variable) -> tuple[int, ...]:
 
 
 def read_identity(path: Path) -> dict[str, Any]:
-    """What the numbers of a store depend on.
+    """Read the hashes of everything that the numbers of a store depend on.
 
     Raises:
-        InputError: it is no activation store, or it is damaged.
+        InputError: `path` holds no activation store, or a damaged one.
     """
     from jaxasr_interp.runtime.checked import read_attributes
 
@@ -194,7 +194,7 @@ def read_identity(path: Path) -> dict[str, Any]:
 
 
 def _is_activation_store(path: Path) -> bool:
-    """Whether there is one, whole or not."""
+    """Tell whether `path` holds an activation store, finished or not."""
     try:
         return f'"{_IDENTITY}"'.encode() in (path / "zarr.json").read_bytes()
     except OSError:

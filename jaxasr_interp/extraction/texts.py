@@ -1,4 +1,4 @@
-"""What the decoder is given for each clip."""
+"""The text that the decoder takes for each clip."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,31 +20,31 @@ OWN = "own"
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Where the texts come from.
+    """The source of the decoder's texts.
 
     Attributes:
-        column: `"own"`, what the model itself writes; or a column of the manifest, the model's own
-            text where that is empty.
-        language: of clips whose column `lang` is empty; detected by default.
+        column: `"own"` for the model's own transcripts, or a column of the manifest; where that is
+            empty, the model's own transcript is taken.
+        language: language of clips whose column `lang` is empty; detected by default.
     """
 
     column: str = "own"
     language: str | None = None
 
     def written(self, row: Row) -> str:
-        """What the manifest says is said, `""` if it does not say."""
+        """Return the text of a clip in the manifest, `""` if it has none."""
         return "" if self.column == OWN else row.get(self.column, "").strip()
 
 
 @dataclasses.dataclass(frozen=True)
 class GivenText:
-    """What the decoder is given for one clip.
+    """The tokens that the decoder takes for one clip.
 
     Attributes:
         given: prompt and text.
-        end_of_text: the token that follows them.
-        source: `"own"`, or the column that the text is from.
-        words: those of the text, with their tokens and frames, where requests name words.
+        end_of_text: the token that follows prompt and text.
+        source: `"own"`, or the column of the text.
+        words: words of the text with their tokens and frames, if requests name words.
     """
 
     given: DecoderInput
@@ -54,22 +54,22 @@ class GivenText:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """`[prompt, text, <|endoftext|>]`."""
+        """The tokens `[prompt, text, <|endoftext|>]`."""
         return *self.given.tokens, self.end_of_text
 
     @property
     def prompt(self) -> int:
-        """How many of the tokens are the prompt."""
+        """Number of tokens of the prompt."""
         return len(self.given.prompt)
 
 
 def longest_run(model: Whisper, rows: Sequence[Row], texts: Texts) -> int:
-    """Tokens of the longest run, as long as one may be where texts are not known beforehand."""
-    written = [texts.written(row) for row in rows]
-    if not all(written):
+    """Count the tokens of the longest run; if a text is not known yet, the longest possible."""
+    known = [texts.written(row) for row in rows]
+    if not all(known):
         return model.config.max_tokens
     around = len(require_tokenizer(model).prompt()) + 1
-    longest = max(len(text_tokens(model, text)) for text in written) + around
+    longest = max(len(text_tokens(model, text)) for text in known) + around
     return min(longest, model.config.max_tokens)
 
 
@@ -79,7 +79,7 @@ def given_texts(
     rows: Sequence[Row],
     texts: Texts,
 ) -> list[GivenText | InputError]:
-    """What the decoder is given for each clip of a batch, or why it cannot be.
+    """Make the decoder's tokens for each clip of a batch, or the error why there are none.
 
     Args:
         model: a model with a tokenizer.

@@ -122,13 +122,13 @@ def _reread(
     tokens = [*one.prompt, *one.tokens][: model.config.max_tokens]
     size = padded_length(len(tokens), model.config.max_tokens)
     padded = np.asarray(tokens + [0] * (size - len(tokens)), np.int32)
-    taken_from = None
+    other_acts = None
     if edit.needs_reference and reference is not None:
         taken = edit.touches or "all"
-        taken_from = decode(model, padded, reference, sites=taken).acts
+        other_acts = decode(model, padded, reference, sites=taken).acts
     # With explicit positions an edit may have a source of another length, as in the steps.
     from_start = CountedFrom(edit, 0)
-    acts = decode(model, padded, states, edit=from_start, sites=sites, reference=taken_from).acts
+    acts = decode(model, padded, states, edit=from_start, sites=sites, reference=other_acts).acts
     fields: dict[str, Array | None] = {}
     for site, value in vars(acts).items():
         axes = SITES["decoder"][site]

@@ -1,1 +1,1 @@
-"""Lenses: what the model would say if it stopped at an earlier layer, and what makes it say so."""
+"""Lenses, which read a prediction from earlier layers, and attribute it to components."""

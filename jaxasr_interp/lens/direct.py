@@ -1,4 +1,4 @@
-"""Direct logit attribution: what every component adds to a token's logit by itself.
+"""Direct logit attribution: what every component adds directly to a token's logit.
 
 Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; for Whisper's decoder the
 components are the embeddings, the heads of self- and cross-attention, the MLPs and the biases.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import xarray
 
 DIRECT_SITES = ("embed", "pos_embed", "z", "cross_z", "mlp_out", "resid_post")
-"""The activations that the attribution is made from."""
+"""The activations from which the attribution is computed."""
 
 
 @pytree_dataclass
@@ -33,17 +33,17 @@ class DirectLogitAttribution:
     All but `targets`, `others` and `logit` are contributions; they add up to `logit`.
 
     Attributes:
-        targets: the token whose logit is taken apart at each position.
+        targets: the token whose logit is decomposed at each position.
         others: the token whose logit is subtracted, if any.
-        logit: of the target in the run, less that of the other.
-        embed: of the token read.
-        pos_embed: of its position.
-        attn_heads: of each head of self-attention.
-        attn_bias: of the bias of self-attention's output.
-        cross_attn_heads: of each head of cross-attention.
-        cross_attn_bias: of the bias of cross-attention's output.
-        mlp_out: of each MLP.
-        norm_bias: of the final LayerNorm's bias.
+        logit: logit of the target in the run, minus that of the other token.
+        embed: contribution of the embedding of the input token.
+        pos_embed: contribution of the embedding of the position.
+        attn_heads: contribution of each head of self-attention.
+        attn_bias: contribution of the bias of self-attention's output.
+        cross_attn_heads: contribution of each head of cross-attention.
+        cross_attn_bias: contribution of the bias of cross-attention's output.
+        mlp_out: contribution of each MLP.
+        norm_bias: contribution of the final LayerNorm's bias.
     """
 
     targets: Int[Array, " pos"]
@@ -60,11 +60,11 @@ class DirectLogitAttribution:
 
     @property
     def unexplained(self) -> Float[Array, " pos"]:
-        """The logit less all contributions: rounding, or what an edit wrote past the components."""
+        """The logit minus all contributions: rounding, or changes by an edit outside components."""
         return self.logit - sum(self.by_component().values())
 
     def by_component(self) -> dict[str, Float[Array, " pos"]]:
-        """Contributions in the order of the forward pass, heads and bias of a sublayer together."""
+        """Sum heads and bias of each sublayer; return contributions in the forward pass's order."""
         attn_out = self.attn_heads.sum(1) + self.attn_bias
         cross_attn_out = self.cross_attn_heads.sum(1) + self.cross_attn_bias
         components = {"embed": self.embed, "pos_embed": self.pos_embed}
@@ -75,7 +75,7 @@ class DirectLogitAttribution:
         return components | {"norm_bias": self.norm_bias}
 
     def to_dataset(self) -> "xarray.Dataset":
-        """The arrays with named axes, and `contribution` by component, heads of one together."""
+        """Return the arrays with named axes, and `contribution` from `by_component`."""
         import xarray
 
         axes = {1: ("pos",), 2: ("layer", "pos"), 3: ("layer", "head", "pos")}
@@ -98,7 +98,7 @@ def direct_logit_attribution(
     targets: Int[Array, " pos"] | Sequence[int] | np.ndarray,
     others: Int[Array, " pos"] | Sequence[int] | np.ndarray | None = None,
 ) -> DirectLogitAttribution:
-    """Take the target's logit apart into what each component adds to it.
+    """Decompose the target's logit into what each component adds to it.
 
     The last residual stream is a sum of components `c`, and with the final LayerNorm's deviation
     `s` frozen at its value in the run the logit of token t is linear in them:
@@ -106,16 +106,16 @@ def direct_logit_attribution(
     `logit[t] = Σ_c (c - mean c) · (scale ⊙ E_t) / s + bias · E_t = Σ_c c · d + bias · E_t`,
     `d = (scale ⊙ E_t - mean(scale ⊙ E_t)) / s`
 
-    since centring is symmetric. Of heads, `z · (W_O d)` is the same as `(z W_O) · d`, and no
-    result in the residual stream's space is ever made.
+    since centring is symmetric. For heads, `z · (W_O d)` equals `(z W_O) · d`, so that the heads'
+    results in the space of the residual stream are never computed.
 
     Args:
         model: the model of the run.
-        run: from `decode`, with `DIRECT_SITES` among its activations. An edit of the residual
-            stream, or of what `attn_out` and `result` hold, shows as `unexplained`.
-        targets: for each position the next token whose logit is taken apart.
-        others: tokens whose logit is subtracted first; one cannot tell otherwise what raises all
-            logits alike.
+        run: from `decode`, with `DIRECT_SITES` among its activations. The effect of an edit at the
+            residual stream, `attn_out` or `result` is part of `unexplained`.
+        targets: for each position the next token whose logit is decomposed.
+        others: tokens whose logit is subtracted first; without them, contributions that raise all
+            logits equally cannot be told from others.
 
     Returns:
         Contributions in units of the logit, in float32 or wider.
@@ -171,7 +171,7 @@ def _attribute(
 def _direction(
     norm: LayerNorm, resid: Float[Array, "pos d_model"], token: Float[Array, "pos d_model"]
 ) -> Float[Array, "pos d_model"]:
-    """What a component's part along it adds to the logit: `d` above."""
+    """Compute the direction `d` of the docstring above, along which components add to the logit."""
     deviation = jnp.sqrt(resid.var(-1, keepdims=True) + LAYER_NORM_EPSILON)
     scaled = token * norm.scale[...].astype(token.dtype)[None]
     return (scaled - scaled.mean(-1, keepdims=True)) / deviation
@@ -182,7 +182,7 @@ def _along_heads(
     z: Float[Array, "layer pos head d_head"],
     direction: Float[Array, "pos d_model"],
 ) -> tuple[Float[Array, "layer head pos"], Float[Array, "layer pos"]]:
-    """Contributions of every layer's heads and of the bias of their output."""
+    """Compute the contributions of every layer's heads and of the bias of their output."""
     layers, _, heads, d_head = z.shape
     kernel = attention.out.kernel[...].reshape(layers, heads, d_head, -1).astype(direction.dtype)
     read = jnp.einsum("lhdm,pm->lhpd", kernel, direction)

@@ -1,7 +1,7 @@
-"""The encoder lens: what the decoder writes when it hears the encoder stopped at some depth.
+"""The encoder lens: the transcripts that the decoder generates from earlier encoder layers.
 
-`text_k = decode(LayerNorm_final(resid after k layers))`: the DecoderLens of Langedijk et al. 2023
-(arXiv 2310.03686), on Whisper in Glazer et al. 2025 (arXiv 2508.15882).
+`text_k = decode(LayerNorm_final(resid after k layers))`. This is the DecoderLens of Langedijk et
+al. 2023 (arXiv 2310.03686), applied to Whisper by Glazer et al. 2025 (arXiv 2508.15882).
 """
 
 import dataclasses
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     import xarray
 
 DEPTH_SITES = ("resid_pre", "resid_post")
-"""The encoder activations that its depths are made of."""
+"""The encoder activations that hold the residual stream at all depths."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderLens:
-    """What is heard at every encoder depth; depth k is after k layers.
+    """The transcripts from every encoder depth; depth k is after k layers.
 
     Attributes:
         generated: the transcript from each depth.
-        reference: tokens of the transcript that is asked for at every depth.
-        log_probs: natural log-probability of each of its tokens, given those before it.
-        top_tokens: the most probable tokens in its place.
-        top_log_probs: their log-probabilities.
+        reference: tokens of the transcript whose probability is read at every depth.
+        log_probs: natural log-probability of each reference token, given those before it.
+        top_tokens: the most probable tokens at the position of each reference token.
+        top_log_probs: log-probabilities of the top tokens.
         normed: whether the encoder's final LayerNorm was applied.
     """
 
@@ -55,11 +55,11 @@ class EncoderLens:
         return [one.text.strip() for one in self.generated]
 
     def to_dataset(self, right: str | None = None, language: str = "en") -> "xarray.Dataset":
-        """Everything in arrays with named axes.
+        """Return all values as arrays with named axes.
 
         Args:
-            right: what is said, for the word error rate; by default the text of full depth.
-            language: its code.
+            right: reference text for the word error rate; by default the text from full depth.
+            language: code of the language.
         """
         import xarray
 
@@ -102,17 +102,18 @@ def encoder_lens(
         prompt: tokens to start from, by default `model.tokenizer.prompt()`.
         reference: tokens of the transcript whose probability is read at every depth, without
             prompt; by default the transcript from full depth.
-        norm: apply the encoder's final LayerNorm, as the decoder is used to.
-        top_k: most probable tokens to keep.
+        norm: apply the encoder's final LayerNorm, with which the decoder was trained.
+        top_k: number of the most probable tokens to keep.
         choice: how tokens are chosen.
-        memory: bytes that may be taken beside the model; by default a quarter of the device's.
+        memory: bytes that may be used in addition to the model; by default a quarter of the
+            device's.
 
     Returns:
-        Texts and probabilities of depths 0 (what enters the first layer) to the last layer.
+        Texts and probabilities from depth 0 (the input of the first layer) to the last layer.
 
     Raises:
-        InputError: a wrong spectrogram or prompt, a reference without tokens, or fewer than one of
-            the most probable tokens.
+        InputError: the spectrogram or prompt is wrong, the reference has no tokens, or `top_k` is
+            out of range.
     """
     return read_depths(
         model,
@@ -137,7 +138,7 @@ def read_depths(
     choice: Choice = GREEDY,
     memory: int | None = None,
 ) -> EncoderLens:
-    """`encoder_lens` of an encoder run that has `DEPTH_SITES` among its activations."""
+    """Run `encoder_lens` on an encoder run that has `DEPTH_SITES` among its activations."""
     if not 1 <= top_k <= model.config.d_vocab:
         raise InputError(f"top_k is {top_k}: expected 1 to {model.config.d_vocab}.")
     tokenizer = require_tokenizer(model)
@@ -146,7 +147,7 @@ def read_depths(
     assert run.acts.resid_post is not None
     depths = jnp.concatenate([run.acts.resid_pre[:1], run.acts.resid_post])
     if norm:
-        # The last depth bit for bit as the decoder hears it.
+        # The last depth has exactly the encoder states of the model.
         depths = _norm(model.encoder.final_norm, depths).at[-1].set(run.states)
     generated = generate_rows(
         model,
@@ -157,8 +158,8 @@ def read_depths(
         memory=memory,
     )
     texts = tuple(row for (row,) in generated)
-    heard = texts[-1].tokens or (tokenizer.end_of_text,)
-    asked = tuple(heard if reference is None else reference)
+    own = texts[-1].tokens or (tokenizer.end_of_text,)
+    asked = tuple(own if reference is None else reference)
     if not asked:
         raise InputError("There is no transcript to ask for: give the reference's tokens.")
     tokens, asked_for = [*given, *asked[:-1]], jnp.asarray(asked, jnp.int32)

@@ -1,4 +1,4 @@
-"""The logit lens: what the decoder's residual stream, and what is added to it, says by itself.
+"""The logit lens: next-token distributions of the residual stream and of what is added to it.
 
 nostalgebraist 2020, "interpreting GPT: the logit lens"; saturation as in Glazer et al. 2025.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import xarray
 
 STREAM_SITES = ("resid_pre", "resid_mid", "resid_mid_cross", "resid_post")
-"""The residual stream within a layer, where a prediction can settle."""
+"""The sites of the residual stream, which have a saturation layer."""
 
 LENS_SITES = (
     "embed",
@@ -38,24 +38,24 @@ LENS_SITES = (
     "result",
     "cross_result",
 )
-"""The sites in the space of the residual stream, which the unembedding can read."""
+"""The sites with the axis `d_model`, which the unembedding can read."""
 
 
 @pytree_dataclass
 class LogitLens:
-    """The next-token distribution that a site holds, at every layer (and head) and position.
+    """The next-token distribution read from a site, at every layer (and head) and position.
 
     Attributes:
         targets: the token whose log-probability and rank are read at each position.
         top_tokens: most probable tokens, best first.
-        top_log_probs: their log-probabilities.
+        top_log_probs: log-probabilities of the top tokens.
         target_log_prob: log-probability of the target.
-        target_rank: tokens with a higher logit than the target.
-        entropy: of the distribution, in nats.
+        target_rank: number of tokens with a higher logit than the target.
+        entropy: entropy of the distribution, in nats.
         kl: `KL(model's output ‖ layer)`, in nats; 0 in the last layer's `resid_post`.
-        saturation_layer: of the residual stream, the earliest layer from which the top token is the
-            model's; the number of layers where there is none. `None` at other sites.
-        site: that is read.
+        saturation_layer: at sites of the residual stream, the earliest layer from which on the top
+            token is the model's; the number of layers if there is none. `None` at other sites.
+        site: the site that is read.
     """
 
     targets: Int[Array, " pos"]
@@ -74,7 +74,7 @@ class LogitLens:
         return stack_axes(self.site)
 
     def to_dataset(self) -> "xarray.Dataset":
-        """The arrays with named axes."""
+        """Return the arrays with named axes."""
         import xarray
 
         axes = {
@@ -92,7 +92,7 @@ class LogitLens:
 
 
 def stack_axes(site: str) -> tuple[str, ...]:
-    """The axes of what a lens reads at `site`: `layer` and `head` as far as it has them, `pos`."""
+    """Return the axes of a lens at `site`: `layer` and `head` if the site has them, and `pos`."""
     return (*(axis for axis in SITES["decoder"][site] if axis in ("layer", "head")), "pos")
 
 
@@ -107,10 +107,10 @@ def logit_lens(
 ) -> LogitLens:
     """Read a site through the final LayerNorm and the unembedding.
 
-    `p[layer, pos] = softmax(ln_final(resid_post[layer, pos]) W_Eᵀ)`, and so with what the sublayers
+    `p[layer, pos] = softmax(ln_final(resid_post[layer, pos]) W_Eᵀ)`. What the sublayers
     (`attn_out`, `cross_attn_out`, `mlp_out`) and heads (`result`, `cross_result`) add to the
-    residual stream, each scaled by the LayerNorm as if it were alone. For shares of the model's own
-    logits see `direct_logit_attribution`.
+    residual stream is read in the same way; the LayerNorm scales each of them alone. For shares of
+    the model's own logits see `direct_logit_attribution`.
 
     Args:
         model: the model of the run.
@@ -118,15 +118,15 @@ def logit_lens(
         site: one of `LENS_SITES`.
         targets: for each position the next token to follow through the layers; by default the
             model's most probable one.
-        top_k: how many of the most probable tokens to keep.
-        implementation: of the readout kernel; `None` for the best one available here.
+        top_k: number of the most probable tokens to keep.
+        implementation: name of the readout kernel; `None` for the best one available here.
 
     Returns:
         One value for each layer (and head) and position; the last layer's `resid_post` is the
         model's own output.
 
     Raises:
-        InputError: a site that cannot be read, the run lacks it, or the targets do not fit it.
+        InputError: the site cannot be read, the run lacks it, or the targets do not fit the run.
     """
     check_lens_site(site)
     require_sites(run, dict.fromkeys((site, "resid_post")))
@@ -160,7 +160,7 @@ def require_sites(run: DecoderRun, sites: Iterable[str]) -> None:
 def check_next_tokens(
     model: Whisper, run: DecoderRun, what: str, tokens: Array | Sequence[int] | np.ndarray
 ) -> Int[Array, " pos"]:
-    """Return a token for each position; raise `InputError` if they are not that.
+    """Return `tokens` as an array; raise `InputError` unless it has a token for each position.
 
     Under a transformation the values are unknown and only the shape is checked.
     """
@@ -185,7 +185,7 @@ def read_states(
     top_k: int,
     implementation: str | None,
 ) -> Readout:
-    """The readout of un-normed states; `last` is the model's last `resid_post`."""
+    """Read states before the LayerNorm; `last` is the model's last `resid_post`."""
     norm, embed = decoder.final_norm, decoder.embed[...]
     hidden = norm(states.reshape(-1, states.shape[-1])).reshape(states.shape)
     return readout(hidden, norm(last), embed, targets, top_k=top_k, implementation=implementation)

@@ -1,9 +1,9 @@
-"""The tuned lens: the logit lens after an affine map for each layer, learned from the model.
+"""The tuned lens: the logit lens after an affine map for each layer, which is trained.
 
-`p[l, pos] = softmax(ln_final(h + A_l h + b_l) W_Eᵀ)` with `h = resid_post[l, pos]`: what later
-layers do to every residual stream alike is made up for, and what is left is what a layer knows. The
-last layer has no map. Belrose et al. 2023, "Eliciting Latent Predictions from Transformers with the
-Tuned Lens" (arXiv 2303.08112).
+`p[l, pos] = softmax(ln_final(h + A_l h + b_l) W_Eᵀ)` with `h = resid_post[l, pos]`. The map makes
+up for changes that later layers make to every residual stream; the rest is the prediction of the
+layer. The last layer has no map. Belrose et al. 2023, "Eliciting Latent Predictions from
+Transformers with the Tuned Lens" (arXiv 2303.08112).
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ class Translators:
     """One affine map for every decoder layer but the last, in float32 or wider.
 
     Attributes:
-        weight: `A`.
-        bias: `b`.
-        model: where the weights of the model that they belong to came from.
+        weight: the matrices `A`.
+        bias: the vectors `b`.
+        model: source of the weights of the model for which the maps are trained.
     """
 
     weight: Float[Array, "layer d_model d_model"]
@@ -36,7 +36,7 @@ class Translators:
 
     @classmethod
     def zero(cls, model: Whisper) -> "Translators":
-        """Those that change nothing: the logit lens."""
+        """Make maps that change nothing, which is the logit lens."""
         layers, width = model.config.decoder_layers - 1, model.config.d_model
         dtype = accumulation_dtype(model.dtype)
         zeros = jnp.zeros((layers, width, width), dtype)
@@ -45,13 +45,13 @@ class Translators:
     def __call__(
         self, resid: Float[Array, "layer rows d_model"]
     ) -> Float[Array, "layer rows d_model"]:
-        """`h + A_l h + b_l` of every layer's rows, which keep their dtype."""
+        """Compute `h + A_l h + b_l` for every layer's rows, in the dtype of the rows."""
         wide = resid.astype(self.weight.dtype)
         moved = jnp.einsum("lrd,led->lre", wide, self.weight) + self.bias[:, None, :]
         return (wide + moved).astype(resid.dtype)
 
     def check_model(self, model: Whisper) -> None:
-        """Raise `InputError` unless they were trained on these weights."""
+        """Raise `InputError` unless the maps were trained on the weights of this model."""
         if _weights(self.model) != _weights(model.source):
             raise InputError(
                 f"The tuned lens is of the model {self.model}, not of {model.source}: train one."
@@ -66,20 +66,20 @@ def tuned_lens(
     top_k: int = 5,
     implementation: str | None = None,
 ) -> LogitLens:
-    """Read every layer's residual stream through its translator, then as the logit lens does.
+    """Map every layer's residual stream by its translator and read it with the logit lens.
 
     Args:
         model: the model of the run.
         run: from `decode`, with `resid_post` among its activations.
         translators: from `train_tuned_lens` or `load_tuned_lens`.
-        top_k: how many of the most probable tokens to keep.
-        implementation: of the readout kernel; `None` for the best one available here.
+        top_k: number of the most probable tokens to keep.
+        implementation: name of the readout kernel; `None` for the best one available here.
 
     Returns:
         One value for each layer and position; the last layer is the model's own output.
 
     Raises:
-        InputError: the translators are of another model, or the run lacks `resid_post`.
+        InputError: the translators belong to another model, or the run lacks `resid_post`.
     """
     translators.check_model(model)
     if run.acts.resid_post is not None:
@@ -96,5 +96,5 @@ def _translate(
 
 
 def _weights(source: str) -> str:
-    """The hash of a model's weights, wherever they lie; of weights without one, their name."""
+    """Return the hash in the source of a model's weights, or the whole source if it has none."""
     return source.rpartition("sha256:")[2]

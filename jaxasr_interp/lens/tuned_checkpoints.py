@@ -1,6 +1,6 @@
-"""A tuned lens on disk: Orbax checkpoints of the maps and of the training that makes them.
+"""A tuned lens on disk: Orbax checkpoints of the maps and of the state of their training.
 
-A checkpoint is arrays and JSON. It appears whole, and the one before it goes afterwards.
+A checkpoint holds arrays and JSON. It is written atomically, and the one before it is then removed.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
 CHECKPOINTS = "checkpoints"
-"""What the folder of the checkpoints is called in that of the training."""
+"""Name of the folder of checkpoints in the folder of the training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +30,18 @@ class Checkpoints:
     """The checkpoints of one training.
 
     Attributes:
-        out: the training's folder.
-        about: what is trained and how, as JSON: `identity`, `model` and `steps` among it.
+        out: folder of the training.
+        about: JSON description of the training, with `identity`, `model` and `steps`.
     """
 
     out: Path
     about: dict[str, Any]
 
     def step(self) -> int:
-        """How many steps the last checkpoint has done, 0 if there is none.
+        """Return the number of steps before the last checkpoint, 0 if there is no checkpoint.
 
         Raises:
-            InputError: the folder holds another training or a damaged one, or cannot be written.
+            InputError: the folder holds another training or a damaged one, or is not writable.
         """
         try:
             (self.out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ class Checkpoints:
         return step or 0
 
     def restore(self, translators: Translators, training: Any) -> tuple[Translators, Any]:
-        """What the last checkpoint holds in place of these; raise `InputError` if it is damaged."""
+        """Read the last checkpoint into trees like these; raise `InputError` if it is damaged."""
         with _manager(self.out) as manager, _readable(self.out):
             kept = _arrays(manager, translators=translators, training=training)
             about = _about(manager)
@@ -65,7 +65,7 @@ class Checkpoints:
         return kept["translators"], kept["training"]
 
     def save(self, step: int, translators: Translators, training: Any) -> None:
-        """Write a checkpoint after so many steps."""
+        """Write the checkpoint after `step` steps."""
         import orbax.checkpoint as ocp
 
         about = self.about | {"training": sealed({"step": step}, jax.tree.leaves(training))}
@@ -82,10 +82,10 @@ def load_tuned_lens(out: str | Path) -> Translators:
     """Load the translators of a finished training.
 
     Args:
-        out: the folder that `train_tuned_lens` was given.
+        out: folder that was given to `train_tuned_lens`.
 
     Returns:
-        The translators, which know the model that they belong to.
+        The translators.
 
     Raises:
         InputError: the folder holds no finished training, or a damaged one.
@@ -111,7 +111,7 @@ def load_tuned_lens(out: str | Path) -> Translators:
 
 @contextlib.contextmanager
 def _readable(out: Path) -> Iterator[None]:
-    """Whatever a damaged checkpoint makes its readers trip over, as one sentence."""
+    """Turn any exception from reading a damaged checkpoint into an `InputError`."""
     try:
         yield
     except InputError:
@@ -139,7 +139,7 @@ def _about(manager: "ocp.CheckpointManager") -> dict[str, Any]:
 
 
 def _arrays(manager: "ocp.CheckpointManager", **like: Any) -> Any:
-    """Some parts of the last checkpoint, each in the structure, shapes and dtypes of `like`."""
+    """Read parts of the last checkpoint, each with the structure, shapes and dtypes of `like`."""
     import orbax.checkpoint as ocp
 
     abstract = jax.eval_shape(lambda: like)

@@ -1,8 +1,8 @@
-"""What a tuned lens learns from: residual streams of clips, and what the model says after them.
+"""The training data of a tuned lens: residual streams of clips, and the model's predictions.
 
-A row is one position of a run. Beside its residual stream it keeps what the divergence from the
-final layer needs of that layer, `KL(p_f ‖ p) = -H_f - h · e_f + log Σ_v exp(h · E_v)`: the entropy
-`H_f` and the mean embedding `e_f = softmax(z_f) E`, `d_model + 1` numbers in place of `d_vocab`.
+A row is one position of a run. It holds the residual stream, and what the divergence from the final
+layer needs, `KL(p_f ‖ p) = -H_f - h · e_f + log Σ_v exp(h · E_v)`: the final layer's entropy `H_f`
+and mean embedding `e_f = softmax(z_f) E`, `d_model + 1` numbers instead of `d_vocab`.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _LENGTHS = 32
 
 @pytree_dataclass
 class LensRows:
-    """Positions of runs, on the host: an hour of speech is a few hundred megabytes of `base`.
+    """Positions of runs, on the host; for `base`, an hour of speech takes a few hundred megabytes.
 
     Attributes:
         resid: `resid_post` of every layer but the last.
@@ -42,7 +42,7 @@ class LensRows:
         return len(self.entropy)
 
     def take(self, rows: Int[np.ndarray, " _"]) -> "LensRows":
-        """Some of the rows, in that order."""
+        """Return some of the rows, in the given order."""
         return jax.tree.map(lambda x: x[rows], self)
 
 
@@ -52,14 +52,14 @@ def lens_rows(
     *,
     on_progress: Progress | None = None,
 ) -> LensRows:
-    """Run the model over clips and keep what a tuned lens learns from.
+    """Run the model over clips and keep the training data of a tuned lens.
 
-    The decoder is given each clip's text, or where that is not known what the model itself writes.
-    Every position counts, those of the prompt too: a lens is read at all of them.
+    The decoder takes each clip's text, or the model's own transcript if the text is not known. All
+    positions are kept, also those of the prompt, because a lens reads all of them.
 
     Args:
         model: a model with a tokenizer.
-        clips: of up to 30 s.
+        clips: clips of up to 30 s.
         on_progress: called after each clip.
 
     Returns:
@@ -76,7 +76,7 @@ def lens_rows(
             model, clip.audio, text=clip.text, language=clip.language, name=clip.name
         )
         tokens = check_tokens(model.config, utterance.tokens)
-        # Few lengths, few programs: no position sees what comes after it.
+        # Padding gives few lengths and programs; no position attends to later ones.
         longest = min(-(-len(tokens) // _LENGTHS) * _LENGTHS, model.config.max_tokens)
         padded = jnp.pad(tokens, (0, longest - len(tokens)))
         run: LensRows = jax.device_get(

@@ -1,9 +1,9 @@
 """Training a tuned lens: `min Σ_l mean_rows KL(p_final ‖ p_l)` over every layer's affine map.
 
-Belrose et al. 2023 (arXiv 2303.08112). The logits are held of no layer: the divergence and its
-gradient come from log-sum-exps over chunks of the vocabulary (see `tuned_data`). The rows of a step
-follow from the seed and its number alone, so training that was cut off goes on as if it had not
-been.
+Belrose et al. 2023 (arXiv 2303.08112). No layer's logits are held: the divergence and its gradient
+come from log-sum-exps over chunks of the vocabulary (see `tuned_data`). The rows of a step depend
+only on the seed and the step's number, so that an interrupted training gives the same result when
+it is resumed.
 """
 
 import dataclasses
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class LensTraining:
-    """How a tuned lens is trained: AdamW, its rate falling along a cosine to 0.
+    """The settings of the training: AdamW with a learning rate that falls along a cosine to 0.
 
-    Weight decay pulls the maps towards none at all, which is the logit lens.
+    Weight decay pulls the maps towards 0, which is the logit lens.
 
     Attributes:
-        steps: of the optimiser.
-        batch_size: rows a step.
-        learning_rate: at the first step.
-        weight_decay: of AdamW.
-        held_out: share of the clips that are kept to measure the lens on.
-        seed: which clips those are, and the order of the rows.
-        save_every: steps between checkpoints.
+        steps: number of steps of the optimiser.
+        batch_size: number of rows in each step.
+        learning_rate: learning rate at the first step.
+        weight_decay: weight decay of AdamW.
+        held_out: share of the clips that are held out to measure the lens.
+        seed: seed of the choice of these clips and of the order of the rows.
+        save_every: number of steps between checkpoints.
     """
 
     steps: int = 500
@@ -69,14 +69,14 @@ class LensTraining:
 
 @dataclasses.dataclass(frozen=True)
 class TunedLens:
-    """A trained lens, and what it is worth on clips that it has not seen.
+    """A trained lens, and its divergence on held-out clips.
 
     Attributes:
         translators: the maps.
-        loss: each step's mean `KL(final ‖ layer)`, in nats.
+        loss: mean `KL(final ‖ layer)` of each step, in nats.
         logit_kl: mean `KL(final ‖ layer)` of the logit lens over the held-out clips' positions.
-        tuned_kl: the same of the tuned lens.
-        rows: positions that were trained on, and held out.
+        tuned_kl: the same mean for the tuned lens.
+        rows: number of positions that were trained on, and that were held out.
     """
 
     translators: Translators
@@ -86,7 +86,7 @@ class TunedLens:
     rows: tuple[int, int]
 
     def to_dataset(self) -> "xarray.Dataset":
-        """The divergences with named axes."""
+        """Return the divergences with named axes."""
         import xarray
 
         data = {
@@ -106,24 +106,24 @@ def train_tuned_lens(
     *,
     on_progress: Progress | None = None,
 ) -> TunedLens:
-    """Train a tuned lens, or go on with a training that was cut off.
+    """Train a tuned lens, or resume a training that was interrupted.
 
-    Called again with the same arguments it ends with the same translators, bit for bit on the same
-    device, however often it was cut off.
+    The same arguments give the same translators, bit for bit on the same device, no matter how
+    often the training was interrupted.
 
-    A map has `d_model²` numbers, and minutes of speech are a thousand rows: a lens that has learned
-    clips by heart has a `loss` far below its `tuned_kl`, and reads those clips too well. An hour is
-    better.
+    A map has `d_model²` numbers, and minutes of speech give only a thousand rows. A lens that
+    overfits its clips has a `loss` far below its `tuned_kl`, and is too good on these clips. Take
+    an hour of speech if you can.
 
     Args:
         model: a model with a tokenizer and at least two decoder layers.
-        clips: at least two, of up to 30 s; where the text is not known, what the model writes.
+        clips: at least two clips of up to 30 s; one without a text gets the model's transcript.
         out: folder of the checkpoints.
-        training: how.
-        on_progress: called with what is done, of how much, and of what: `"clips"`, then `"steps"`.
+        training: settings of the training.
+        on_progress: called with the number done, the total, and `"clips"`, then `"steps"`.
 
     Returns:
-        The lens, measured on the clips held out.
+        The lens, measured on the held-out clips.
 
     Raises:
         InputError: there are too few clips, the model has a single decoder layer, or `out` holds
@@ -134,7 +134,7 @@ def train_tuned_lens(
         raise InputError("A tuned lens takes two decoder layers or more: this model has one.")
     seen, unseen = _split(clips, training)
     checkpoints = Checkpoints(Path(out), _about(model, clips, training))
-    checkpoints.step()  # Another training's folder is refused before the work.
+    checkpoints.step()  # This refuses the folder of another training early.
     say = on_progress or (lambda done, of, what: None)
     rows = lens_rows(model, seen, on_progress=lambda done, _, what: say(done, len(clips), what))
     held_out = lens_rows(
@@ -169,12 +169,12 @@ def fit_translators(
     Args:
         model: the model of the rows.
         rows: from `lens_rows`.
-        training: how.
-        checkpoints: where to keep what is done and to go on from, if anywhere.
+        training: settings of the training.
+        checkpoints: checkpoints to write and to resume from, if any.
         on_progress: called after each step.
 
     Returns:
-        The translators, and each step's mean divergence before it.
+        The translators, and the mean divergence before each step.
     """
     optimizer = _optimizer(training)
     translators = Translators.zero(model)
@@ -197,15 +197,15 @@ def fit_translators(
 def divergence(
     decoder: Decoder, translators: Translators, rows: LensRows
 ) -> Float[Array, "layer rows"]:
-    """`KL(p_final ‖ p_l) = log Σ_v exp(h · E_v) - h · e_f - H_f` of every translated layer.
+    """Compute `KL(p_final ‖ p_l) = log Σ_v exp(h · E_v) - h · e_f - H_f` of translated layers.
 
     Args:
-        decoder: whose final LayerNorm and unembedding.
+        decoder: decoder, which has the final LayerNorm and the unembedding.
         translators: the maps.
         rows: from `lens_rows`.
 
     Returns:
-        Nats, in float32 or wider.
+        Divergences in nats, in float32 or wider.
     """
     resid = translators(jnp.asarray(rows.resid).swapaxes(0, 1))
     hidden = jax.vmap(decoder.final_norm)(resid)
@@ -218,10 +218,10 @@ def divergence(
 def mean_divergence(
     model: Whisper, translators: Translators, rows: LensRows, batch_size: int
 ) -> Float[np.ndarray, " layer"]:
-    """The mean of `divergence` over any number of rows, in nats."""
+    """Average `divergence` over any number of rows, in nats."""
     total = np.zeros(len(translators.bias))
     for start in range(0, len(rows), batch_size):
-        # One shape, one program: the last batch begins again with the first rows.
+        # The last batch is filled with the first rows, so that one program serves all batches.
         of = np.arange(start, start + batch_size) % len(rows)
         values = _divergence(model.decoder, translators, rows.take(of))
         total += np.asarray(values[:, : len(rows) - start], np.float64).sum(1)
@@ -240,7 +240,7 @@ def _step(
     batch: LensRows,
     step: Int[Array, ""] | int,
 ) -> tuple[Translators, dict[str, Any]]:
-    """One step of the optimiser on all layers, whose divergences do not touch each other."""
+    """Make one step of the optimiser for all layers, whose losses are independent."""
 
     def objective(translators: Translators):
         layers = divergence(decoder, translators, batch).mean(1)
@@ -261,7 +261,7 @@ def _optimizer(training: LensTraining) -> optax.GradientTransformation:
 
 
 def _rows_of_step(n: int, training: LensTraining, step: int) -> Int[np.ndarray, " _"]:
-    """Each pass goes once over the rows, in an order of its own, in whole batches."""
+    """Return the rows of a step; each pass over the rows has its own order and whole batches."""
     size = min(training.batch_size, n)
     epoch, batch = divmod(step, n // size)
     order = np.random.default_rng((training.seed, epoch)).permutation(n)
@@ -269,7 +269,7 @@ def _rows_of_step(n: int, training: LensTraining, step: int) -> Int[np.ndarray, 
 
 
 def _split(clips: Sequence[Clip], training: LensTraining) -> tuple[list[Clip], list[Clip]]:
-    """The clips to train on and those held out, at least one each."""
+    """Split clips into those to train on and those held out, at least one of each."""
     if len(clips) < 2:
         raise InputError(f"There are {len(clips)} clips: a tuned lens takes two or more.")
     order = np.random.default_rng(training.seed).permutation(len(clips))
@@ -278,13 +278,13 @@ def _split(clips: Sequence[Clip], training: LensTraining) -> tuple[list[Clip], l
 
 
 def _about(model: Whisper, clips: Sequence[Clip], training: LensTraining) -> dict[str, Any]:
-    """What the translators depend on, and their shape."""
+    """Describe everything that the translators depend on, and their shape."""
     like = Translators.zero(model)
     settings = dataclasses.asdict(training)
     del settings["save_every"]
-    heard = [(clip.text, clip.language, clip.audio) for clip in clips]
+    contents = [(clip.text, clip.language, clip.audio) for clip in clips]
     return {
-        "identity": identify(model=model, clips=heard, training=settings),
+        "identity": identify(model=model, clips=contents, training=settings),
         "model": model.source,
         "dtype": str(like.weight.dtype),
         "layers": len(like.bias),

@@ -80,10 +80,8 @@ def find_loops(
         for start in range(0, len(own), _AT_ONCE):
             batch = own[start : start + _AT_ONCE]
             filled = [clip.audio for clip in (batch * _AT_ONCE)[:_AT_ONCE]]
-            transcripts = transcribe_batch(model, filled, language=language or None, choice=choice)
-            found += [
-                clip for clip, one in zip(batch, transcripts, strict=False) if is_loop(one.text)
-            ]
+            results = transcribe_batch(model, filled, language=language or None, choice=choice)
+            found += [clip for clip, one in zip(batch, results, strict=False) if is_loop(one.text)]
             seen += len(batch)
             if on_progress is not None:
                 on_progress(seen, len(clips), "candidates")
