@@ -1,4 +1,4 @@
-"""Utterances: what is made from audio and text, and that an encoder run is used only where it fits."""
+"""Utterances: made from audio and text; their encoder runs are used only where they fit."""
 
 import dataclasses
 
