@@ -181,7 +181,7 @@ def test_a_store_says_what_was_heard_and_given(tmp_path, invoke):
 
 @pytest.mark.real
 def test_ablate_equals_an_edited_run(tmp_path, invoke):
-    sites = ("attn_out@1,3", "cross_attn_out", "mlp_out@1,3", "z@1,3.each", "cross_z@1,3.each")
+    sites = ("attn_out@1,3", "cross_attn_out@1,3", "mlp_out@1,3", "z@1,3.each", "cross_z@1,3.each")
     options = [part for site in sites for part in ("--site", f"decoder.{site}")]
     code, printed, errors = invoke("ablate", GRASS, "--out", tmp_path, *options)
     assert code == 0, errors
