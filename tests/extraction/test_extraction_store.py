@@ -134,7 +134,7 @@ def test_other_work_does_not_go_on_in_the_same_store(tiny32, rows, tmp_path):
     for changed, what in (
         ({"sites": ["encoder.ln_final:mean"]}, "sites"),
         ({"dtype": "float16"}, "dtype"),
-        ({"batch_size": 4}, "batch"),
+        ({"batch_size": 4}, "batch_size"),
         ({"random_seed": 1}, "random_seed"),
         ({"limit": 3}, "clips, audio"),
     ):
