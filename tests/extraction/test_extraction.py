@@ -72,7 +72,7 @@ def expected(model, folder, row) -> dict[str, np.ndarray]:
     encoder = ji.encode(model, mel, sites="all")
     decoder = ji.decode(model, tokens, encoder.states, sites="all").acts
     e, d = ({k: np.asarray(v) for k, v in vars(acts).items()} for acts in (encoder.acts, decoder))
-    words = ji.align_words(model, mel, tokens[:-1], PROMPT, n)
+    words = ji.align_words(model, ji.Utterance(mel, jnp.asarray(tokens[:-1]), PROMPT, n))
     word = next(one for one in words if one.name == row["word"].lower())
     frames, places = slice(*word.frames), slice(*word.tokens)
     said, steps = slice(PROMPT, -1), slice(None, None, 3)
