@@ -10,6 +10,7 @@ from matplotlib.image import imread
 
 import jaxasr_interp as ji
 from helpers.files import PNG
+from helpers.sweeps import plan_of
 from jaxasr_interp.generation.word_times import Word
 from jaxasr_interp.report.plots import (
     change,
@@ -37,7 +38,7 @@ WORDS = tuple(
 
 def result_of(tiny, golden, scale=1.0, **options):
     """A sweep result with made-up numbers, on the axes of a real plan."""
-    plan = ji.plan_sweep(tiny, tokens=golden["tokens_a"], **options)
+    plan = plan_of(tiny, tokens=golden["tokens_a"], **options)
     rng = np.random.default_rng(0)
     patched = scale * rng.normal(size=(2, *plan.axes.values()))
     return ji.SweepResult(plan, ("kl", "rank"), patched, np.array([1.0, 2.0]), np.array([0.0, 2.0]))
