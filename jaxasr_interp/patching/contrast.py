@@ -16,7 +16,7 @@ from jaxasr_interp.model.run import EncodedUtterance, decode, encode_utterance
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.patching import metrics
 from jaxasr_interp.pytree import replace
-from jaxasr_interp.speech.positions import words_of
+from jaxasr_interp.speech.positions import plain_word, words_of
 from jaxasr_interp.speech.tokenizer import Tokenizer
 
 METRICS = ("log_prob", "logit_diff", "rank", "entropy", "kl", "kl_all", "cross_entropy")
@@ -93,8 +93,8 @@ class Contrast:
             case "kl_all":
                 return metrics.kl(None)
             case "cross_entropy":
-                written = (*self.tokens[self.prompt :], self.target)
-                return metrics.cross_entropy(written, self.prompt - 1)
+                text = (*self.tokens[self.prompt :], self.target)
+                return metrics.cross_entropy(text, self.prompt - 1)
             case _:
                 raise AssertionError(f"{name} is a metric that a contrast cannot make")
 
@@ -274,8 +274,9 @@ def _position_of(tokenizer: Tokenizer, tokens: Sequence[int], word: str | None) 
         raise InputError("The transcript has no words to ask for: give one with --text.")
     if word is None:
         return words[-1][1][0]
-    name, _, number = word.casefold().rpartition(":")
-    wanted, which = (name, int(number)) if name and number.isdecimal() else (word.casefold(), 0)
+    name, _, number = word.rpartition(":")
+    text, which = (name, int(number)) if name and number.isdecimal() else (word, 0)
+    wanted = plain_word(text)
     starts = [start for text, (start, _) in words if text == wanted]
     if not starts:
         known = ", ".join(dict.fromkeys(text for text, _ in words))

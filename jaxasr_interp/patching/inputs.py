@@ -103,8 +103,7 @@ def prepare(
 
     Args:
         model: the model.
-        plan: plan of the sweep, its memory without what the utterances hold.
-        memory: the plan's memory as it was given.
+        plan: plan of the sweep.
         inputs: inputs of the sweep.
         minimal: whether to keep the activations that the minimal method starts from.
 
@@ -127,8 +126,8 @@ def prepare(
         patched, other = other, patched
     aligned = _check_lengths(model, plan, patched, other, inputs.alignment)
     positions = MetricPositions.of(lists[0], plan.n_tokens)
-    memory = plan.memory - _held_bytes([*inputs.clean, *inputs.corrupted])
-    given, plan = plan, dataclasses.replace(plan, reads=len(positions.pos), memory=memory)
+    memory, held = plan.memory, _held_bytes([*inputs.clean, *inputs.corrupted])
+    plan = dataclasses.replace(plan, reads=len(positions.pos), memory=memory - held)
 
     kept = kept_sites(plan.stack, frozenset(plan.sites))
     wanted = kept if edit is None else Sites()
@@ -141,7 +140,7 @@ def prepare(
     return Prepared(
         model=model,
         plan=plan,
-        memory=given.memory,
+        memory=memory,
         inputs=inputs,
         base=base,
         edits=_edits(plan, source, aligned) if edit is None else _repeat(edit, len(patched)),
