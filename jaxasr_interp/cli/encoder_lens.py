@@ -19,7 +19,8 @@ from jaxasr_interp.cli.options import (
 from jaxasr_interp.cli.output import console, print_json
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.generation.utterances import make_utterance
-from jaxasr_interp.lens.encoder import DEPTH_SITES, read_depths
+from jaxasr_interp.lens import encoder
+from jaxasr_interp.lens.encoder import DEPTH_SITES
 from jaxasr_interp.model.run import encode_utterance
 from jaxasr_interp.report.plots import plot_encoder_lens
 from jaxasr_interp.report.tables import encoder_lens_table
@@ -55,7 +56,7 @@ def encoder_lens(
         whisper, load_audio(file), text=text or "", language=language, sites=DEPTH_SITES, name=file
     )
     tokens, spoken = np.asarray(given.tokens).tolist(), given.language or "en"
-    lens = read_depths(
+    lens = encoder.encoder_lens(
         whisper,
         encode_utterance(whisper, given, DEPTH_SITES),
         prompt=tokens[: given.prompt],

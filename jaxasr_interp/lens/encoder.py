@@ -85,7 +85,7 @@ class EncoderLens:
 
 def encoder_lens(
     model: Whisper,
-    mel: Float[Array, "n_mels mel_frame"],
+    clip: Float[Array, "n_mels mel_frame"] | EncoderRun,
     *,
     prompt: Sequence[int] | None = None,
     reference: Sequence[int] | None = None,
@@ -98,7 +98,7 @@ def encoder_lens(
 
     Args:
         model: a model with a tokenizer.
-        mel: spectrogram of the clip.
+        clip: its spectrogram, or its encoder run with `DEPTH_SITES`.
         prompt: tokens to start from, by default `model.tokenizer.prompt()`.
         reference: tokens of the transcript whose probability is read at every depth, without
             prompt; by default the transcript from full depth.
@@ -112,39 +112,16 @@ def encoder_lens(
         Texts and probabilities from depth 0 (the input of the first layer) to the last layer.
 
     Raises:
-        InputError: the spectrogram or prompt is wrong, the reference has no tokens, or `top_k` is
-            out of range.
+        InputError: the spectrogram or prompt is wrong, the encoder run lacks a site, the reference
+            has no tokens, or `top_k` is out of range.
     """
-    return read_depths(
-        model,
-        encode(model, mel, sites=DEPTH_SITES),
-        prompt=prompt,
-        reference=reference,
-        norm=norm,
-        top_k=top_k,
-        choice=choice,
-        memory=memory,
-    )
-
-
-def read_depths(
-    model: Whisper,
-    run: EncoderRun,
-    *,
-    prompt: Sequence[int] | None = None,
-    reference: Sequence[int] | None = None,
-    norm: bool = True,
-    top_k: int = 5,
-    choice: Choice = GREEDY,
-    memory: int | None = None,
-) -> EncoderLens:
-    """Run `encoder_lens` on an encoder run that has `DEPTH_SITES` among its activations."""
     if not 1 <= top_k <= model.config.d_vocab:
         raise InputError(f"top_k is {top_k}: expected 1 to {model.config.d_vocab}.")
     tokenizer = require_tokenizer(model)
     given = tokenizer.prompt() if prompt is None else list(prompt)
-    assert run.acts.resid_pre is not None
-    assert run.acts.resid_post is not None
+    run = clip if isinstance(clip, EncoderRun) else encode(model, clip, sites=DEPTH_SITES)
+    if run.acts.resid_pre is None or run.acts.resid_post is None:
+        raise InputError(f"The encoder run lacks a site of {DEPTH_SITES}: encode with these sites.")
     depths = jnp.concatenate([run.acts.resid_pre[:1], run.acts.resid_post])
     if norm:
         # The last depth has exactly the encoder states of the model.

@@ -169,3 +169,14 @@ def test_all_depths_equal_torch(data, name):
     raw = [clip for clip in CLOSEST if "vctk" in clip]
     for clip in raw:
         expect_torch(name, data, clip, raw=True)
+
+
+def test_an_encoder_run_is_read_as_its_spectrogram_is(model, mel):
+    choice = ji.Choice(max_new_tokens=5)
+    run = ji.encode(model, mel, sites=("resid_pre", "resid_post"))
+    lens = ji.encoder_lens(model, run, choice=choice)
+    expected = ji.encoder_lens(model, mel, choice=choice)
+    assert lens.generated == expected.generated
+    np.testing.assert_array_equal(lens.log_probs, expected.log_probs)
+    with pytest.raises(ji.InputError, match="lacks a site"):
+        ji.encoder_lens(model, ji.encode(model, mel, sites=("resid_mid",)), choice=choice)
