@@ -1,5 +1,6 @@
 """Mean activations of sites; ablation with them keeps activations in their usual range."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -86,7 +87,7 @@ def mean_activations(
 def resolve_means(model: Whisper, interventions: Sequence[Intervention]) -> list[Intervention]:
     """Replace each `Mean` in some interventions by the mean activations that it names.
 
-    Each clip is run once, even if several interventions take their values from it.
+    Each clip is transcribed once, and run once for all the means of a stack over the same clips.
 
     Args:
         model: a model with a tokenizer.
@@ -102,12 +103,23 @@ def resolve_means(model: Whisper, interventions: Sequence[Intervention]) -> list
     named = [one for one in jax.tree.leaves(edits, is_leaf=_is_mean) if _is_mean(one)]
     if not named:
         return list(interventions)
+    files = dict.fromkeys(file for mean in named for file in mean.references)
+    heard = {file: make_utterance(model, load_audio(file), name=file) for file in files}
+    alike: dict[tuple[tuple[str, ...], Stack], set[Mean]] = {}
+    for mean in named:
+        alike.setdefault((mean.references, mean.stack), set()).add(mean)
     known: dict[Mean, Edit] = {}
-    for references in dict.fromkeys(mean.references for mean in named):
-        utterances = [make_utterance(model, load_audio(file)) for file in references]
-        for mean in dict.fromkeys(named):
-            if mean.references == references:
-                known[mean] = Interchange(_mean_for_generation(model, utterances, mean))
+    for (references, stack), means in alike.items():
+        acts = mean_activations(
+            model,
+            [heard[file] for file in references],
+            stack=stack,
+            sites=sorted({mean.site for mean in means}),
+            n_tokens=model.config.max_tokens,
+        )
+        # Step 0 is the position of the prompt's last token.
+        first_step = heard[references[0]].prompt - 1
+        known |= {mean: Interchange(_values(acts, mean, first_step)) for mean in means}
     return [_replaced(one, known) for one in interventions]
 
 
@@ -123,34 +135,21 @@ def _replaced(intervention: Intervention, known: Mapping[Mean, Edit]) -> Interve
             lambda one: known[one] if isinstance(one, Mean) else one, edit, is_leaf=_is_mean
         )
 
-    return Intervention(
-        text=intervention.text,
+    return dataclasses.replace(
+        intervention,
         encoder=resolved(intervention.encoder),
         decoder=resolved(intervention.decoder),
         steps=resolved(intervention.steps),
-        reference=intervention.reference,
-        seed=intervention.seed,
     )
 
 
-def _mean_for_generation(
-    model: Whisper, utterances: Sequence[Utterance], mean: Mean
-) -> Activations:
-    """Compute the mean at every position of the decoder's context, or from the first step on."""
-    acts = mean_activations(
-        model,
-        utterances,
-        stack=mean.stack,
-        sites=[mean.site],
-        n_tokens=model.config.max_tokens,
-    )
-    if not mean.from_first_step:
-        return acts
-    # Step 0 is the position of the prompt's last token.
-    axis = SITES["decoder"][mean.site].index("pos")
-    first = utterances[0].prompt - 1
-    steps = jax.lax.slice_in_dim(getattr(acts, mean.site), first, None, axis=axis)
-    return DecoderActivations(**{mean.site: steps})
+def _values(acts: Activations, mean: Mean, first_step: int) -> Activations:
+    """Return the mean at one site, from the position `first_step` on if the mean counts steps."""
+    values = getattr(acts, mean.site)
+    if mean.from_first_step:
+        axis = position_axis(mean.site) + (SITES[mean.stack][mean.site][0] == "layer")
+        values = jax.lax.slice_in_dim(values, first_step, None, axis=axis)
+    return type(acts)(**{mean.site: values})
 
 
 def _run(model: Whisper, utterance: Utterance, stack: Stack, sites: Sequence[str]) -> Activations:
