@@ -19,7 +19,30 @@ def _as_computed(kv: KeysValues) -> KeysValues:
     return kv
 
 
-class EncoderBlock(nnx.Module):
+class _Layer(nnx.Module):
+    """What the layers of both stacks share: the first part and the last."""
+
+    attn_norm: LayerNorm
+    attn: Attention
+    mlp_norm: LayerNorm
+    mlp: MLP
+
+    def project(
+        self, tap: Tap, resid_pre: Float[Array, "rows d_model"]
+    ) -> tuple[Float[Array, "rows head d_head"], KeysValues]:
+        """Compute queries, keys and values of self-attention."""
+        normed = self.attn_norm(resid_pre)
+        q = tap("q", self.attn.queries(normed))
+        return q, KeysValues.at_sites(tap, "", *self.attn.keys_values(normed))
+
+    def add_mlp(
+        self, tap: Tap, resid: Float[Array, "rows d_model"]
+    ) -> Float[Array, "rows d_model"]:
+        """Run the MLP, the layer's last part, up to `resid_post`."""
+        return tap("resid_post", resid + self.mlp(tap, self.mlp_norm(resid)))
+
+
+class EncoderBlock(_Layer):
     """Self-attention and MLP, each added to the residual stream after a LayerNorm.
 
     All but the self-attention dots is row-wise, `[rows, d_model]` in and out, so rows of many runs
@@ -49,14 +72,6 @@ class EncoderBlock(nnx.Module):
         q, kv = self.project(tap, resid)
         return self.finish(tap, resid, self.attn.attend(tap, q, extend(kv)))
 
-    def project(
-        self, tap: Tap, resid_pre: Float[Array, "rows d_model"]
-    ) -> tuple[Float[Array, "rows head d_head"], KeysValues]:
-        """Compute queries, keys and values of self-attention."""
-        normed = self.attn_norm(resid_pre)
-        q = tap("q", self.attn.queries(normed))
-        return q, KeysValues.at_sites(tap, "", *self.attn.keys_values(normed))
-
     def finish(
         self,
         tap: Tap,
@@ -65,10 +80,10 @@ class EncoderBlock(nnx.Module):
     ) -> Float[Array, "rows d_model"]:
         """Run the rest of the layer, from the output of self-attention to `resid_post`."""
         resid = tap("resid_mid", resid_pre + attn_out)
-        return tap("resid_post", resid + self.mlp(tap, self.mlp_norm(resid)))
+        return self.add_mlp(tap, resid)
 
 
-class DecoderBlock(nnx.Module):
+class DecoderBlock(_Layer):
     """Causal self-attention, cross-attention to the encoder and MLP.
 
     All but the self-attention dots is row-wise, `[rows, d_model]` in and out, so rows of many runs
@@ -107,14 +122,6 @@ class DecoderBlock(nnx.Module):
         q, kv = self.project(tap, resid)
         return self.finish(tap, resid, self.attn.attend(tap, q, extend(kv), mask), cross)
 
-    def project(
-        self, tap: Tap, resid_pre: Float[Array, "rows d_model"]
-    ) -> tuple[Float[Array, "rows head d_head"], KeysValues]:
-        """Compute queries, keys and values of self-attention."""
-        normed = self.attn_norm(resid_pre)
-        q = tap("q", self.attn.queries(normed))
-        return q, KeysValues.at_sites(tap, "", *self.attn.keys_values(normed))
-
     def finish(
         self,
         tap: Tap,
@@ -134,7 +141,7 @@ class DecoderBlock(nnx.Module):
     ) -> Float[Array, "rows d_model"]:
         """Run the rest of the layer, from the output of cross-attention to `resid_post`."""
         resid = tap("resid_mid_cross", resid_mid + cross_attn_out)
-        return tap("resid_post", resid + self.mlp(tap, self.mlp_norm(resid)))
+        return self.add_mlp(tap, resid)
 
     def cross_attention(
         self, tap: Tap, resid_mid: Float[Array, "rows d_model"], cross: KeysValues
