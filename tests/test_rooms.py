@@ -44,9 +44,8 @@ def test_no_import_runs_against_the_order_of_the_rooms():
 
 
 def test_the_package_root_holds_rooms_and_what_all_share():
-    entries = {path.stem for path in PACKAGE.iterdir() if not path.name.startswith("__pycache__")}
-    assert entries <= {*ROOMS, *ROOT_MODULES, "py", "data"}
-    assert not {path.name for path in PACKAGE.iterdir() if path.suffix == ".typed"} - {"py.typed"}
+    entries = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()} - {"__pycache__"}
+    assert entries <= {*ROOMS, *ROOT_MODULES, "py.typed", "data"}
 
 
 def test_kernels_depend_on_nothing_but_what_all_share():

@@ -150,11 +150,11 @@ def test_steps_count_from_the_end_of_the_prompt_and_positions_from_its_start(mod
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("", "the kind '' is none of zero, scale"),
-        ("freeze:decoder.z@1", "the kind 'freeze' is none"),
-        ("zero:decoder.z@1 + ", "the kind '' is none"),
-        ("zero", "after the kind comes STACK.SITE"),
-        ("zero:decoder", "after the kind comes STACK.SITE"),
+        ("", "The kind '' is none of zero, scale"),
+        ("freeze:decoder.z@1", "The kind 'freeze' is none"),
+        ("zero:decoder.z@1 + ", "The kind '' is none"),
+        ("zero", "After the kind comes STACK.SITE"),
+        ("zero:decoder", "After the kind comes STACK.SITE"),
         ("zero:middle.z@1", "Unknown stack 'middle'"),
         ("zero:decoder.nose@1", "no site 'nose'"),
         ("zero:encoder.cross_z@0", "no site 'cross_z'"),
@@ -217,7 +217,7 @@ def test_what_cannot_be_read_is_named(model, tmp_path, text, what):
     with pytest.raises(ji.InputError) as error:
         parse_edit(text.format(**files), model)
     message = str(error.value)
-    assert what.casefold() in message.casefold()
+    assert what in message
     assert "\n" not in message
 
 
