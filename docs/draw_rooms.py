@@ -2,7 +2,7 @@
 
     python docs/draw_rooms.py
 
-writes `docs/rooms.png`: a row imports the columns that are marked, with the number of imports. All
+writes `docs/rooms.svg`: a row imports the columns that are marked, with the number of imports. All
 marks lie below the diagonal: rooms import only rooms above them.
 """
 
@@ -33,7 +33,7 @@ def main() -> None:
             pair = room_of(module), room_of(other)
             if pair[0] != pair[1] and set(pair) <= set(place):
                 counts[place[pair[0]], place[pair[1]]] += 1
-    figure, axes = plt.subplots(figsize=(9, 9), dpi=150, layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 9), layout="constrained")
     shown = np.where(counts > 0, np.log1p(counts), np.nan)
     axes.imshow(shown, cmap="Blues", vmin=-0.5, vmax=np.log1p(counts.max()) * 1.1)
     for i, j in np.argwhere(counts > 0):
@@ -48,7 +48,8 @@ def main() -> None:
     axes.set_yticks(np.arange(len(rooms)) - 0.5, minor=True)
     axes.grid(which="minor", color="0.9", linewidth=0.5)
     axes.tick_params(which="both", length=0)
-    figure.savefig(ROOT / "docs" / "rooms.png")
+    matplotlib.rcParams["svg.hashsalt"] = "rooms"  # The same code gives the same file.
+    figure.savefig(ROOT / "docs" / "rooms.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
