@@ -19,8 +19,8 @@ from jaxasr_interp.cli.options import (
 from jaxasr_interp.cli.output import print_json, progress, say
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.extract import DEFAULT_SITES, ExtractOptions, extract
-from jaxasr_interp.extraction.texts import OWN
 from jaxasr_interp.runtime.store import open_dataset
+from jaxasr_interp.speech.texts import OWN
 
 
 def extract_command(

@@ -8,7 +8,7 @@ import typer
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.interventions.kind_text import KINDS
-from jaxasr_interp.patching.contrast import METRICS
+from jaxasr_interp.patching.metric_names import METRICS
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="Bundled name, local folder or hub id (see `models`).")

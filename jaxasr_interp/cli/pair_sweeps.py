@@ -15,8 +15,8 @@ from jaxasr_interp.cli.sweeps import Sweep
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.whisper import require_tokenizer
 from jaxasr_interp.patching.comparison import Agreement
-from jaxasr_interp.patching.contrast import check_metric_name
 from jaxasr_interp.patching.inputs import DIRECTIONS
+from jaxasr_interp.patching.metric_names import check_metric_name
 from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.report.plots import axis_labels, recovery
 from jaxasr_interp.report.tables import sweep_table

@@ -10,18 +10,20 @@ import jax
 import numpy as np
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.extraction.batches import read_ahead
 from jaxasr_interp.extraction.job import ExtractionJob
 from jaxasr_interp.extraction.random_model import random_model
+from jaxasr_interp.extraction.reading import EXTRACTION
 from jaxasr_interp.extraction.request import Request, parse_requests
-from jaxasr_interp.extraction.store import open_store
-from jaxasr_interp.extraction.texts import OWN, Texts, longest_run
+from jaxasr_interp.extraction.texts import longest_run
 from jaxasr_interp.model.sites import SITES
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.runtime.identity import identify
 from jaxasr_interp.runtime.progress import Progress
+from jaxasr_interp.runtime.runner import run_units
+from jaxasr_interp.runtime.slot_store import Layout, open_slots
 from jaxasr_interp.runtime.store import provenance
-from jaxasr_interp.speech.clips import Clips, choose, find_clips, with_noise
+from jaxasr_interp.speech.clips import Clips, check_column, choose, find_clips, with_noise
+from jaxasr_interp.speech.texts import OWN, Texts
 
 AUDIO_DIGEST = "audio_sha256"
 DEFAULT_SITES = ("encoder.resid_post:mean", "decoder.resid_post:end")
@@ -140,7 +142,7 @@ def extract(
     n_tokens = 1
     if any(r.stack == "decoder" for r in requests):
         n_tokens = longest_run(model, chosen.rows, texts)
-    job = ExtractionJob(model, control, requests, chosen, texts, options.dtype, n_tokens)
+    job = ExtractionJob(model, control, requests, chosen, texts, options.dtype, n_tokens, size)
     audio = [chosen.digest(i) for i in range(len(chosen.rows))]
     identity = identify(
         model=model,
@@ -153,26 +155,18 @@ def extract(
         audio=audio,
         batch_size=size,
     )
-    store = open_store(
-        Path(out),
-        batch_size=size,
+    layout = Layout(
+        kind=EXTRACTION,
+        rows=len(chosen.rows),
+        rows_per_chunk=size,
         variables=job.variables,
-        labels={column: [row[column] for row in chosen.rows] for column in chosen.columns}
-        | {AUDIO_DIGEST: audio},
-        coordinates=_coordinates(job),
-        identity=identity,
+        known=_known(job, audio),
         attributes=provenance(model)
         | {"sites": json.dumps([str(request) for request in requests])},
-        overwrite=overwrite,
     )
+    store = open_slots(Path(out), layout, identity, overwrite=overwrite)
+    run_units(store, job.units, job, phase="clips", on_progress=on_progress)
     done = store.done
-    starts = [start for start in range(0, len(done), size) if not done[start : start + size].all()]
-    say = on_progress or (lambda done, total, phase: None)
-    say(int(done.sum()), len(done), "clips")
-    for batch in read_ahead(chosen, starts, size, model.config):
-        store.write(batch.start, job.run(batch))
-        done[batch.start : batch.start + size] = True
-        say(int(done.sum()), len(done), "clips")
     return Extraction(store.path, len(done), int(done.sum()), tuple(store.problems))
 
 
@@ -198,21 +192,23 @@ def _check(requests: Sequence[Request], clips: Clips, texts: Texts) -> None:
             )
     named = {r.argument for r in requests if r.reduction == "word"}
     for column in sorted(named | ({texts.column} - {OWN})):
-        if column not in clips.columns:
-            raise InputError(
-                f"The clips have no column {column!r}: choose one of {', '.join(clips.columns)}."
-            )
+        check_column(clips.rows[0], column)
 
 
-def _coordinates(job: ExtractionJob) -> dict[str, Sequence[int] | Sequence[str]]:
-    """Return the positions along the axes of `at` and `every`, by axis."""
-    found: dict[str, Sequence[int] | Sequence[str]] = {}
+def _known(
+    job: ExtractionJob, audio: Sequence[str]
+) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """Return the clips' columns, and the positions along the axes of `at` and `every`."""
+    rows = job.clips.rows
+    labels = {column: [row[column] for row in rows] for column in job.clips.columns}
+    labels[AUDIO_DIGEST] = list(audio)
+    known = {name: (("clip",), np.asarray(values, "T")) for name, values in labels.items()}
     for request in job.requests:
         variable = job.variables[request.name]
         name = variable.axes[request.axis] if len(variable.axes) > request.axis else ""
         if request.reduction == "at":
-            found[name] = request.places
+            known[name] = ((name,), np.asarray(request.places, "T"))
         elif request.reduction == "every":
             size = variable.shape[request.axis]
-            found[name] = np.arange(0, size * request.step, request.step).tolist()
-    return found
+            known[name] = ((name,), np.arange(0, size * request.step, request.step))
+    return known

@@ -8,22 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxasr_interp.extraction.batches import Batch
 from jaxasr_interp.extraction.places import anywhere
 from jaxasr_interp.extraction.programs import decode_reduced, encode_reduced
 from jaxasr_interp.extraction.reductions import fit, narrowed
 from jaxasr_interp.extraction.request import Request
 from jaxasr_interp.extraction.slots import Slots
-from jaxasr_interp.extraction.store import Variable
-from jaxasr_interp.extraction.texts import Texts
 from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.runtime.runner import Unit, Work
+from jaxasr_interp.runtime.slot_store import Variable
+from jaxasr_interp.speech.batches import Batch, read_batch
 from jaxasr_interp.speech.clips import Clips
+from jaxasr_interp.speech.texts import Texts
 
 CONTROL = "random."
 
 
 @dataclasses.dataclass(frozen=True)
-class ExtractionJob:
+class ExtractionJob(Work[Batch]):
     """The inputs and settings that all batches share.
 
     Attributes:
@@ -34,6 +35,7 @@ class ExtractionJob:
         texts: where the decoder's texts come from.
         dtype: dtype of the stored activations.
         n_tokens: number of tokens of the longest run.
+        batch_size: number of clips in a batch.
     """
 
     model: Whisper
@@ -43,6 +45,7 @@ class ExtractionJob:
     texts: Texts
     dtype: str
     n_tokens: int
+    batch_size: int
 
     @property
     def encoder(self) -> tuple[Request, ...]:
@@ -109,14 +112,32 @@ class ExtractionJob:
         )
         return {name: array.shape[1:] for name, array in arrays.items()}
 
-    def run(self, batch: Batch) -> dict[str, np.ndarray]:
+    @property
+    def units(self) -> list[Unit]:
+        """The batches."""
+        size, n = self.batch_size, len(self.clips.rows)
+        ends = [(start, min(start + size, n)) for start in range(0, n, size)]
+        return [Unit(tuple(range(start, stop)), stop - start) for start, stop in ends]
+
+    def load(self, unit: Unit) -> Batch:
+        """Read the clips of one batch."""
+        config = self.model.config
+        return read_batch(
+            self.clips,
+            unit.rows,
+            batch_size=self.batch_size,
+            n_mels=config.n_mels,
+            mel_frames=config.mel_frames,
+        )
+
+    def run(self, unit: Unit, loaded: Batch) -> dict[str, np.ndarray]:
         """Compute the arrays of one batch, in the form of the store.
 
         Raises:
             InputError: a value is too large for the store's dtype.
         """
-        model, mels = self.model, jnp.asarray(batch.mels)
-        slots = Slots(batch, self.clips.rows[batch.start : batch.start + len(mels)])
+        model, mels = self.model, jnp.asarray(loaded.mels)
+        slots = Slots(loaded, [self.clips.rows[i] for i in unit.rows])
         if self.names_words:
             states, _ = encode_reduced(model.encoder, mels, (), requests=())
             slots.write(model, states, self.texts, words=True)
@@ -134,8 +155,8 @@ class ExtractionJob:
                 )
                 arrays |= {prefix + name: value for name, value in kept.items()}
         columns = {
-            "mel": batch.features,
-            "frames": np.asarray(batch.frames, np.int32),
+            "mel": loaded.features,
+            "frames": np.asarray(loaded.frames, np.int32),
             "problem": np.asarray(slots.problems, "T"),
         }
         if self.needs_texts:

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.extraction.store import read_identity
+from jaxasr_interp.runtime.slot_store import read_identity
 from jaxasr_interp.runtime.store import open_dataset
+
+EXTRACTION = "extraction"
+"""The kind of work whose results an activation store holds."""
 
 if TYPE_CHECKING:
     import xarray
@@ -29,7 +32,7 @@ def open_activations(path: str | Path, *, incomplete: bool = False) -> "xarray.D
             (raised now, or when the damaged values are used).
     """
     path = Path(path)
-    read_identity(path)
+    read_identity(path, EXTRACTION)
     dataset = open_dataset(path)
     done = dataset.done.values
     if not (incomplete or done.all()):

@@ -7,14 +7,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.extraction.batches import Batch
 from jaxasr_interp.extraction.places import anywhere, positions
 from jaxasr_interp.extraction.programs import Where
 from jaxasr_interp.extraction.request import Request
-from jaxasr_interp.extraction.texts import GivenText, Texts, given_texts, with_words
+from jaxasr_interp.extraction.texts import GivenText, given_texts, with_words
 from jaxasr_interp.generation.batching import padded_length
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
+from jaxasr_interp.speech.batches import Batch
 from jaxasr_interp.speech.clips import Row
+from jaxasr_interp.speech.texts import Texts
 
 
 class Slots:

@@ -13,27 +13,8 @@ from jaxasr_interp.model.run import EncoderRun, with_encoded
 from jaxasr_interp.model.sites import EncoderActivations
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.speech.clips import Row
+from jaxasr_interp.speech.texts import OWN, Texts
 from jaxasr_interp.speech.utterance import Utterance
-
-OWN = "own"
-
-
-@dataclasses.dataclass(frozen=True)
-class Texts:
-    """The source of the decoder's texts.
-
-    Attributes:
-        column: `"own"` for the model's own transcripts, or a column of the manifest; where that is
-            empty, the model's own transcript is taken.
-        language: language of clips whose column `lang` is empty; detected by default.
-    """
-
-    column: str = "own"
-    language: str | None = None
-
-    def written(self, row: Row) -> str:
-        """Return the text of a clip in the manifest, `""` if it has none."""
-        return "" if self.column == OWN else row.get(self.column, "").strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +69,7 @@ def given_texts(
         texts: where the texts come from.
     """
     tables = [texts.written(row) or None for row in rows]
-    languages = [row.get("lang") or texts.language for row in rows]
+    languages = [texts.language_of(row) for row in rows]
     inputs = decoder_inputs(model, states, tables, languages, room=1)
     end = require_tokenizer(model).end_of_text
     return [

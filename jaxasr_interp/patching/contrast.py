@@ -15,12 +15,10 @@ from jaxasr_interp.generation.utterances import make_utterance
 from jaxasr_interp.model.run import EncodedUtterance, decode, encode_utterance
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.patching import metrics
+from jaxasr_interp.patching.metric_names import make_metric
 from jaxasr_interp.pytree import replace
 from jaxasr_interp.speech.positions import plain_word, words_of
 from jaxasr_interp.speech.tokenizer import Tokenizer
-
-METRICS = ("log_prob", "logit_diff", "rank", "entropy", "kl", "kl_all", "cross_entropy")
-"""The names of metrics (see `ji.metrics`). `kl_all` and `cross_entropy` read every token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,31 +77,7 @@ class Contrast:
         Raises:
             InputError: there is no such metric.
         """
-        match check_metric_name(name):
-            case "log_prob":
-                return metrics.log_prob(self.target)
-            case "logit_diff":
-                return metrics.logit_diff(self.target, self.other)
-            case "rank":
-                return metrics.rank(self.target)
-            case "entropy":
-                return metrics.entropy()
-            case "kl":
-                return metrics.kl()
-            case "kl_all":
-                return metrics.kl(None)
-            case "cross_entropy":
-                text = (*self.tokens[self.prompt :], self.target)
-                return metrics.cross_entropy(text, self.prompt - 1)
-            case _:
-                raise AssertionError(f"{name} is a metric that a contrast cannot make")
-
-
-def check_metric_name(name: str) -> str:
-    """Return `name` if it is one of `METRICS`; raise `InputError` otherwise."""
-    if name not in METRICS:
-        raise InputError(f"Unknown metric {name!r}: choose one of {', '.join(METRICS)}.")
-    return name
+        return make_metric(name, self.tokens, self.prompt, (self.target, self.other))
 
 
 def find_contrast(
@@ -184,7 +158,7 @@ def ask_word(
     """
     both = _both(model, clean, reference, text, language, tuple(sites))
     tokens = np.asarray(both[0].tokens).tolist()
-    return _ask(model, *both, _position_of(require_tokenizer(model), tokens, word))
+    return _ask(model, *both, position_of_word(require_tokenizer(model), tokens, word))
 
 
 def ask_transcript(
@@ -246,16 +220,21 @@ def _ask(
     given = clean.tokens[:asked]
     states = encode_utterance(model, reference).states
     logits = decode(model, given, states, sites=()).logits[-1]
-    best = np.argsort(-np.asarray(logits))[:2]
     return Contrast(
         clean=replace(clean, tokens=given),
         corrupted=replace(reference, tokens=given),
         target=target,
-        other=int(best[1] if best[0] == target else best[0]),
+        other=most_probable_other(np.asarray(logits), target),
         transcript=_as_long_as(clean, reference),
         clean_text=tokenizer.decode(_text(clean)).strip(),
         corrupted_text=None,
     )
+
+
+def most_probable_other(logits: Float[np.ndarray, " d_vocab"], target: int) -> int:
+    """Return the most probable token other than `target`."""
+    best = np.argsort(-logits)[:2]
+    return int(best[1] if best[0] == target else best[0])
 
 
 def _as_long_as(clean: EncodedUtterance, other: EncodedUtterance) -> EncodedUtterance:
@@ -267,8 +246,12 @@ def _text(utterance: EncodedUtterance) -> list[int]:
     return np.asarray(utterance.tokens).tolist()[utterance.prompt :]
 
 
-def _position_of(tokenizer: Tokenizer, tokens: Sequence[int], word: str | None) -> int:
-    """Return the position of the first token of the word that is asked for."""
+def position_of_word(tokenizer: Tokenizer, tokens: Sequence[int], word: str | None) -> int:
+    """Return the position of the first token of a word: `word:2`, or the last word by default.
+
+    Raises:
+        InputError: the tokens have no words, or lack the word, or have it several times.
+    """
     words = [named for named in words_of(tokenizer, tokens) if named[0]]
     if not words:
         raise InputError("The transcript has no words to ask for: give one with --text.")

@@ -36,6 +36,9 @@ class SweepInputs:
         direction: which run of each pair is patched with which.
         alignment: for runs of different length, the other run's position for each position of the
             patched run.
+        lengths: number of tokens of each pair's runs before they were padded to the plan's number;
+            `None` if there is no padding. Decoder positions see only those before them, so that
+            padding changes no number.
     """
 
     clean: Sequence[Utterance]
@@ -44,6 +47,7 @@ class SweepInputs:
     edit: EditLike | None = None
     direction: str = "clean_to_corrupted"
     alignment: Sequence[int] | None = None
+    lengths: Sequence[int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,17 +83,20 @@ class Prepared:
 
     def pair(self, number: int) -> tuple[BaseRun, Edit, MetricReadout]:
         """Return the patched run, edit and readout of one pair, without the axis for pairs."""
-        base, edit = jax.tree.map(lambda leaf: leaf[number], (self.base, self.edits))
-        metrics = jax.tree.map(lambda leaf: leaf[number], self.readout.metrics)
-        clean_logits = self.readout.clean_logits[number]
-        return base, edit, MetricReadout(metrics, self.readout.positions, clean_logits)
+        return jax.tree.map(lambda leaf: leaf[number], (self.base, self.edits, self.readout))
 
     def results(self, values: Float[np.ndarray, "batch cell metric"]) -> list[SweepResult]:
-        """Make a result for each pair from the values of every cell in the plan's order."""
+        """Make a result for each pair from the values of every cell in the plan's order.
+
+        Cells that begin behind the end of a padded run are NaN.
+        """
         names = tuple(one.name for one in self.readout.metrics)
         direction = self.inputs.direction
         shape = (len(names), *self.plan.axes.values())
         plan = dataclasses.replace(self.plan, memory=self.memory)
+        if self.inputs.lengths is not None and not plan.counts_frames:
+            behind = plan.cells()["start"][None] >= np.asarray(self.inputs.lengths)[:, None]
+            values = np.where(behind[..., None], np.nan, values)
         return [
             SweepResult(plan, names, rows.T.reshape(shape), clean, corrupted, direction)
             for rows, clean, corrupted in zip(values, self.clean, self.corrupted, strict=True)
@@ -119,15 +126,17 @@ def prepare(
     edit = None if inputs.edit is None else as_edit(inputs.edit)
     _check_plan(model, plan, edit)
     lists = _metrics_of_pairs(inputs)
-    metrics = _stack_metrics(lists, plan, model.config.d_vocab)
+    lengths = [plan.n_tokens] * len(lists) if inputs.lengths is None else inputs.lengths
+    metrics = _stack_metrics(lists, lengths, model.config.d_vocab)
     into_corrupted = direction == "clean_to_corrupted"
     patched, other = inputs.corrupted, inputs.clean
     if not into_corrupted:
         patched, other = other, patched
     aligned = _check_lengths(model, plan, patched, other, inputs.alignment)
-    positions = MetricPositions.of(lists[0], plan.n_tokens)
+    each = [MetricPositions.of(some, n) for some, n in zip(lists, lengths, strict=True)]
+    positions = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     memory, held = plan.memory, _held_bytes([*inputs.clean, *inputs.corrupted])
-    plan = dataclasses.replace(plan, reads=len(positions.pos), memory=memory - held)
+    plan = dataclasses.replace(plan, reads=positions.count, memory=memory - held)
 
     kept = kept_sites(plan.stack, frozenset(plan.sites))
     wanted = kept if edit is None else Sites()
@@ -210,7 +219,7 @@ def _repeat(edit: Edit, times: int) -> Edit:
 
 
 def _stack_metrics(
-    lists: Sequence[Sequence[Metric]], plan: SweepPlan, d_vocab: int
+    lists: Sequence[Sequence[Metric]], lengths: Sequence[int], d_vocab: int
 ) -> tuple[Metric, ...]:
     """Stack the pairs' metrics in one tuple whose arrays have a leading axis for the pairs."""
     if not lists[0]:
@@ -218,8 +227,9 @@ def _stack_metrics(
     names = [one.name for one in lists[0]]
     if len(set(names)) < len(names):
         raise InputError(f"Two metrics have the same name in {names}: name each apart.")
-    for one in [one for some in lists for one in some]:
-        check_metric(one, plan.n_tokens, d_vocab)
+    for some, n_tokens in zip(lists, lengths, strict=True):
+        for one in some:
+            check_metric(one, n_tokens, d_vocab)
     kinds = {jax.tree.structure(tuple(some)) for some in lists}
     if len(kinds) > 1:
         raise InputError("The pairs' metrics differ in kind or position: give all the same.")

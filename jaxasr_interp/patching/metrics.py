@@ -135,8 +135,13 @@ class MetricPositions:
         wanted: for each metric, indices into `pos`.
     """
 
-    pos: Int[Array, " read"]
+    pos: Int[Array, "*batch read"]
     wanted: tuple[tuple[int, ...], ...] = static()
+
+    @property
+    def count(self) -> int:
+        """Number of positions of a run that are read."""
+        return self.pos.shape[-1]
 
     @classmethod
     def of(cls, metrics: Sequence[Metric], n_tokens: int) -> "MetricPositions":

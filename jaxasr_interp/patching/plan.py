@@ -110,7 +110,7 @@ class SweepPlan(PatchGrid):
             metric: metrics of the sweep, which name the positions that are read.
         """
         read = [metric] if not isinstance(metric, Sequence) else metric
-        n_read = len(MetricPositions.of(read, self.n_tokens).pos)
+        n_read = MetricPositions.of(read, self.n_tokens).count
         plan = dataclasses.replace(self, reads=n_read)
         flops, rate = plan.flops + plan._base_flops, cost.matmul_rate(self.dtype)
         chunks = plan.chunks()

@@ -95,7 +95,7 @@ def run_utterances(
     model: Whisper,
     utterances: Sequence[Utterance],
     sites: Sites,
-    reads: Int[Array, " read"],
+    reads: Int[Array, "batch read"],
     states: Float[Array, "batch frame d_model"] | None = None,
 ) -> BaseRun:
     """Run several utterances of equal length.
@@ -104,7 +104,7 @@ def run_utterances(
         model: the model.
         utterances: the utterances.
         sites: the activations to keep.
-        reads: positions whose logits are kept.
+        reads: positions of each run whose logits are kept.
         states: the encoder states, if they are known; then no encoder activations are kept.
 
     Returns:
@@ -128,18 +128,18 @@ def _decode(
     tokens: Int[Array, "batch pos"],
     states: Float[Array, "batch frame d_model"],
     encoder_acts: EncoderActivations,
-    reads: Int[Array, " read"],
+    reads: Int[Array, "batch read"],
     sites: frozenset[str],
 ) -> BaseRun:
-    def one(given: tuple[Array, Array, Array, EncoderActivations]) -> BaseRun:
-        mel, tokens, states, acts = given
+    def one(given: tuple[Array, Array, Array, EncoderActivations, Array]) -> BaseRun:
+        mel, tokens, states, acts, reads = given
         patterns = bool(sites & PATTERN_SITES)
         run = decoder.run(tokens, states, logits_at=reads, patterns=patterns)
         kept = DecoderActivations(**{site: getattr(run.decoder, site) for site in sites})
         return BaseRun(mel, tokens, states, run.cross, acts, kept, run.logits)
 
     # Runs are not batched: that would transpose the keys and values of every layer.
-    return jax.lax.map(one, (mels, tokens, states, encoder_acts))
+    return jax.lax.map(one, (mels, tokens, states, encoder_acts, reads))
 
 
 def align(acts: DecoderActivations, alignment: Int[np.ndarray, " aligned"]) -> DecoderActivations:

@@ -211,7 +211,7 @@ def _groups(sweep: Prepared, method: str) -> Iterator[tuple[list[Chunk], int]]:
         some = [chunk for chunk in chunks if chunk.site == site]
         if not some:
             continue
-        rows = some[0].size * len(sweep.readout.positions.pos) * sweep.utterances
+        rows = some[0].size * sweep.readout.positions.count * sweep.utterances
         together = min(_ROWS_READ_TOGETHER, _room(sweep) // row_bytes(sweep.plan))
         most = max(1, together // rows) if method == "minimal" else 1
         n_groups = -(-len(some) // most)
@@ -286,7 +286,7 @@ def _propagate(sweep: Prepared, chunk: Chunk) -> Float[Array, "batch patch read 
 def _read_at_once(sweep: Prepared, patches: int) -> int:
     """Return the number of patches whose logits are held at once."""
     row = 4 * sweep.readout.clean_logits.dtype.itemsize * sweep.plan.config.d_vocab
-    fits = _room(sweep) // (row * len(sweep.readout.positions.pos) * sweep.utterances)
+    fits = _room(sweep) // (row * sweep.readout.positions.count * sweep.utterances)
     return max(1, min(patches, fits))
 
 

@@ -116,13 +116,14 @@ class Clips:
         return tuple(self.rows[0])
 
 
-def find_clips(source: str | Path | Iterable[Mapping[str, Any]]) -> Clips:
+def find_clips(source: str | Path | Iterable[Mapping[str, Any]], column: str = "path") -> Clips:
     """The clips of a manifest, or of rows such as a Hugging Face dataset's.
 
     Args:
         source: path of a manifest (see `read_manifest`), whose paths are relative to it; or rows:
             mappings with `audio`, which is `{"array", "sampling_rate"}`, `{"bytes"}` or a path, or
             with `path`. All other columns that hold single values are labels.
+        column: column that names the audio, if it is neither `audio` nor `path`.
 
     Returns:
         The clips; rows without a `path` have `row 0`, `row 1`, … for it.
@@ -133,7 +134,8 @@ def find_clips(source: str | Path | Iterable[Mapping[str, Any]]) -> Clips:
     if isinstance(source, str | Path):
         path = Path(source)
         rows = tuple(read_manifest(path))
-        return _clips(rows, lambda i: path.parent / rows[i]["path"])
+        check_column(rows[0], column)
+        return _clips(rows, lambda i: path.parent / rows[i][column])
     # A dataset decodes the audio of a row when asked for the row; what only streams has to be kept.
     indexed = hasattr(source, "__len__") and hasattr(source, "__getitem__")
     given: Any = source if indexed else list(source)
@@ -143,7 +145,14 @@ def find_clips(source: str | Path | Iterable[Mapping[str, Any]]) -> Clips:
     if not values:
         raise InputError("There are no clips: give at least one row.")
     named = [{"path": f"row {i}"} | row for i, row in enumerate(label_rows(values))]
-    return _clips(tuple(named), lambda i: _row_source(given[i], i))
+    return _clips(tuple(named), lambda i: _row_source(given[i], i, column))
+
+
+def check_column(row: Row, column: str) -> str:
+    """Return `column`; raise `InputError` if the table has no such column."""
+    if column not in row:
+        raise InputError(f"The clips have no column {column!r}: choose one of {', '.join(row)}.")
+    return column
 
 
 def _clips(rows: tuple[Row, ...], source: Callable[[int], AudioSource]) -> Clips:
@@ -179,8 +188,9 @@ def _read(source: AudioSource, origin: str) -> Float[np.ndarray, " samples"]:
             return as_audio(samples, rate, origin)
 
 
-def _row_source(row: Mapping[str, Any], number: int) -> AudioSource:
-    audio: Any = row.get("audio", row.get("path"))
+def _row_source(row: Mapping[str, Any], number: int, column: str) -> AudioSource:
+    known = row.get("audio", row.get("path")) if column == "path" else row.get(column)
+    audio: Any = known
     if isinstance(audio, Mapping) and audio.get("array") is None:
         if audio.get("bytes"):
             return bytes(audio["bytes"])
@@ -209,10 +219,7 @@ def choose(
     """
     where = where or {}
     for column in where:
-        if column not in clips.columns:
-            raise InputError(
-                f"The clips have no column {column!r}: choose one of {', '.join(clips.columns)}."
-            )
+        check_column(clips.rows[0], column)
     kept = [i for i, row in enumerate(clips.rows) if all(row[c] in where[c] for c in where)][:limit]
     if not kept:
         asked = ", ".join(f"{c}={' or '.join(v)}" for c, v in where.items())

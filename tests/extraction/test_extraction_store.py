@@ -120,12 +120,15 @@ def test_a_batch_cut_off_while_it_is_written_is_written_again(tiny32, rows, tmp_
     chunk = torn.path / "encoder.resid_post.mean" / "c" / "1" / "0" / "0"
     assert chunk.is_file()
     chunk.write_bytes(b"torn")
-    stray = torn.path / "frames" / "c" / "1.0123.partial"
+    stray, fresh = (torn.path / "frames" / "c" / f"1.{i}.partial" for i in range(2))
     stray.write_bytes(b"torn")
+    os.utime(stray, (0, 0))
+    fresh.write_bytes(b"another process writes this now")
     assert ji.open_activations(torn.path, incomplete=True).sizes["clip"] == 2
     ji.extract(tiny32, rows, torn.path, sites=SITES, options=ji.ExtractOptions(batch_size=2))
     assert_same(whole.path, torn.path)
     assert not stray.exists()
+    assert fresh.exists()
 
 
 def test_other_work_does_not_go_on_in_the_same_store(tiny32, rows, tmp_path):
@@ -162,9 +165,9 @@ def test_other_work_does_not_go_on_in_the_same_store(tiny32, rows, tmp_path):
     assert ji.open_activations(out).sizes["clip"] == 2
     (tmp_path / "notes").mkdir()
     for overwrite in (False, True):
-        with pytest.raises(ji.InputError, match="no activation store"):
+        with pytest.raises(ji.InputError, match="no store of an extraction"):
             ji.extract(tiny32, rows, tmp_path / "notes", sites=SITES, overwrite=overwrite)
-    with pytest.raises(ji.InputError, match="no activation store"):
+    with pytest.raises(ji.InputError, match="no store of an extraction"):
         ji.open_activations(tmp_path / "notes")
 
 

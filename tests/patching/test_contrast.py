@@ -9,7 +9,8 @@ import jaxasr_interp as ji
 from helpers.real import real_model
 from jaxasr_interp.generation.utterances import count_frames
 from jaxasr_interp.model.run import EncodedUtterance
-from jaxasr_interp.patching.contrast import METRICS, Contrast, ask_transcript, ask_word
+from jaxasr_interp.patching.contrast import Contrast, ask_transcript, ask_word
+from jaxasr_interp.patching.metric_names import METRICS
 
 TEXT = "The cat sat on the mat."
 

@@ -28,7 +28,7 @@ def propagate_states(
     bases: BaseRun,
     edits: Edit,
     cells: Cells,
-    reads: Int[Array, " read"],
+    reads: Int[Array, "batch read"],
     *,
     width: int,
 ) -> Float[Array, "batch patch read d_model"]:
@@ -39,17 +39,17 @@ def propagate_states(
         bases: the runs that are patched.
         edits: what the patches do at full strength, for each run.
         cells: the patches.
-        reads: positions that the metrics read.
+        reads: positions that the metrics read of each run.
         width: frames of the widest patch.
 
     Returns:
         For each run the last layer's `resid_post` at the positions that are read.
     """
 
-    def one(base: BaseRun, edit: Edit) -> Array:
+    def one(base: BaseRun, edit: Edit, reads: Array) -> Array:
         return _decode(decoder, base, _write(base, edit, cells, width), reads)
 
-    return jax.vmap(one)(bases, edits)
+    return jax.vmap(one)(bases, edits, reads)
 
 
 @pytree_dataclass

@@ -68,7 +68,7 @@ def propagate_rows(
     entries: Entry,
     entry: Int[Array, ""],
     packing: Packing,
-    reads: Int[Array, " read"],
+    reads: Int[Array, "batch read"],
 ) -> Float[Array, "batch patch read d_model"]:
     """Carry changed rows from the entry layer to the positions that are read.
 
@@ -78,16 +78,16 @@ def propagate_rows(
         entries: from `inject`, for each run.
         entry: the layer that the rows enter (the number of layers: past the last).
         packing: where they go.
-        reads: positions that the metrics read.
+        reads: positions that the metrics read of each run.
 
     Returns:
         For each run and patch the last layer's `resid_post` at the positions that are read.
     """
 
-    def one(base: BaseRun, entered: Entry) -> Array:
+    def one(base: BaseRun, entered: Entry, reads: Array) -> Array:
         return _propagate(decoder, base, entered, entry, packing, reads)
 
-    return jax.vmap(one)(bases, entries)
+    return jax.vmap(one)(bases, entries, reads)
 
 
 def _propagate(

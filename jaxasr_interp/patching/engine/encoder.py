@@ -26,7 +26,7 @@ def propagate_frames(
     entries: Entry,
     entry: Int[Array, ""],
     cells: Cells,
-    reads: Int[Array, " read"],
+    reads: Int[Array, "batch read"],
 ) -> Float[Array, "batch patch read d_model"]:
     """Carry changed frames through the encoder and decoder.
 
@@ -36,20 +36,20 @@ def propagate_frames(
         entries: from `inject`, for each run.
         entry: the layer that the frames enter (the number of layers: past the last).
         cells: the patches.
-        reads: positions that the metrics read.
+        reads: positions that the metrics read of each run.
 
     Returns:
         The decoder's last `resid_post` at the positions that are read.
     """
 
-    def one(base: BaseRun, entered: Entry) -> Array:
+    def one(base: BaseRun, entered: Entry, reads: Array) -> Array:
         def patch(rows: Entry, start: Array, stop: Array) -> Array:
             states = _encode(model.encoder, base, rows, entry, start, stop)
             return model.decoder.run(base.tokens, states).resid[reads]
 
         return jax.vmap(patch)(entered, cells.start, cells.stop)
 
-    return jax.vmap(one)(bases, entries)
+    return jax.vmap(one)(bases, entries, reads)
 
 
 def _encode(

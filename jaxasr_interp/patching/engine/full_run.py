@@ -14,7 +14,7 @@ from jaxasr_interp.model.edits import Edit
 from jaxasr_interp.model.sites import Stack
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.cells import Cells
-from jaxasr_interp.patching.engine.readout import MetricReadout, in_axes
+from jaxasr_interp.patching.engine.readout import MetricReadout
 from jaxasr_interp.patching.runs import BaseRun
 
 
@@ -36,7 +36,7 @@ def run_batched(
             lambda cell: run_patched(model, base, edit, cell, readout, stack=stack, site=site)
         )(cells)
 
-    return jax.vmap(one, (0, 0, in_axes(readouts)))(bases, edits, readouts)
+    return jax.vmap(one)(bases, edits, readouts)
 
 
 @functools.partial(jax.jit, static_argnames=("stack", "site"))

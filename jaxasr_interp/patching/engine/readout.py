@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxasr_interp.model.whisper import Decoder
 from jaxasr_interp.patching.metrics import Metric, MetricPositions
-from jaxasr_interp.pytree import pytree_dataclass, replace
+from jaxasr_interp.pytree import pytree_dataclass
 
 
 @pytree_dataclass
@@ -42,9 +42,7 @@ def evaluate_runs(
     readouts: MetricReadout, logits: Float[Array, "batch read d_vocab"]
 ) -> Float[Array, "batch metric"]:
     """The metrics of unpatched runs, each with metrics of its own."""
-    return jax.vmap(lambda readout, logits: readout(logits), (in_axes(readouts), 0))(
-        readouts, logits
-    )
+    return jax.vmap(lambda readout, logits: readout(logits))(readouts, logits)
 
 
 @functools.partial(jax.jit, static_argnames="batch_size")
@@ -81,11 +79,4 @@ def unembed_and_read(
             values = jax.lax.map(metrics_of, rows, batch_size=batch_size)
         return jnp.split(values, len(resid))
 
-    return jax.vmap(one, (0, in_axes(readouts)))(resid, readouts)
-
-
-def in_axes(readouts: MetricReadout) -> MetricReadout:
-    """Which parts of readouts have an axis for the runs: all but the positions."""
-    shared = jax.tree.map(lambda _: None, readouts.positions)
-    of_each = jax.tree.map(lambda _: 0, readouts.metrics)
-    return replace(readouts, metrics=of_each, positions=shared, clean_logits=0)
+    return jax.vmap(one)(resid, readouts)

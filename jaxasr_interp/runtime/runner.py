@@ -1,0 +1,142 @@
+"""Running long work unit by unit: what is done is skipped, and what comes next is read ahead.
+
+A unit is some rows of a store that are computed together. Its arrays are a function of the work and
+the unit alone, so units may run in any order, in any process, and again: the store is the same.
+"""
+
+import abc
+import collections
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from jaxtyping import Shaped
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.runtime.progress import Progress
+from jaxasr_interp.runtime.slot_store import SlotStore
+
+_AHEAD = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Rows of a store that are computed together.
+
+    Attributes:
+        rows: numbers of the rows.
+        size: amount of work, in the units of the progress that is shown.
+    """
+
+    rows: tuple[int, ...]
+    size: int = 1
+
+
+class Work[Loaded](abc.ABC):
+    """The computation of a store's units."""
+
+    @abc.abstractmethod
+    def load(self, unit: Unit) -> Loaded:
+        """Read the inputs of a unit; called in a thread, ahead of `run`."""
+
+    @abc.abstractmethod
+    def run(self, unit: Unit, loaded: Loaded) -> Mapping[str, Shaped[np.ndarray, "row ..."]]:
+        """Compute the arrays of a unit's rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of all units that one of several machines computes: every `count`-th from `number`.
+
+    Attributes:
+        number: number of the part, from 1.
+        count: number of parts.
+    """
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Share":
+        """Read `2/8`.
+
+        Raises:
+            InputError: it cannot be read, or there is no such part.
+        """
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise InputError(f"The shard {text!r} cannot be read: write 1/8 to 8/8.")
+        return cls(int(match[1]), int(match[2]))
+
+    def of(self, units: Sequence[Unit]) -> Sequence[Unit]:
+        """Choose the units of this part."""
+        return units[self.number - 1 :: self.count]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How work is run; no number depends on it.
+
+    Attributes:
+        share: the part of the units that this machine computes.
+        batch_size: number of questions that run together.
+        overwrite: replace existing stores.
+    """
+
+    share: Share = Share()
+    batch_size: int = 1
+    overwrite: bool = False
+
+
+def run_units[Loaded](
+    store: SlotStore,
+    units: Sequence[Unit],
+    work: Work[Loaded],
+    *,
+    phase: str,
+    on_progress: Progress | None = None,
+) -> None:
+    """Compute the units that are not done and write them to the store, one after the other.
+
+    Args:
+        store: the store.
+        units: the units to compute.
+        work: reads and computes a unit.
+        phase: what is counted, such as `"patches"`.
+        on_progress: called at the start and after each unit with the amount of work done, how much
+            there is, and `phase`.
+    """
+    total = sum(unit.size for unit in units)
+    is_done = store.done
+    missing = [unit for unit in units if not is_done[list(unit.rows)].all()]
+    done = total - sum(unit.size for unit in missing)
+    say: Callable[[int, int, str], None] = on_progress or (lambda done, total, phase: None)
+    say(done, total, phase)
+    for unit, loaded in _read_ahead(missing, work.load):
+        if not store.is_done(unit.rows):
+            store.write(unit.rows, work.run(unit, loaded))
+        done += unit.size
+        say(done, total, phase)
+    store.tidy()
+
+
+def _read_ahead[Loaded](
+    units: Sequence[Unit], load: Callable[[Unit], Loaded]
+) -> Iterator[tuple[Unit, Loaded]]:
+    """Yield units with their inputs in order; a thread reads the next ones meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: collections.deque[tuple[Unit, Future[Loaded]]] = collections.deque()
+        try:
+            for unit in units:
+                waiting.append((unit, pool.submit(load, unit)))
+                if len(waiting) > _AHEAD:
+                    ahead, loaded = waiting.popleft()
+                    yield ahead, loaded.result()
+            while waiting:
+                ahead, loaded = waiting.popleft()
+                yield ahead, loaded.result()
+        finally:
+            for _, loaded in waiting:
+                loaded.cancel()

@@ -1,0 +1,230 @@
+"""A Zarr group with one slot for each row of a table, filled unit by unit.
+
+Units of work write their rows' slots in any order, and several processes may write one store. A
+row's `done` is written after its other values, and every chunk is written atomically, so that
+interrupted work resumes with the units that are not done. Two processes that compute one unit write
+the same bytes. Every byte is checked when it is read (`runtime.checked`).
+"""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from jaxtyping import Bool, Shaped
+
+from jaxasr_interp.errors import InputError
+from jaxasr_interp.runtime.identity import check_identity
+from jaxasr_interp.runtime.store import reserve
+
+if TYPE_CHECKING:
+    import zarr
+
+_LARGEST_CHUNK = 1 << 25
+_SECONDS_TO_WRITE = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Variable:
+    """An array of the store.
+
+    Attributes:
+        axes: names of the axes after the rows' axis.
+        shape: sizes of these axes.
+        dtype: dtype of the values; `"T"` for text.
+    """
+
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The arrays of a store.
+
+    Attributes:
+        kind: kind of work whose results it holds, such as `"extraction"`.
+        rows: number of rows.
+        rows_per_chunk: number of rows that share a chunk; no two units write one chunk.
+        variables: arrays that the units write.
+        known: arrays that are written when the store is made, with the names of their axes.
+        attributes: attributes of the store.
+    """
+
+    kind: str
+    rows: int
+    rows_per_chunk: int
+    variables: Mapping[str, Variable]
+    known: Mapping[str, tuple[tuple[str, ...], Shaped[np.ndarray, "..."]]]
+    attributes: Mapping[str, Any]
+
+
+class SlotStore:
+    """A store that is being filled; see `open_slots`.
+
+    Args:
+        path: path of the store.
+    """
+
+    def __init__(self, path: Path):
+        import zarr
+
+        from jaxasr_interp.runtime.checked import CheckedStore
+
+        self.path = path
+        self._group = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
+        self._checked = zarr.open_group(CheckedStore(path, read_only=True), mode="r")
+
+    @property
+    def done(self) -> Bool[np.ndarray, " row"]:
+        """Whether each row is done."""
+        return self.read("done")
+
+    @property
+    def problems(self) -> list[tuple[str, str]]:
+        """Path of every clip that was left out, and the reason."""
+        paths, problems = self.read("path"), self.read("problem")
+        left_out = np.flatnonzero(problems != "")
+        return [(str(paths[i]), str(problems[i])) for i in left_out]
+
+    def read(self, name: str) -> Shaped[np.ndarray, "..."]:
+        """Read an array."""
+        return np.asarray(cast("zarr.Array", self._checked[name])[...])
+
+    def is_done(self, rows: Sequence[int]) -> bool:
+        """Tell whether some rows are done by now; another process may have written them."""
+        done = cast("zarr.Array", self._checked["done"])
+        return all(np.all(done[start:stop]) for start, stop in _runs(rows))
+
+    def write(
+        self, rows: Sequence[int], arrays: Mapping[str, Shaped[np.ndarray, "row ..."]]
+    ) -> None:
+        """Fill the slots of some rows, and then mark them as done.
+
+        Args:
+            rows: numbers of the rows.
+            arrays: values of the rows in the same order; further values are left out.
+        """
+        import zarr
+
+        # Empty chunks are written too, so that a missing chunk is known to be lost.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            for name, values in {**arrays, "done": np.ones(len(rows), bool)}.items():
+                array, first = cast("zarr.Array", self._group[name]), 0
+                for start, stop in _runs(rows):
+                    array[start:stop] = values[first : first + stop - start]
+                    first += stop - start
+
+    def tidy(self) -> None:
+        """Remove files that processes which were killed have left half-written."""
+        for torn in self.path.rglob("*.partial"):
+            if time.time() - torn.stat().st_mtime > _SECONDS_TO_WRITE:
+                torn.unlink(missing_ok=True)
+
+
+def open_slots(
+    path: Path, layout: Layout, identity: Mapping[str, str], *, overwrite: bool = False
+) -> SlotStore:
+    """Make a store, or open the one of the same work.
+
+    Args:
+        path: path of the store.
+        layout: its arrays.
+        identity: hashes of everything that the numbers depend on.
+        overwrite: replace an existing store.
+
+    Raises:
+        InputError: `path` holds the store of other work, or no such store.
+    """
+    if path.exists() and not overwrite:
+        check_identity(path, read_identity(path, layout.kind), identity, layout.kind)
+        return SlotStore(path)
+    if path.exists() and not _holds(path, layout.kind):
+        raise InputError(f"{path} is no store of {_a(layout.kind)}: choose another --out.")
+    reserve(path, overwrite)
+    fresh = path.with_name(f".{path.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    _make(fresh, layout, identity)
+    if path.exists():
+        shutil.rmtree(path)
+    fresh.rename(path)
+    return SlotStore(path)
+
+
+def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
+    """Group consecutive numbers, in the order in which they come, into `(start, stop)`."""
+    runs: list[tuple[int, int]] = []
+    for row in rows:
+        if runs and runs[-1][1] == row:
+            runs[-1] = runs[-1][0], row + 1
+        else:
+            runs.append((row, row + 1))
+    return runs
+
+
+def read_identity(path: Path, kind: str) -> dict[str, str]:
+    """Read the hashes of everything that the numbers of a store depend on.
+
+    Raises:
+        InputError: `path` holds no store of this kind of work, or a damaged one.
+    """
+    from jaxasr_interp.runtime.checked import read_attributes
+
+    if not _holds(path, kind):
+        raise InputError(f"{path} is no store of {_a(kind)}.")
+    return json.loads(read_attributes(path)[kind])
+
+
+def _holds(path: Path, kind: str) -> bool:
+    """Tell whether `path` holds a store of this kind of work, finished or not."""
+    try:
+        return f'"{kind}"'.encode() in (path / "zarr.json").read_bytes()
+    except OSError:
+        return False
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+
+
+def _make(path: Path, layout: Layout, identity: Mapping[str, str]) -> None:
+    import zarr
+
+    from jaxasr_interp.runtime.checked import codecs, seal, unsealed
+
+    kept = {layout.kind: json.dumps(identity)}
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        group = zarr.create_group(
+            path, zarr_format=3, attributes={**layout.attributes, **kept, **unsealed()}
+        )
+        for name, (axes, data) in layout.known.items():
+            group.create_array(name, data=data, dimension_names=axes, compressors=codecs())
+        for name, variable in {**layout.variables, "done": Variable((), (), "bool")}.items():
+            array = group.create_array(
+                name,
+                shape=(layout.rows, *variable.shape),
+                chunks=_chunks(min(layout.rows_per_chunk, layout.rows), variable),
+                dtype=np.dtypes.StringDType() if variable.dtype == "T" else variable.dtype,
+                fill_value=_EMPTY[np.dtype(variable.dtype).kind],
+                dimension_names=("clip", *variable.axes),
+                compressors=codecs(),
+            )
+            if name == "done":
+                array[...] = False
+    seal(path)
+
+
+_EMPTY = {"f": np.nan, "i": 0, "b": False, "T": ""}
+
+
+def _chunks(n_rows: int, variable: Variable) -> tuple[int, ...]:
+    """Return the chunk shape: some rows, in single layers if all would be too large."""
+    if variable.dtype == "T" or variable.axes[:1] != ("layer",):
+        return (n_rows, *variable.shape)
+    whole = n_rows * int(np.prod(variable.shape)) * np.dtype(variable.dtype).itemsize
+    return (n_rows, variable.shape[0] if whole <= _LARGEST_CHUNK else 1, *variable.shape[1:])
