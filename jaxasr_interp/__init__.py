@@ -48,8 +48,11 @@ from jaxasr_interp.model.run import DecoderRun, EncodedUtterance, EncoderRun, de
 from jaxasr_interp.model.sites import SITES, DecoderActivations, EncoderActivations
 from jaxasr_interp.model.whisper import Run, Whisper
 from jaxasr_interp.patching import metrics
+from jaxasr_interp.patching.aggregate import Resampling, aggregate
 from jaxasr_interp.patching.attribution import AttributionOptions, attribution_patching
 from jaxasr_interp.patching.comparison import Agreement, agreement, verify_top
+from jaxasr_interp.patching.dataset import DatasetSweep, sweep_dataset
+from jaxasr_interp.patching.dataset_options import DatasetOptions
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.planning import PlanOptions, plan_sweep
 from jaxasr_interp.patching.result import SweepResult
@@ -69,6 +72,7 @@ from jaxasr_interp.probes import (
     score_probes,
 )
 from jaxasr_interp.runtime.compilation_cache import keep_compiled_programs
+from jaxasr_interp.runtime.runner import RunOptions, Share
 from jaxasr_interp.runtime.store import open_dataset
 from jaxasr_interp.similarity.cka import Similarity, cka
 from jaxasr_interp.similarity.spectrum import Spectrum, spectrum
@@ -88,6 +92,8 @@ __all__ = [
     "AudioWarning",
     "Choice",
     "Clip",
+    "DatasetOptions",
+    "DatasetSweep",
     "DecoderActivations",
     "DecoderRun",
     "DirectLogitAttribution",
@@ -112,9 +118,12 @@ __all__ = [
     "PlanOptions",
     "ProbeReport",
     "Probes",
+    "Resampling",
     "Run",
+    "RunOptions",
     "Scale",
     "Several",
+    "Share",
     "Similarity",
     "Spectrum",
     "SweepOptions",
@@ -134,6 +143,7 @@ __all__ = [
     "ablation_sweep",
     "activation_patching",
     "activation_patching_batch",
+    "aggregate",
     "agreement",
     "align_words",
     "attribution_patching",
@@ -171,6 +181,7 @@ __all__ = [
     "save_probes",
     "score_probes",
     "spectrum",
+    "sweep_dataset",
     "train_tuned_lens",
     "transcribe",
     "transcribe_batch",

@@ -14,6 +14,7 @@ from jaxasr_interp._version import __version__
 from jaxasr_interp.checkpoint.listing import list_models
 from jaxasr_interp.cli.ablate import ablate
 from jaxasr_interp.cli.ablate_text import ablate_text
+from jaxasr_interp.cli.aggregate import aggregate_command
 from jaxasr_interp.cli.attribution import attribution
 from jaxasr_interp.cli.demo import run_demo
 from jaxasr_interp.cli.encoder_lens import encoder_lens
@@ -26,6 +27,7 @@ from jaxasr_interp.cli.probe import probe
 from jaxasr_interp.cli.reading import transcribe
 from jaxasr_interp.cli.similarity import similarity
 from jaxasr_interp.cli.study import study
+from jaxasr_interp.cli.sweep import sweep
 from jaxasr_interp.cli.tuned_lens import tuned_lens
 from jaxasr_interp.cli.verify import verify
 from jaxasr_interp.errors import InputError
@@ -52,6 +54,8 @@ for name, command in {
     "encoder-lens": encoder_lens,
     "patch": patch,
     "attribution": attribution,
+    "sweep": sweep,
+    "aggregate": aggregate_command,
     "ablate": ablate,
     "ablate-text": ablate_text,
     "extract": extract_command,

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,9 +14,10 @@ from jaxasr_interp.cli.options import (
     LanguageOption,
     ModelOption,
     OverwriteOption,
+    WhereOption,
+    parse_where,
 )
 from jaxasr_interp.cli.output import print_json, progress, say
-from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.extract import DEFAULT_SITES, ExtractOptions, extract
 from jaxasr_interp.runtime.store import open_dataset
 from jaxasr_interp.speech.texts import OWN
@@ -40,13 +40,7 @@ def extract_command(
             "word=COLUMN, every=K, all."
         ),
     ] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="COLUMN=VALUE, such as kind=gender: extract only these clips; repeatable. A clip "
-            "must match every column, by one of its values."
-        ),
-    ] = None,
+    where: WhereOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Number of clips to take.")] = None,
     snr: Annotated[
         list[float] | None,
@@ -82,7 +76,7 @@ def extract_command(
     xarray.open_zarr(path, consolidated=False).
     """
     options = ExtractOptions(
-        where=_read_where(where or []),
+        where=parse_where(where or []),
         limit=limit,
         snr=snr or (),
         text=text,
@@ -119,13 +113,3 @@ def _texts_given(path: Path) -> dict[str, int]:
     if "decoder_text_source" not in dataset:
         return {}
     return collections.Counter(source for source in dataset.decoder_text_source.values if source)
-
-
-def _read_where(conditions: Sequence[str]) -> dict[str, list[str]]:
-    chosen: dict[str, list[str]] = {}
-    for condition in conditions:
-        column, equals, value = condition.partition("=")
-        if not equals:
-            raise InputError(f"The condition {condition!r} cannot be read: write COLUMN=VALUE.")
-        chosen.setdefault(column, []).append(value)
-    return chosen

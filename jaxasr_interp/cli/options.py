@@ -62,6 +62,13 @@ ResumeOption = Annotated[
     bool,
     typer.Option("--resume", help="Keep what is computed in --out, and resume from it."),
 ]
+WhereOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="COLUMN=VALUE, such as kind=gender: take only these clips; repeatable. A clip must "
+        "match every column, by one of its values."
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of the noise.")]
 
 EditsOption = Annotated[
@@ -112,3 +119,18 @@ def parse_memory(text: str | None) -> int | None:
     if match is None or (match[3] and not match[2]):
         raise InputError(f"The memory {text!r} cannot be read: write it as 500MB or 2GB.")
     return int(float(match[1]) * (_BINARY if match[3] else _BYTES)[match[2]])
+
+
+def parse_where(conditions: Sequence[str]) -> dict[str, list[str]]:
+    """Read conditions `COLUMN=VALUE` as the values allowed in each column.
+
+    Raises:
+        InputError: a condition cannot be read.
+    """
+    chosen: dict[str, list[str]] = {}
+    for condition in conditions:
+        column, equals, value = condition.partition("=")
+        if not equals:
+            raise InputError(f"The condition {condition!r} cannot be read: write COLUMN=VALUE.")
+        chosen.setdefault(column, []).append(value)
+    return chosen

@@ -14,7 +14,7 @@ from jaxasr_interp.patching.dataset_layout import dataset_layout
 from jaxasr_interp.patching.dataset_options import DatasetOptions
 from jaxasr_interp.patching.dataset_work import DatasetWork, Grids
 from jaxasr_interp.patching.planning import PlanOptions
-from jaxasr_interp.patching.questions import COLUMN, Question, ask_words
+from jaxasr_interp.patching.questions import COLUMN, NoQuestionsError, Question, ask_words
 from jaxasr_interp.patching.swept_sites import SweptSites
 from jaxasr_interp.runtime.identity import identify
 from jaxasr_interp.runtime.progress import Progress
@@ -101,8 +101,7 @@ def sweep_dataset(
     texts = _find_texts(out / "texts.zarr", text_work, identity, run, on_progress)
     questions, problems = _ask(model, table, texts, options.word)
     if not questions:
-        path, why = problems[0]
-        raise InputError(f"None of the {len(problems)} clips can be swept; {path}: {why}")
+        raise NoQuestionsError(problems)
     grids = Grids(model, swept, plan, tuple(options.metrics))
     work = DatasetWork(grids, pairs, tuple(questions), options.direction, run.batch_size)
     store = open_slots(

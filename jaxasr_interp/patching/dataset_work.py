@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.model.run import EncodedUtterance, decode, encode, with_encoded
+from jaxasr_interp.model.run import EncodedUtterance, EncoderRun, decode, encode, with_encoded
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.contrast import most_probable_other
 from jaxasr_interp.patching.inputs import SweepInputs, prepare
@@ -105,6 +105,7 @@ class DatasetWork(Work[Loaded]):
         questions: the questions, one a row of the store.
         direction: which run is patched with which.
         batch_size: number of questions that run together.
+        encoded: encoder runs of the last unit's clips, for the next question of a clip.
     """
 
     grids: Grids
@@ -112,6 +113,9 @@ class DatasetWork(Work[Loaded]):
     questions: tuple[Question, ...]
     direction: str
     batch_size: int
+    encoded: dict[tuple[int, int], tuple[Array, EncoderRun]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @property
     def model(self) -> Whisper:
@@ -196,6 +200,9 @@ class DatasetWork(Work[Loaded]):
     def _sweep(self, questions: Sequence[Question], mels: Loaded) -> dict[str, np.ndarray]:
         """Sweep questions of one shape together."""
         plan = self.grids.plan(self.grids.shape(questions[0]))
+        clips = {question.clip for question in questions}
+        for known in [key for key in self.encoded if key[0] not in clips]:
+            del self.encoded[known]
         pairs = [
             self._utterances(question, mel, plan.n_tokens)
             for question, mel in zip(questions, mels, strict=True)
@@ -227,17 +234,19 @@ class DatasetWork(Work[Loaded]):
         """Make both runs, padded to the plan's number of tokens."""
         tokens = question.tokens
         padded = jnp.asarray([*tokens, *tokens[-1:] * (n_tokens - len(tokens))], jnp.int32)
-        sites = kept_sites(self.grids.sites.stack, frozenset(self.grids.sites.names)).encoder
         clean, corrupted = (
-            self._encoded(mel, padded, len(question.text.prompt), sites) for mel in mels
+            with_encoded(self.model, Utterance(mel, padded, len(question.text.prompt)), run)
+            for mel, run in (self._encode((question.clip, i), mel) for i, mel in enumerate(mels))
         )
         return clean, corrupted
 
-    def _encoded(
-        self, mel: Mel, tokens: Array, prompt: int, sites: frozenset[str]
-    ) -> EncodedUtterance:
-        utterance = Utterance(jnp.asarray(mel), tokens, prompt)
-        return with_encoded(self.model, utterance, encode(self.model, utterance.mel, sites=sites))
+    def _encode(self, key: tuple[int, int], mel: Mel) -> tuple[Array, EncoderRun]:
+        """Encode a clip, unless the question before was about it too."""
+        if key not in self.encoded:
+            sites = kept_sites(self.grids.sites.stack, frozenset(self.grids.sites.names)).encoder
+            array = jnp.asarray(mel)
+            self.encoded[key] = array, encode(self.model, array, sites=sites)
+        return self.encoded[key]
 
     def _metrics(self, question: Question, reference: EncodedUtterance) -> list[Metric]:
         """Make the metrics of a question; a logit difference looks at the reference run first."""

@@ -1,6 +1,7 @@
 """What the runs of a data-set sweep are asked: words of each clip's transcript."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.patching.clip_texts import ClipText
@@ -8,6 +9,20 @@ from jaxasr_interp.patching.contrast import position_of_word
 from jaxasr_interp.speech.clips import Row
 from jaxasr_interp.speech.positions import words_of
 from jaxasr_interp.speech.tokenizer import Tokenizer
+
+
+class NoQuestionsError(InputError):
+    """No clip of a data set can be swept.
+
+    Attributes:
+        problems: path of every clip, and why it cannot.
+    """
+
+    def __init__(self, problems: Sequence[tuple[str, str]]):
+        self.problems = tuple(problems)
+        path, why = self.problems[0]
+        super().__init__(f"None of the {len(problems)} clips can be swept; {path}: {why}")
+
 
 LAST, EACH, COLUMN = "last", "each", "column:"
 

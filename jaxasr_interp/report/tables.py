@@ -12,6 +12,7 @@ from jaxasr_interp.ablation.result import TextSweep
 from jaxasr_interp.generation.word_times import Word
 from jaxasr_interp.lens.direct import DirectLogitAttribution
 from jaxasr_interp.lens.logit import LogitLens
+from jaxasr_interp.patching.aggregate import top_cells
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.probes import ProbeReport
 from jaxasr_interp.report.plots import Quantity, axis_labels
@@ -190,6 +191,26 @@ def text_sweep_table(swept: TextSweep) -> Group:
             row.append(f"{100 * interval.estimate:.1f}% ({low:.1f}-{high:.1f})")
         table.add_row(*row)
     return Group("texts under each edit (word error rates; against the transcript with 95%)", table)
+
+
+def aggregate_table(summary: "xarray.Dataset", most: int) -> Group:
+    """List the cells of a data-set sweep's summary that recover most, with their intervals."""
+    table = Table()
+    axes = [str(axis) for axis in summary["mean"].dims]
+    for axis in axes:
+        right = axis in ("layer", "alpha")
+        table.add_column(axis, justify="right" if right else "left", overflow="fold")
+    for name in ("recovered", f"{100 * summary.attrs['level']:g}% interval", "questions"):
+        table.add_column(name, justify="right")
+    for cell in top_cells(summary, most):
+        interval = f"{100 * cell['low']:.1f} to {100 * cell['high']:.1f}%"
+        table.add_row(
+            *(_plain(str(cell[axis])) for axis in axes),
+            f"{100 * cell['mean']:.1f}%",
+            interval,
+            str(cell["questions"]),
+        )
+    return Group(f"mean recovered {summary.attrs['metric']} over questions", table)
 
 
 def probe_table(name: str, report: ProbeReport) -> Group:

@@ -1,6 +1,7 @@
 """Pictures of results, with layers from bottom to top and tokens or time from left to right."""
 
 from jaxasr_interp.report.plots.ablation import plot_ablation
+from jaxasr_interp.report.plots.aggregate import plot_aggregate
 from jaxasr_interp.report.plots.attention import plot_attention
 from jaxasr_interp.report.plots.attribution import plot_attribution, plot_attribution_heads
 from jaxasr_interp.report.plots.canvas import axis_labels
@@ -17,6 +18,7 @@ __all__ = [
     "axis_labels",
     "change",
     "plot_ablation",
+    "plot_aggregate",
     "plot_attention",
     "plot_attribution",
     "plot_attribution_heads",

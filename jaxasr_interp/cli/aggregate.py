@@ -1,0 +1,56 @@
+"""The command `aggregate`: the mean of a data-set sweep over its clips, with intervals."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxasr_interp.cli.options import JsonOption, OverwriteOption, SeedOption
+from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.patching.aggregate import Resampling, aggregate, top_cells
+from jaxasr_interp.report.plots import plot_aggregate
+from jaxasr_interp.report.tables import aggregate_table
+from jaxasr_interp.runtime.store import reserve, write_dataset
+
+
+def aggregate_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of `sweep`.")],
+    metric: Annotated[
+        str | None, typer.Option(help="Metric of the sweep; by default the first.")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Column of the table: average the clips of each of its values apart."),
+    ] = None,
+    unit: Annotated[
+        str,
+        typer.Option(help="What is resampled: clip, or a column such as speaker."),
+    ] = "clip",
+    level: Annotated[float, typer.Option(help="Probability of the intervals.")] = 0.95,
+    resamples: Annotated[int, typer.Option(min=1, help="Number of resamples.")] = 1000,
+    seed: SeedOption = 0,
+    top: Annotated[int, typer.Option(min=1, help="Number of components to list.")] = 10,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the summary; by default FOLDER.")
+    ] = None,
+    as_json: JsonOption = False,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Average what patches recover over all clips, for every component, layer and position group.
+
+    Positions are grouped around the word that is asked for: the prompt, the text, and the token
+    before the word; or the time before, in and after the word. Needs no model.
+    """
+    target = folder if out is None else out
+    name = "aggregate" + "".join(f"_{part}" for part in (metric, by) if part)
+    store = target / f"{name}.zarr"
+    reserve(store, overwrite)
+    resampling = Resampling(unit, level, resamples, seed)
+    summary = aggregate(folder, metric=metric, by=by, resampling=resampling)
+    write_dataset(summary, store, overwrite=overwrite)
+    picture = plot_aggregate(summary, str(folder), target / f"{name}.png")
+    if as_json:
+        print_json({"top": top_cells(summary, top), "path": str(store)})
+        return
+    console.print(aggregate_table(summary, top))
+    print(f"wrote {store} and {picture}")

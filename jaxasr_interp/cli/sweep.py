@@ -1,0 +1,112 @@
+"""The command `sweep`: patching sweeps over all clips of a table."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxasr_interp.checkpoint.load import load_model
+from jaxasr_interp.cli import options
+from jaxasr_interp.cli.output import print_json, progress, say
+from jaxasr_interp.cli.selection import Selection
+from jaxasr_interp.patching.dataset import DatasetSweep, sweep_dataset
+from jaxasr_interp.patching.dataset_options import DatasetOptions
+from jaxasr_interp.patching.questions import NoQuestionsError
+from jaxasr_interp.runtime.runner import RunOptions, Share
+
+
+def sweep(
+    clips: Annotated[
+        Path,
+        typer.Argument(help="A .tsv (tab-separated, no quoting) or .jsonl with a column path."),
+    ],
+    model: options.ModelOption = "tiny.en",
+    dtype: options.DtypeOption = None,
+    language: options.LanguageOption = None,
+    reference: Annotated[
+        str, typer.Option(help="Audio of the corrupted runs: noise, silence or column:NAME.")
+    ] = "noise",
+    text: Annotated[
+        str, typer.Option(help="Transcript: own for the model's own, or a column of texts.")
+    ] = "own",
+    word: Annotated[
+        str, typer.Option(help="Word that is asked for: last, each or column:NAME.")
+    ] = "last",
+    site: options.SweptSiteOption = None,
+    window: options.WindowOption = None,
+    alpha: options.AlphaOption = "1",
+    direction: options.DirectionOption = "clean_to_corrupted",
+    metric: options.MetricOption = None,
+    memory: options.MemoryOption = None,
+    where: options.WhereOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of clips to take.")] = None,
+    seed: options.SeedOption = 0,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Compute one part of all units, such as 2/8; all parts share --out."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the stores.")] = Path("runs/sweep"),
+    as_json: options.JsonOption = False,
+    overwrite: options.OverwriteOption = False,
+) -> None:
+    """Sweep all clips of a table: every component, layer and position, for every word asked for.
+
+    The clean run of a clip is compared with a run that hears its reference, and both take the
+    transcript before the word. The same command goes on where it was cut off. A clip that cannot be
+    swept is left out and named at the end. `aggregate` summarises the store.
+    """
+    cells = Selection.read(
+        site or ("decoder.resid_pre",), positions=None, window=window, alpha=alpha, memory=memory
+    )
+    chosen = DatasetOptions(
+        reference=reference,
+        word=word,
+        text=text,
+        language=language,
+        metrics=metric or DatasetOptions.metrics,
+        direction=direction,
+        seed=seed,
+        where=options.parse_where(where or []),
+        limit=limit,
+    )
+    run = RunOptions(Share() if shard is None else Share.parse(shard), overwrite=overwrite)
+    whisper = load_model(model, dtype)
+    try:
+        with progress() as on_progress:
+            swept = sweep_dataset(
+                whisper,
+                clips,
+                out,
+                sites=site or ("decoder.resid_pre",),
+                options=chosen,
+                plan=cells.options,
+                run=run,
+                on_progress=on_progress,
+            )
+    except NoQuestionsError as error:
+        _say_left_out(error.problems)
+        say("no clip is left to sweep")
+        raise typer.Exit(1) from None
+    _say_left_out(swept.problems)
+    if as_json:
+        print_json(dataclasses.asdict(swept) | {"path": str(swept.path)})
+        return
+    print(_summary(swept))
+
+
+def _summary(swept: DatasetSweep) -> str:
+    if swept.done < swept.questions:
+        return (
+            f"{swept.path}: {swept.done} of {swept.questions} questions are done; other shards "
+            "compute the rest"
+        )
+    return (
+        f"wrote {swept.path}: {swept.questions} questions\n"
+        f"summarise it with: jaxasr-interp aggregate {swept.path.parent}"
+    )
+
+
+def _say_left_out(problems: tuple[tuple[str, str], ...]) -> None:
+    for path, problem in problems:
+        say(f"left out: {path}: {problem}")
