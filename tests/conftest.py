@@ -20,10 +20,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook("jaxasr_interp", "beartype.beartype")
 
-# Test modules, and the processes that they start, share the programs that take long to compile.
-_PROGRAMS = tempfile.TemporaryDirectory(prefix="programs-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _PROGRAMS.name
-jax.config.update("jax_compilation_cache_dir", _PROGRAMS.name)
+# The processes that run tests, and those that tests start, share the programs that take long to
+# compile.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _PROGRAMS = tempfile.TemporaryDirectory(prefix="programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _PROGRAMS.name
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 # Behind the hook and the rewriting: neither reaches what is imported before.

@@ -92,7 +92,8 @@ def aggregate(
     names = [str(name) for name in dataset.metric.values]
     if metric is not None and metric not in names:
         raise InputError(f"The sweep has no metric {metric!r}: choose one of {', '.join(names)}.")
-    fine = np.flatnonzero(dataset.done.values & (dataset.problem.values == ""))
+    done = np.flatnonzero(dataset.done.values)
+    fine = done[dataset.problem.isel(clip=done).values == ""]
     if not len(fine):
         raise InputError(f"No clip of {path} is done yet: run the sweep first.")
     dataset = dataset.isel(clip=fine, metric=names.index(metric or names[0]))
@@ -164,7 +165,9 @@ def _group_means(
     means = []
     for start in range(0, dataset.sizes["clip"], _AT_ONCE):
         some = dataset.isel(clip=slice(start, start + _AT_ONCE))
-        shares = recovered(some.patched.values, some.clean.values, some.corrupted.values)
+        shares = recovered(
+            some.patched.values, some.clean_metric.values, some.corrupted_metric.values
+        )
         for share, own in zip(shares, inside[start : start + _AT_ONCE], strict=True):
             counts = own & np.isfinite(share)[..., None, :]
             total = np.where(counts, share[..., None, :], 0).sum(-1)

@@ -66,10 +66,10 @@ def sweep_dataset(
 
     `out` becomes a folder with two Zarr stores. `texts.zarr` holds each clip's tokens. `sweep.zarr`
     has one slot for each question along the axis `clip`: `patched` [clip, metric, (alpha),
-    component, (layer), pos], `clean` and `corrupted` [clip, metric], `length` (number of positions;
-    later ones are NaN), `prompt` (number of tokens of the prompt), `word`, the columns of the
-    table, and the text of each position (`token`, or `heard` and `seconds` where positions are
-    frames). `aggregate` summarises it.
+    component, (layer), pos], `clean_metric` and `corrupted_metric` [clip, metric], `length` (number
+    of positions; later ones are NaN), `prompt` (number of tokens of the prompt), `asked_word`, the
+    columns of the table, and the text of each position (`token`, or `heard` and `seconds` where
+    positions are frames). `aggregate` summarises it.
 
     The same call goes on where an interrupted one was cut off, if model, clips, audio and settings
     have not changed (`runtime.identity`).

@@ -145,8 +145,8 @@ class DatasetWork(Work[Loaded]):
         baseline = Variable(("metric",), (len(self.grids.metrics),), dtype)
         return {
             "patched": patched,
-            "clean": baseline,
-            "corrupted": baseline,
+            "clean_metric": baseline,
+            "corrupted_metric": baseline,
             "problem": Variable((), (), "T"),
         }
 
@@ -224,8 +224,8 @@ class DatasetWork(Work[Loaded]):
             row[..., :n] = result.patched.reshape(*shape[:-1], -1)[..., :n]
         return {
             "patched": patched,
-            "clean": np.stack([result.clean for result in results]),
-            "corrupted": np.stack([result.corrupted for result in results]),
+            "clean_metric": np.stack([result.clean for result in results]),
+            "corrupted_metric": np.stack([result.corrupted for result in results]),
         }
 
     def _utterances(

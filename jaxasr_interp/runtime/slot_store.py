@@ -88,9 +88,10 @@ class SlotStore:
     @property
     def problems(self) -> list[tuple[str, str]]:
         """Path of every clip that was left out, and the reason."""
-        paths, problems = self.read("path"), self.read("problem")
-        left_out = np.flatnonzero(problems != "")
-        return [(str(paths[i]), str(problems[i])) for i in left_out]
+        paths, done = self.read("path"), np.flatnonzero(self.done)
+        array = cast("zarr.Array", self._checked["problem"])
+        problems = np.asarray(array.oindex[(done,)]).tolist() if len(done) else []
+        return [(str(paths[i]), str(why)) for i, why in zip(done, problems, strict=True) if why]
 
     def read(self, name: str) -> Shaped[np.ndarray, "..."]:
         """Read an array."""

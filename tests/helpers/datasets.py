@@ -1,0 +1,41 @@
+"""A folder with the tiny model and a table of short clips whose texts differ in length."""
+
+import shutil
+
+import soundfile
+
+from helpers.files import sound, write_table
+from helpers.golden import GOLDEN
+
+TEXTS = ("ab", "a bc", "ab c d", "abc de", "b", "c dd", "ad", "a b c")
+
+
+def make_folder(folder, tokenizer, texts=TEXTS):
+    """Write the model, `clips.tsv` and its audio to a folder."""
+    shutil.copytree(GOLDEN / "tiny_random", folder / "model")
+    shutil.copy(tokenizer.path, folder / "model" / "tokenizer.json")
+    rows = []
+    for i, text in enumerate(texts):
+        for name, seed in ((f"{i}.wav", i), (f"{i}_other.wav", 100 + i)):
+            soundfile.write(folder / name, sound(seed, 700 + 90 * i), 16000, subtype="FLOAT")
+        words = text.split()
+        rows.append(
+            {
+                "path": f"{i}.wav",
+                "text": text,
+                "lang": "en",
+                "corrupted": f"{i}_other.wav",
+                "asked": words[0],
+                "speaker": ["even", "odd"][i % 2],
+            }
+        )
+    write_table(folder / "clips.tsv", rows)
+    return folder
+
+
+def assert_same_files(one, other):
+    """Two stores hold the same bytes."""
+    files = [sorted(p.relative_to(x) for p in x.rglob("*") if p.is_file()) for x in (one, other)]
+    assert files[0] == files[1]
+    for name in files[0]:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name

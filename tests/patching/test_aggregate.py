@@ -1,0 +1,128 @@
+"""Summaries of data-set sweeps: against means by hand, and intervals against a closed form."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import xarray
+
+import jaxasr_interp as ji
+from helpers.datasets import make_folder
+from helpers.files import PNG
+from jaxasr_interp.patching.aggregate import _averages, top_cells
+from jaxasr_interp.patching.metrics import recovered
+
+OPTIONS = ji.DatasetOptions(
+    text="text", reference="column:corrupted", word="each", metrics=("log_prob", "kl")
+)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, tiny_tokenizer):
+    folder = make_folder(tmp_path_factory.mktemp("dataset"), tiny_tokenizer)
+    model = ji.load_model(folder / "model")
+    out = folder / "out"
+    ji.sweep_dataset(
+        model,
+        folder / "clips.tsv",
+        out,
+        sites=["decoder.resid_pre", "decoder.mlp_out"],
+        options=OPTIONS,
+    )
+    return out
+
+
+def test_means_are_those_by_hand(swept):
+    summary = ji.aggregate(swept, metric="kl")
+    dataset = ji.open_dataset(swept / "sweep.zarr")
+    for group, name in enumerate(("prompt", "text", "last")):
+        means = []
+        for i in range(dataset.sizes["clip"]):
+            one = dataset.isel(clip=i)
+            share = recovered(
+                one.patched.values[1][None],
+                one.clean_metric.values[1:],
+                one.corrupted_metric.values[1:],
+            )[0]
+            n, prompt = int(one.length), int(one.prompt)
+            chosen = {"prompt": range(min(prompt, n - 1)), "text": range(prompt, n - 1)}
+            places = list(chosen.get(name, [n - 1]))
+            if places:
+                means.append(share[..., places].mean(-1))
+        expected = np.mean(means, axis=0)
+        np.testing.assert_allclose(summary["mean"].values[group], expected, rtol=1e-5, atol=1e-7)
+        assert int(summary["questions"][group]) == len(means)
+    assert (summary["low"] <= summary["mean"] + 1e-9).all()
+    assert (summary["mean"] <= summary["high"] + 1e-9).all()
+
+
+def test_values_of_a_column_are_averaged_apart(swept):
+    summary = ji.aggregate(swept, by="speaker")
+    assert summary["value"].values.tolist() == ["even", "odd"]
+    whole = ji.aggregate(swept)
+    counts = summary["questions"].values
+    np.testing.assert_array_equal(counts.sum(0), whole["questions"].values)
+    weighted = (summary["mean"].values * counts[..., None, None]).sum(0)
+    np.testing.assert_allclose(
+        weighted / counts.sum(0)[:, None, None], whole["mean"].values, rtol=1e-6, atol=1e-9
+    )
+
+
+def test_the_interval_of_a_mean_is_the_normal_one():
+    """For many clips the bootstrap's interval is the mean ± 1.96 standard errors."""
+    values = np.random.default_rng(0).standard_normal((400, 1, 1))
+    resampling = ji.Resampling(n_resamples=4000)
+    found = _averages(values, np.arange(400), resampling)
+    error = values.std() / math.sqrt(400)
+    assert found["low"].item() == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
+    assert found["high"].item() == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+
+
+def test_clips_of_one_speaker_are_resampled_together():
+    """Copies of a clip under one speaker say no more than the clip."""
+    values = np.random.default_rng(1).standard_normal((30, 1, 2))
+    alone = _averages(values, np.arange(30), ji.Resampling())
+    copies = _averages(np.repeat(values, 5, axis=0), np.repeat(np.arange(30), 5), ji.Resampling())
+    for name in ("mean", "low", "high"):
+        np.testing.assert_allclose(copies[name], alone[name], rtol=1e-12)
+
+
+def test_the_top_cells_come_first():
+    mean = np.array([[[0.1, 0.9], [np.nan, 0.5]]])
+    axes = ("group", "component", "layer")
+    summary = xarray.Dataset(
+        dict.fromkeys(("mean", "low", "high"), (axes, mean)) | {"questions": ("group", [3])},
+        {"group": ["last"], "component": ["a", "b"], "layer": [0, 1]},
+    )
+    cells = top_cells(summary, 10)
+    assert [cell["mean"] for cell in cells] == [0.9, 0.5, 0.1]
+    assert cells[0] | {"mean": 0, "low": 0, "high": 0} == {
+        "group": "last", "component": "a", "layer": 1, "mean": 0, "low": 0, "high": 0,
+        "questions": 3,
+    }  # fmt: skip
+
+
+def test_the_command_writes_a_store_a_table_and_a_picture(swept, tmp_path, invoke):
+    code, out, _ = invoke("aggregate", swept, "--by", "speaker", "--out", tmp_path, "--top", 3)
+    assert code == 0
+    assert out.count("%") >= 6
+    assert (tmp_path / "aggregate_speaker.png").read_bytes().startswith(PNG)
+    assert ji.open_dataset(tmp_path / "aggregate_speaker.zarr").sizes["value"] == 2
+    for arguments, message in (
+        (("--metric", "rank"), "no metric 'rank'"),
+        (("--by", "age"), "no column 'age'"),
+        (("--unit", "age"), "no column 'age'"),
+        (("--level", "2"), "between 0 and 1"),
+    ):
+        code, _, errors = invoke("aggregate", swept, "--out", tmp_path / "other", *arguments)
+        assert code == 2
+        assert message in errors
+    code, _, errors = invoke("aggregate", tmp_path)
+    assert code == 2
+    assert "no store of a dataset_sweep" in errors
+
+
+def test_resampling_is_checked():
+    with pytest.raises(ji.InputError, match="resamples"):
+        dataclasses.replace(ji.Resampling(), n_resamples=0)
