@@ -12,6 +12,7 @@ TEXTS = ("ab", "a bc", "ab c d", "abc de", "b", "c dd", "ad", "a b c")
 
 def make_folder(folder, tokenizer, texts=TEXTS):
     """Write the model, `clips.tsv` and its audio to a folder."""
+    folder.mkdir(exist_ok=True)
     shutil.copytree(GOLDEN / "tiny_random", folder / "model")
     shutil.copy(tokenizer.path, folder / "model" / "tokenizer.json")
     rows = []
