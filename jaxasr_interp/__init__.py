@@ -69,6 +69,7 @@ from jaxasr_interp.probes import (
     score_probes,
 )
 from jaxasr_interp.runtime.compilation_cache import keep_compiled_programs
+from jaxasr_interp.runtime.devices import replicate
 from jaxasr_interp.runtime.store import open_dataset
 from jaxasr_interp.similarity.cka import Similarity, cka
 from jaxasr_interp.similarity.spectrum import Spectrum, spectrum
@@ -166,6 +167,7 @@ __all__ = [
     "plan_sweep",
     "probe_store",
     "random_model",
+    "replicate",
     "resolve_means",
     "save_model",
     "save_probes",
