@@ -72,6 +72,7 @@ from jaxasr_interp.probes import (
     score_probes,
 )
 from jaxasr_interp.runtime.compilation_cache import keep_compiled_programs
+from jaxasr_interp.runtime.devices import replicate
 from jaxasr_interp.runtime.runner import RunOptions, Share
 from jaxasr_interp.runtime.store import open_dataset
 from jaxasr_interp.similarity.cka import Similarity, cka
@@ -176,6 +177,7 @@ __all__ = [
     "plan_sweep",
     "probe_store",
     "random_model",
+    "replicate",
     "resolve_means",
     "save_model",
     "save_probes",

@@ -18,6 +18,8 @@ import pytest
 pytest.register_assert_rewrite("helpers")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Sweeps spread over devices; all else runs on the first.
+jax.config.update("jax_num_cpu_devices", 4)
 jaxtyping.install_import_hook("jaxasr_interp", "beartype.beartype")
 
 # The processes that run tests, and those that tests start, share the programs that take long to

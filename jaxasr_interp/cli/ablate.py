@@ -20,9 +20,10 @@ from jaxasr_interp.model.edits import Edit
 from jaxasr_interp.model.sites import PATTERN_SITES
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.contrast import Contrast, ask_transcript, ask_word
+from jaxasr_interp.patching.methods import check_method
 from jaxasr_interp.patching.metric_names import check_metric_name
 from jaxasr_interp.patching.result import SweepResult
-from jaxasr_interp.patching.sweep import SweepOptions, check_method
+from jaxasr_interp.patching.sweep import SweepOptions
 from jaxasr_interp.report.plots import change, plot_ablation
 from jaxasr_interp.report.tables import sweep_table
 from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset

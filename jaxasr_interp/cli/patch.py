@@ -6,7 +6,8 @@ from jaxasr_interp.cli import options, pairs
 from jaxasr_interp.cli.pair_sweeps import Output, PairRequest, Swept, sweep_pair
 from jaxasr_interp.cli.selection import Selection
 from jaxasr_interp.cli.sweeps import partial_file
-from jaxasr_interp.patching.sweep import SweepOptions, check_method
+from jaxasr_interp.patching.methods import check_method
+from jaxasr_interp.patching.sweep import SweepOptions
 
 
 def patch(

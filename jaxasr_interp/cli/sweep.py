@@ -46,6 +46,9 @@ def sweep(
         str | None,
         typer.Option(help="Compute one part of all units, such as 2/8; all parts share --out."),
     ] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="Number of devices of this machine; by default all.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the stores.")] = Path("runs/sweep"),
     as_json: options.JsonOption = False,
     overwrite: options.OverwriteOption = False,
@@ -70,7 +73,8 @@ def sweep(
         where=options.parse_where(where or []),
         limit=limit,
     )
-    run = RunOptions(Share() if shard is None else Share.parse(shard), overwrite=overwrite)
+    share = Share() if shard is None else Share.parse(shard)
+    run = RunOptions(share, devices=devices, overwrite=overwrite)
     whisper = load_model(model, dtype)
     try:
         with progress() as on_progress:

@@ -33,14 +33,14 @@ from jaxasr_interp.speech.utterance import Utterance
 
 @pytree_dataclass
 class EncoderRun:
-    """The result of `encode`.
+    """The result of `encode`; in the runs of several clips all arrays have a leading axis.
 
     Attributes:
         states: encoder states after the final LayerNorm, to which the decoder attends.
         acts: the requested activations.
     """
 
-    states: Float[Array, "frame d_model"]
+    states: Float[Array, "*batch frame d_model"]
     acts: EncoderActivations
 
 
@@ -156,22 +156,31 @@ def encode_utterance(
 ) -> EncoderRun:
     """Return the encoder run of an utterance; encode it if it has none that fits.
 
-    A run fits if this model made it of this spectrogram and kept these sites.
-
     Args:
         model: from `load_model`.
         utterance: the clip to encode.
         sites: encoder activations that are wanted.
     """
+    known = known_run(model, utterance, sites)
+    return encode(model, utterance.mel, sites=sites) if known is None else known
+
+
+def known_run(
+    model: Whisper, utterance: Utterance, sites: str | Iterable[str] = ()
+) -> EncoderRun | None:
+    """Return the encoder run that an utterance has, if it fits.
+
+    A run fits if this model made it of this spectrogram and kept these sites.
+    """
     wanted = requested_sites("encoder", sites)
-    known = None
-    if isinstance(utterance, EncodedUtterance) and utterance.source is not None:
-        source = utterance.source
-        if source.model is model and source.mel is utterance.mel:
-            known = utterance.encoded
-    if known is None or any(getattr(known.acts, site) is None for site in wanted):
-        return encode(model, utterance.mel, sites=wanted)
-    return EncoderRun(known.states, _keep(known.acts, wanted))
+    if not isinstance(utterance, EncodedUtterance) or utterance.source is None:
+        return None
+    source, known = utterance.source, utterance.encoded
+    if known is None or source.model is not model or source.mel is not utterance.mel:
+        return None
+    if any(getattr(known.acts, site) is None for site in wanted):
+        return None
+    return EncoderRun(known.states, keep(known.acts, wanted))
 
 
 def check_tokens(
@@ -205,7 +214,8 @@ def check_states(config: WhisperConfig, states: Array) -> None:
         raise InputError(f"Encoder states are {states.shape}: this model takes {expected}.")
 
 
-def _keep[Acts: EncoderActivations | DecoderActivations](acts: Acts, sites: frozenset[str]) -> Acts:
+def keep[Acts: EncoderActivations | DecoderActivations](acts: Acts, sites: frozenset[str]) -> Acts:
+    """Return some of the activations only."""
     return type(acts)(**{site: getattr(acts, site) for site in sites})
 
 
@@ -215,7 +225,7 @@ def _encode(
 ) -> EncoderRun:
     patterns = bool(sites & PATTERN_SITES)
     states, acts = model.encoder(mel, edit, patterns=patterns, context=context)
-    return EncoderRun(states, _keep(acts, sites))
+    return EncoderRun(states, keep(acts, sites))
 
 
 @functools.partial(jax.jit, static_argnames="sites")
@@ -229,4 +239,4 @@ def _decode(
 ) -> DecoderRun:
     patterns = bool(sites & PATTERN_SITES)
     run = model.decoder.run(tokens, states, edit, patterns=patterns, context=context)
-    return DecoderRun(run.logits, _keep(run.decoder, sites))
+    return DecoderRun(run.logits, keep(run.decoder, sites))

@@ -16,6 +16,7 @@ from jaxasr_interp.patching.dataset_work import DatasetWork, Grids
 from jaxasr_interp.patching.planning import PlanOptions
 from jaxasr_interp.patching.questions import COLUMN, NoQuestionsError, Question, ask_words
 from jaxasr_interp.patching.swept_sites import SweptSites
+from jaxasr_interp.runtime.devices import batch_size, replicate
 from jaxasr_interp.runtime.identity import identify
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.runtime.runner import RunOptions, run_units
@@ -102,8 +103,10 @@ def sweep_dataset(
     questions, problems = _ask(model, table, texts, options.word)
     if not questions:
         raise NoQuestionsError(problems)
-    grids = Grids(model, swept, plan, tuple(options.metrics))
-    work = DatasetWork(grids, pairs, tuple(questions), options.direction, run.batch_size)
+    placed = replicate(model, run.devices)
+    grids = Grids(placed, swept, plan, tuple(options.metrics))
+    batch = batch_size(placed, run.batch_size)
+    work = DatasetWork(grids, pairs, tuple(questions), options.direction, batch)
     store = open_slots(
         out / "sweep.zarr",
         dataset_layout(work, table, options),

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.model.run import EncodedUtterance, EncoderRun, decode, encode, with_encoded
+from jaxasr_interp.model.run import EncoderRun
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.contrast import most_probable_other
 from jaxasr_interp.patching.inputs import SweepInputs, prepare
@@ -18,7 +17,12 @@ from jaxasr_interp.patching.metrics import Metric
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.planning import PlanOptions, plan_sweep
 from jaxasr_interp.patching.questions import Question
-from jaxasr_interp.patching.runs import kept_sites
+from jaxasr_interp.patching.runs import (
+    Sites,
+    encode_utterances,
+    kept_sites,
+    run_utterances,
+)
 from jaxasr_interp.patching.sweep import run_prepared
 from jaxasr_interp.patching.swept_sites import SweptSites
 from jaxasr_interp.runtime.buckets import bucket
@@ -105,7 +109,7 @@ class DatasetWork(Work[Loaded]):
         questions: the questions, one a row of the store.
         direction: which run is patched with which.
         batch_size: number of questions that run together.
-        encoded: encoder runs of the last unit's clips, for the next question of a clip.
+        encoded: encoder runs of the last unit's clips, for the next question about them.
     """
 
     grids: Grids
@@ -113,7 +117,7 @@ class DatasetWork(Work[Loaded]):
     questions: tuple[Question, ...]
     direction: str
     batch_size: int
-    encoded: dict[tuple[int, int], tuple[Array, EncoderRun]] = dataclasses.field(
+    encoded: dict[tuple[int, ...], tuple[EncoderRun, EncoderRun]] = dataclasses.field(
         default_factory=dict
     )
 
@@ -187,34 +191,39 @@ class DatasetWork(Work[Loaded]):
             if v.dtype != "T"
         }
         problems = [str(one) if isinstance(one, InputError) else "" for one in loaded]
-        fine = [i for i, one in enumerate(loaded) if not isinstance(one, InputError)]
+        fine = {i: one for i, one in enumerate(loaded) if not isinstance(one, InputError)}
         if fine:
             # A batch that is not full is filled up, so that no other shape is compiled.
-            filled = (fine * self.batch_size)[: max(self.batch_size, len(fine))]
+            filled = ([*fine] * self.batch_size)[: self.batch_size]
             questions = [self.questions[unit.rows[i]] for i in filled]
-            swept = self._sweep(questions, [loaded[i] for i in filled])
+            swept = self._sweep(questions, [fine[i] for i in filled])
             for name, values in swept.items():
-                arrays[name][fine] = values[: len(fine)]
+                arrays[name][[*fine]] = values[: len(fine)]
         return {**arrays, "problem": np.asarray(problems, "T")}
 
-    def _sweep(self, questions: Sequence[Question], mels: Loaded) -> dict[str, np.ndarray]:
+    def _sweep(
+        self, questions: Sequence[Question], mels: Sequence[tuple[Mel, Mel]]
+    ) -> dict[str, np.ndarray]:
         """Sweep questions of one shape together."""
         plan = self.grids.plan(self.grids.shape(questions[0]))
-        clips = {question.clip for question in questions}
-        for known in [key for key in self.encoded if key[0] not in clips]:
-            del self.encoded[known]
-        pairs = [
-            self._utterances(question, mel, plan.n_tokens)
-            for question, mel in zip(questions, mels, strict=True)
-            if not isinstance(mel, InputError)
-        ]
-        clean, corrupted = ([pair[i] for pair in pairs] for i in range(2))
-        metrics = [
-            self._metrics(question, other)
-            for question, other in zip(questions, corrupted, strict=True)
-        ]
+        clean, corrupted = (
+            [
+                self._utterance(question, pair[i], plan.n_tokens)
+                for question, pair in zip(questions, mels, strict=True)
+            ]
+            for i in range(2)
+        )
+        encoded = self._encode(questions, clean, corrupted)
+        metrics = self._metrics(questions, corrupted, encoded[1])
         lengths = [len(question.tokens) for question in questions]
-        inputs = SweepInputs(clean, corrupted, metrics, direction=self.direction, lengths=lengths)
+        inputs = SweepInputs(
+            clean,
+            corrupted,
+            metrics,
+            direction=self.direction,
+            lengths=lengths,
+            encoded=encoded,
+        )
         prepared = prepare(self.model, plan, inputs)
         results = prepared.results(run_prepared(prepared))
         shape = tuple(self.axes.values())
@@ -228,35 +237,45 @@ class DatasetWork(Work[Loaded]):
             "corrupted_metric": np.stack([result.corrupted for result in results]),
         }
 
-    def _utterances(
-        self, question: Question, mels: tuple[Mel, Mel], n_tokens: int
-    ) -> tuple[EncodedUtterance, EncodedUtterance]:
-        """Make both runs, padded to the plan's number of tokens."""
+    def _utterance(self, question: Question, mel: Mel, n_tokens: int) -> Utterance:
+        """Make a run, padded to the plan's number of tokens."""
         tokens = question.tokens
         padded = jnp.asarray([*tokens, *tokens[-1:] * (n_tokens - len(tokens))], jnp.int32)
-        clean, corrupted = (
-            with_encoded(self.model, Utterance(mel, padded, len(question.text.prompt)), run)
-            for mel, run in (self._encode((question.clip, i), mel) for i, mel in enumerate(mels))
-        )
-        return clean, corrupted
+        return Utterance(jnp.asarray(mel), padded, len(question.text.prompt))
 
-    def _encode(self, key: tuple[int, int], mel: Mel) -> tuple[Array, EncoderRun]:
-        """Encode a clip, unless the question before was about it too."""
-        if key not in self.encoded:
+    def _encode(
+        self,
+        questions: Sequence[Question],
+        clean: Sequence[Utterance],
+        corrupted: Sequence[Utterance],
+    ) -> tuple[EncoderRun, EncoderRun]:
+        """Encode the clips of both runs, unless the questions before were about them too."""
+        clips = tuple(question.clip for question in questions)
+        if clips not in self.encoded:
             sites = kept_sites(self.grids.sites.stack, frozenset(self.grids.sites.names)).encoder
-            array = jnp.asarray(mel)
-            self.encoded[key] = array, encode(self.model, array, sites=sites)
-        return self.encoded[key]
+            self.encoded.clear()
+            self.encoded[clips] = (
+                encode_utterances(self.model, clean, sites),
+                encode_utterances(self.model, corrupted, sites),
+            )
+        return self.encoded[clips]
 
-    def _metrics(self, question: Question, reference: EncodedUtterance) -> list[Metric]:
-        """Make the metrics of a question; a logit difference looks at the reference run first."""
-        other = question.target
+    def _metrics(
+        self, questions: Sequence[Question], references: Sequence[Utterance], encoded: EncoderRun
+    ) -> list[list[Metric]]:
+        """Make each question's metrics; a logit difference looks at the reference runs first."""
+        others = [question.target for question in questions]
         if "logit_diff" in self.grids.metrics:
-            assert reference.encoded is not None
-            run = decode(self.model, reference.tokens, reference.encoded.states, sites=())
-            logits = np.asarray(run.logits)[len(question.tokens) - 1]
-            other = most_probable_other(logits, question.target)
+            last = jnp.asarray([[len(question.tokens) - 1] for question in questions], jnp.int32)
+            run = run_utterances(self.model, references, Sites(), last, encoded)
+            others = [
+                most_probable_other(logits, target)
+                for (logits,), target in zip(np.asarray(run.logits), others, strict=True)
+            ]
         return [
-            make_metric(name, question.tokens, len(question.text.prompt), (question.target, other))
-            for name in self.grids.metrics
+            [
+                make_metric(name, one.tokens, len(one.text.prompt), (one.target, other))
+                for name in self.grids.metrics
+            ]
+            for one, other in zip(questions, others, strict=True)
         ]

@@ -6,19 +6,21 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.interventions.kinds import Interchange
 from jaxasr_interp.model.edits import Edit, EditLike, as_edit
-from jaxasr_interp.model.run import EncodedUtterance, check_tokens
-from jaxasr_interp.model.sites import DecoderActivations
+from jaxasr_interp.model.run import EncodedUtterance, EncoderRun, check_tokens
+from jaxasr_interp.model.sites import DecoderActivations, EncoderActivations
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.engine.readout import MetricReadout, evaluate_runs
 from jaxasr_interp.patching.metrics import Metric, MetricPositions, check_metric
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.patching.runs import BaseRun, Sites, align, kept_sites, run_utterances
+from jaxasr_interp.runtime.devices import Lanes, divide, mesh_for, mesh_of
 from jaxasr_interp.speech.utterance import Utterance
 
 DIRECTIONS = ("clean_to_corrupted", "corrupted_to_clean")
@@ -39,6 +41,8 @@ class SweepInputs:
         lengths: number of tokens of each pair's runs before they were padded to the plan's number;
             `None` if there is no padding. Decoder positions see only those before them, so that
             padding changes no number.
+        encoded: the encoder runs of the clean and of the corrupted clips, if they are known; see
+            `encode_utterances`.
     """
 
     clean: Sequence[Utterance]
@@ -48,6 +52,7 @@ class SweepInputs:
     direction: str = "clean_to_corrupted"
     alignment: Sequence[int] | None = None
     lengths: Sequence[int] | None = None
+    encoded: tuple[EncoderRun, EncoderRun] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Prepared:
         readout: metrics of each pair and their positions.
         clean: the metrics of the clean runs.
         corrupted: the metrics of the corrupted runs.
+        mesh: the devices that have a part of the pairs each; `None` if every device has all pairs.
+        lanes: the devices that run chunks of their own.
     """
 
     model: Whisper
@@ -75,11 +82,18 @@ class Prepared:
     readout: MetricReadout
     clean: Float[np.ndarray, "batch metric"]
     corrupted: Float[np.ndarray, "batch metric"]
+    mesh: Mesh | None
+    lanes: Lanes
 
     @property
     def utterances(self) -> int:
         """Number of pairs."""
         return len(self.base.tokens)
+
+    @property
+    def utterances_per_device(self) -> int:
+        """Number of pairs that one device has."""
+        return self.utterances // (1 if self.mesh is None else self.mesh.size)
 
     def pair(self, number: int) -> tuple[BaseRun, Edit, MetricReadout]:
         """Return the patched run, edit and readout of one pair, without the axis for pairs."""
@@ -129,21 +143,24 @@ def prepare(
     lengths = [plan.n_tokens] * len(lists) if inputs.lengths is None else inputs.lengths
     metrics = _stack_metrics(lists, lengths, model.config.d_vocab)
     into_corrupted = direction == "clean_to_corrupted"
-    patched, other = inputs.corrupted, inputs.clean
-    if not into_corrupted:
-        patched, other = other, patched
+    runs = list(zip((inputs.clean, inputs.corrupted), inputs.encoded or (None, None), strict=True))
+    (other, other_encoded), (patched, encoded) = runs if into_corrupted else runs[::-1]
     aligned = _check_lengths(model, plan, patched, other, inputs.alignment)
     each = [MetricPositions.of(some, n) for some, n in zip(lists, lengths, strict=True)]
     positions = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    mesh = mesh_for(model, len(patched))
+    metrics, positions = divide(mesh, (metrics, positions))
     memory, held = plan.memory, _held_bytes([*inputs.clean, *inputs.corrupted])
     plan = dataclasses.replace(plan, reads=positions.count, memory=memory - held)
 
     kept = kept_sites(plan.stack, frozenset(plan.sites))
     wanted = kept if edit is None else Sites()
-    source = run_utterances(model, other, wanted, jnp.asarray(aligned, jnp.int32)[positions.pos])
+    reads = jnp.asarray(aligned, jnp.int32)[positions.pos]
+    source = run_utterances(model, other, wanted, reads, other_encoded)
     same_audio = all(a.mel is b.mel for a, b in zip(patched, other, strict=True))
-    states = source.states if same_audio and plan.stack == "decoder" else None
-    base = run_utterances(model, patched, kept if minimal else Sites(), positions.pos, states)
+    if same_audio and plan.stack == "decoder":
+        encoded = EncoderRun(source.states, EncoderActivations())
+    base = run_utterances(model, patched, kept if minimal else Sites(), positions.pos, encoded)
     readout = MetricReadout(metrics, positions, source.logits if into_corrupted else base.logits)
     of_base, of_source = (np.asarray(evaluate_runs(readout, run.logits)) for run in (base, source))
     return Prepared(
@@ -152,10 +169,14 @@ def prepare(
         memory=memory,
         inputs=inputs,
         base=base,
-        edits=_edits(plan, source, aligned) if edit is None else _repeat(edit, len(patched)),
+        edits=_edits(plan, source, aligned)
+        if edit is None
+        else divide(mesh, _repeat(edit, len(patched))),
         readout=readout,
         clean=of_source if into_corrupted else of_base,
         corrupted=of_base if into_corrupted else of_source,
+        mesh=mesh,
+        lanes=Lanes(mesh_of(model) if mesh is None else None),
     )
 
 

@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.layers import KeysValues
-from jaxasr_interp.model.run import encode_utterance
+from jaxasr_interp.model.run import EncoderRun, encode_utterance, keep, known_run
 from jaxasr_interp.model.sites import (
     PATTERN_SITES,
     SITES,
@@ -21,8 +23,9 @@ from jaxasr_interp.model.sites import (
     layer_axes,
     position_axis,
 )
-from jaxasr_interp.model.whisper import Decoder, Whisper
+from jaxasr_interp.model.whisper import Decoder, Encoder, Whisper
 from jaxasr_interp.pytree import pytree_dataclass, replace
+from jaxasr_interp.runtime.devices import divide, mesh_for, on_parts
 from jaxasr_interp.speech.utterance import Utterance
 
 _LARGE_OF_DECODER = {"cross_k", "cross_v", "result", "cross_result"}
@@ -96,50 +99,118 @@ def run_utterances(
     utterances: Sequence[Utterance],
     sites: Sites,
     reads: Int[Array, "batch read"],
-    states: Float[Array, "batch frame d_model"] | None = None,
+    encoded: EncoderRun | None = None,
 ) -> BaseRun:
     """Run several utterances of equal length.
 
     Args:
-        model: the model.
+        model: the model; if it is on several devices, each runs its part of the utterances.
         utterances: the utterances.
         sites: the activations to keep.
         reads: positions of each run whose logits are kept.
-        states: the encoder states, if they are known; then no encoder activations are kept.
+        encoded: from `encode_utterances`, if the clips are encoded already; its activations are
+            kept.
 
     Returns:
         The runs; all arrays have a leading axis for the utterances.
     """
-    acts = EncoderActivations()
-    if states is None:
-        # Clips are encoded one at a time: attention over 1500 frames takes the most memory.
-        runs = [encode_utterance(model, one, sites.encoder) for one in utterances]
-        encoded = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
-        states, acts = encoded.states, encoded.acts
+    if encoded is None:
+        encoded = encode_utterances(model, utterances, sites.encoder)
+    mesh = mesh_for(model, len(utterances))
     mels = jnp.stack([one.mel for one in utterances])
     tokens = jnp.stack([jnp.asarray(one.tokens, jnp.int32) for one in utterances])
-    return _decode(model.decoder, mels, tokens, states, acts, reads, sites.decoder)
+    mels, tokens, reads = divide(mesh, (mels, tokens, reads))
+    cross, acts, logits = decode_each(
+        model.decoder, tokens, encoded.states, reads, sites=sites.decoder, mesh=mesh
+    )
+    return BaseRun(mels, tokens, encoded.states, cross, encoded.acts, acts, logits)
 
 
-@functools.partial(jax.jit, static_argnames="sites")
-def _decode(
-    decoder: Decoder,
+def encode_utterances(
+    model: Whisper, utterances: Sequence[Utterance], sites: frozenset[str]
+) -> EncoderRun:
+    """Encode several clips one after the other, or take the encoder runs that they have.
+
+    Attention over 1500 frames takes the most memory, so a device encodes one clip at a time.
+
+    Args:
+        model: the model; if it is on several devices, each encodes its part of the clips.
+        utterances: the clips.
+        sites: the activations to keep.
+
+    Returns:
+        The encoder runs; all arrays have a leading axis for the clips.
+    """
+    mesh = mesh_for(model, len(utterances))
+    if mesh is not None and any(known_run(model, one, sites) is None for one in utterances):
+        mels = divide(mesh, jnp.stack([one.mel for one in utterances]))
+        return encode_each(model.encoder, mels, sites=sites, mesh=mesh)
+    runs = [encode_utterance(model, one, sites) for one in utterances]
+    return divide(mesh, jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs))
+
+
+@functools.partial(jax.jit, static_argnames=("sites", "mesh"))
+def encode_each(
+    encoder: Encoder,
     mels: Float[Array, "batch n_mels mel_frame"],
+    *,
+    sites: frozenset[str],
+    mesh: Mesh,
+) -> EncoderRun:
+    """Encode clips on several devices.
+
+    Args:
+        encoder: the encoder.
+        mels: spectrograms of the clips.
+        sites: the activations to keep.
+        mesh: the devices.
+    """
+
+    def one(encoder: Encoder, mel: Float[Array, "n_mels mel_frame"]) -> EncoderRun:
+        states, acts = encoder(mel, patterns=bool(sites & PATTERN_SITES))
+        return EncoderRun(states, keep(acts, sites))
+
+    return on_parts(mesh, _one_after_the_other(one))(encoder, mels)
+
+
+@functools.partial(jax.jit, static_argnames=("sites", "mesh"))
+def decode_each(
+    decoder: Decoder,
     tokens: Int[Array, "batch pos"],
     states: Float[Array, "batch frame d_model"],
-    encoder_acts: EncoderActivations,
     reads: Int[Array, "batch read"],
+    *,
     sites: frozenset[str],
-) -> BaseRun:
-    def one(given: tuple[Array, Array, Array, EncoderActivations, Array]) -> BaseRun:
-        mel, tokens, states, acts, reads = given
+    mesh: Mesh | None,
+) -> tuple[KeysValues, DecoderActivations, Float[Array, "batch read d_vocab"]]:
+    """Run the decoder on some clips.
+
+    Args:
+        decoder: the decoder.
+        tokens: tokens of each run.
+        states: encoder states of each.
+        reads: positions of each whose logits are computed.
+        sites: the activations to keep.
+        mesh: the devices; `None` for one.
+
+    Returns:
+        Of each run the cross-attention's keys and values, the activations and the logits.
+    """
+
+    def one(
+        decoder: Decoder, given: tuple[Array, Array, Array]
+    ) -> tuple[KeysValues, DecoderActivations, Array]:
+        tokens, states, reads = given
         patterns = bool(sites & PATTERN_SITES)
         run = decoder.run(tokens, states, logits_at=reads, patterns=patterns)
-        kept = DecoderActivations(**{site: getattr(run.decoder, site) for site in sites})
-        return BaseRun(mel, tokens, states, run.cross, acts, kept, run.logits)
+        return run.cross, keep(run.decoder, sites), run.logits
 
     # Runs are not batched: that would transpose the keys and values of every layer.
-    return jax.lax.map(one, (mels, tokens, states, encoder_acts, reads))
+    return on_parts(mesh, _one_after_the_other(one))(decoder, (tokens, states, reads))
+
+
+def _one_after_the_other(one: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda shared, examples: jax.lax.map(lambda example: one(shared, example), examples)
 
 
 def align(acts: DecoderActivations, alignment: Int[np.ndarray, " aligned"]) -> DecoderActivations:

@@ -1,35 +1,23 @@
 """Running a sweep: two unpatched runs, then the chunks of the plan one after the other."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from jaxasr_interp.errors import InputError
-from jaxasr_interp.model.edits import Edit, EditLike
+from jaxasr_interp.model.edits import EditLike
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.patching.chunks import Chunk, base_bytes, row_bytes
-from jaxasr_interp.patching.engine.cross_window import propagate_states
-from jaxasr_interp.patching.engine.decoder import pack, propagate_rows
-from jaxasr_interp.patching.engine.encoder import propagate_frames
-from jaxasr_interp.patching.engine.full_run import run_batched, run_patched
-from jaxasr_interp.patching.engine.inject import entry_layer, inject
-from jaxasr_interp.patching.engine.readout import MetricReadout, unembed_and_read
 from jaxasr_interp.patching.inputs import Prepared, SweepInputs, prepare
+from jaxasr_interp.patching.methods import check_method, group_chunks, run_chunks
 from jaxasr_interp.patching.metrics import Metric
 from jaxasr_interp.patching.partial import Partial
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.result import SweepResult
-from jaxasr_interp.patching.runs import CARRIED, BaseRun
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.speech.utterance import Utterance
-
-METHODS = ("minimal", "vmap", "reference")
-_ROWS_READ_TOGETHER = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,112 +171,15 @@ def _run_missing(
     prepared: Prepared, method: str, partial: Partial, on_progress: Progress | None
 ) -> None:
     """Run the cells that are not done yet."""
-    run = {"minimal": _minimal, "vmap": _batched, "reference": _one_by_one}[method]
     left_out = partial.done.size - prepared.plan.runs
-    for chunks, together in _groups(prepared, method):
+    for chunks, together in group_chunks(prepared, method):
         if all(partial.done[chunk.where].all() for chunk in chunks):
             continue
-        for chunk, part in zip(chunks, run(prepared, chunks, together), strict=False):
-            partial.values[:, chunk.where] = np.asarray(part)[:, : len(chunk.where)]
+        parts = run_chunks(prepared, method, chunks, together)
+        for chunk, part in zip(chunks, parts, strict=False):
+            partial.values[:, chunk.where] = part[:, : len(chunk.where)]
             partial.done[chunk.where] = True
         partial.save()
         if on_progress is not None:
             done = (int(partial.done.sum()) - left_out) * prepared.utterances
             on_progress(done, prepared.plan.runs * prepared.utterances, "patches")
-
-
-def check_method(method: str) -> str:
-    """Return `method`; raise `InputError` if there is no such method."""
-    if method not in METHODS:
-        raise InputError(f"Unknown method {method!r}: choose one of {', '.join(METHODS)}.")
-    return method
-
-
-def _groups(sweep: Prepared, method: str) -> Iterator[tuple[list[Chunk], int]]:
-    """Yield chunks of one shape whose logits are computed in one call, and the largest number."""
-    chunks = sweep.plan.chunks(method, sweep.utterances)
-    for site in sweep.plan.sites:
-        some = [chunk for chunk in chunks if chunk.site == site]
-        if not some:
-            continue
-        rows = some[0].size * sweep.readout.positions.count * sweep.utterances
-        together = min(_ROWS_READ_TOGETHER, _room(sweep) // row_bytes(sweep.plan))
-        most = max(1, together // rows) if method == "minimal" else 1
-        n_groups = -(-len(some) // most)
-        size = -(-len(some) // n_groups)
-        for start in range(0, len(some), size):
-            yield some[start : start + size], size
-
-
-def _minimal(sweep: Prepared, chunks: Sequence[Chunk], together: int) -> list[Array]:
-    """Compute only what the patches change; several chunks share one call for their logits."""
-    resid = [_propagate(sweep, chunk) for chunk in chunks]
-    idle = together - len(chunks)
-    return unembed_and_read(
-        sweep.model.decoder,
-        tuple(resid + resid[-1:] * idle),
-        sweep.readout,
-        batch_size=_read_at_once(sweep, together * chunks[0].size),
-    )
-
-
-def _batched(sweep: Prepared, chunks: Sequence[Chunk], together: int) -> list[Array]:
-    """Run every patch from the beginning, all patches of a chunk in one batch."""
-    return [
-        run_batched(
-            sweep.model,
-            sweep.base,
-            sweep.edits,
-            chunk.cells,
-            sweep.readout,
-            stack=sweep.plan.stack,
-            site=chunk.site,
-        )
-        for chunk in chunks
-    ]
-
-
-def _one_by_one(sweep: Prepared, chunks: Sequence[Chunk], together: int) -> list[Array]:
-    """Run every patch from the beginning, one after the other."""
-    pairs = [sweep.pair(i) for i in range(sweep.utterances)]
-    return [
-        jnp.stack([_run_each(sweep, chunk, base, edit, readout) for base, edit, readout in pairs])
-        for chunk in chunks
-    ]
-
-
-def _run_each(
-    sweep: Prepared, chunk: Chunk, base: BaseRun, edit: Edit, readout: MetricReadout
-) -> Array:
-    where = {"stack": sweep.plan.stack, "site": chunk.site}
-    return jnp.stack(
-        [run_patched(sweep.model, base, edit, cell, readout, **where) for cell in chunk.each()]
-    )
-
-
-def _propagate(sweep: Prepared, chunk: Chunk) -> Float[Array, "batch patch read d_model"]:
-    """Compute the last residual stream at the positions that are read, under a chunk's patches."""
-    model, base, edits, reads = sweep.model, sweep.base, sweep.edits, sweep.readout.positions.pos
-    if chunk.site == "ln_final":
-        base = base.only(("resid_mid",))
-        return propagate_states(model.decoder, base, edits, chunk.cells, reads, width=chunk.width)
-    layer = jnp.asarray(np.int32(chunk.layer))
-    entry = jnp.asarray(np.int32(entry_layer(chunk.site, chunk.layer)))
-    blocks = (model.encoder if sweep.plan.stack == "encoder" else model.decoder).blocks
-    entries = inject(blocks, base, edits, chunk.cells, layer, site=chunk.site, width=chunk.width)
-    base = base.only(CARRIED)
-    if sweep.plan.stack == "encoder":
-        return propagate_frames(model, base, entries, entry, chunk.cells, reads)
-    packing = pack(chunk, sweep.plan.n_tokens, everywhere=sweep.plan.counts_frames)
-    return propagate_rows(model.decoder, base, entries, entry, packing, reads)
-
-
-def _read_at_once(sweep: Prepared, patches: int) -> int:
-    """Return the number of patches whose logits are held at once."""
-    row = 4 * sweep.readout.clean_logits.dtype.itemsize * sweep.plan.config.d_vocab
-    fits = _room(sweep) // (row * sweep.readout.positions.count * sweep.utterances)
-    return max(1, min(patches, fits))
-
-
-def _room(sweep: Prepared) -> int:
-    return sweep.plan.memory - base_bytes(sweep.plan, sweep.utterances)

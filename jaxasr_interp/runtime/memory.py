@@ -6,7 +6,10 @@ import jax
 
 
 def default_memory() -> int:
-    """Return a quarter of the device's memory in bytes; on a processor, of the machine's."""
-    stats = jax.devices()[0].memory_stats() or {}
+    """Return a quarter of a device's memory in bytes.
+
+    The devices of a processor have equal parts of the machine's memory.
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return stats.get("bytes_limit", machine) // 4
+    return stats.get("bytes_limit", machine // jax.local_device_count()) // 4

@@ -81,13 +81,20 @@ class RunOptions:
 
     Attributes:
         share: the part of the units that this machine computes.
-        batch_size: number of questions that run together.
+        batch_size: number of questions that run together, rounded up so that they can be divided
+            evenly among the devices; by default one that suits the devices.
+        devices: number of devices of this process that the work is spread over; by default all.
         overwrite: replace existing stores.
     """
 
     share: Share = Share()
-    batch_size: int = 1
+    batch_size: int | None = None
+    devices: int | None = None
     overwrite: bool = False
+
+    def __post_init__(self):
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"The batch_size is {self.batch_size}: expected at least 1 question.")
 
 
 def run_units[Loaded](

@@ -11,7 +11,7 @@ import xarray
 
 import jaxasr_interp as ji
 from helpers.sweeps import counted, plan_of
-from jaxasr_interp.patching import sweep as sweeps
+from jaxasr_interp.patching import methods
 from jaxasr_interp.patching.cost import decoder_flops
 from jaxasr_interp.patching.engine import decoder as engine
 from jaxasr_interp.patching.engine import readout as reading
@@ -146,7 +146,7 @@ def test_running_out_of_memory_makes_the_chunks_smaller(tiny, utterances, metric
     plan = dataclasses.replace(plan, memory=4 * one_patch_memory(tiny, plan))
     runs = {"clean": clean, "corrupted": corrupted, "metric": metrics}
     whole = ji.activation_patching(tiny, plan, **runs)
-    sizes, propagate = [], sweeps.propagate_rows
+    sizes, propagate = [], methods.propagate_rows
 
     def limited(decoder, bases, entries, *rest):
         sizes.append(entries.resid.shape[1])
@@ -154,7 +154,7 @@ def test_running_out_of_memory_makes_the_chunks_smaller(tiny, utterances, metric
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return propagate(decoder, bases, entries, *rest)
 
-    monkeypatch.setattr(sweeps, "propagate_rows", limited)
+    monkeypatch.setattr(methods, "propagate_rows", limited)
     small = ji.activation_patching(tiny, plan, **runs)
     assert sizes[-1] <= sizes[0] // 2
     np.testing.assert_allclose(small.patched, whole.patched, rtol=1e-12)
