@@ -29,6 +29,7 @@ def swept(tmp_path_factory, tiny_tokenizer):
         out,
         sites=["decoder.resid_pre", "decoder.mlp_out"],
         options=OPTIONS,
+        run=ji.RunOptions(devices=1),
     )
     return out
 

@@ -18,6 +18,7 @@ from jaxasr_interp.runtime.buckets import bucket
 from jaxasr_interp.speech.noise import noise_like
 
 SITES = ["decoder.resid_pre", "decoder.cross_attn_out", "decoder.z@*.each"]
+ONE = ji.RunOptions(devices=1)
 TEXT = ji.DatasetOptions(text="text", metrics=("log_prob", "logit_diff", "kl"))
 
 
@@ -70,7 +71,7 @@ def test_a_data_set_equals_single_sweeps(tiny, folder, mels, tmp_path):
     """Padding to a bucket's length changes nothing: the decoder is causal."""
     options = ji.DatasetOptions(text="text", reference="column:corrupted", metrics=TEXT.metrics)
     found = ji.sweep_dataset(
-        tiny, folder / "clips.tsv", tmp_path / "out", sites=SITES, options=options
+        tiny, folder / "clips.tsv", tmp_path / "out", sites=SITES, options=options, run=ONE
     )
     assert found.problems == ()
     dataset = ji.open_dataset(found.path)
@@ -105,7 +106,9 @@ def test_a_data_set_equals_single_sweeps(tiny, folder, mels, tmp_path):
 def test_questions_of_similar_length_share_programs(tiny32, folder, tmp_path):
     options = dataclasses.replace(TEXT, word="each", metrics=("log_prob",))
     compiled = propagate_rows._cache_size()
-    found = ji.sweep_dataset(tiny32, folder / "clips.tsv", tmp_path / "out", options=options)
+    found = ji.sweep_dataset(
+        tiny32, folder / "clips.tsv", tmp_path / "out", options=options, run=ONE
+    )
     lengths = set(ji.open_dataset(found.path).length.values.tolist())
     buckets = {bucket(n) for n in lengths}
     assert len(buckets) < len(lengths)
@@ -122,6 +125,7 @@ def test_time_windows_are_swept_up_to_the_end_of_the_sound(tiny, folder, mels, t
         sites=["encoder.resid_post"],
         options=options,
         plan=plan,
+        run=ONE,
     )
     dataset = ji.open_dataset(found.path)
     for i in (0, 5):
@@ -147,7 +151,9 @@ def test_time_windows_are_swept_up_to_the_end_of_the_sound(tiny, folder, mels, t
 
 def test_each_clip_has_noise_of_its_own(tiny32, folder, tmp_path):
     options = ji.DatasetOptions(text="text", metrics=("log_prob",))
-    found = ji.sweep_dataset(tiny32, folder / "clips.tsv", tmp_path / "out", options=options)
+    found = ji.sweep_dataset(
+        tiny32, folder / "clips.tsv", tmp_path / "out", options=options, run=ONE
+    )
     seeds = ji.open_dataset(found.path).noise_seed.values.tolist()
     assert len(set(seeds)) == len(seeds)
 
@@ -158,7 +164,7 @@ def test_a_real_clip_in_a_data_set_is_the_clip_against_noise(tmp_path):
     model = real_model("tiny.en")
     table = write_table(tmp_path / "clips.tsv", [{"path": GRASS}, {"path": GLASS}])
     options = ji.DatasetOptions(metrics=("log_prob", "kl"))
-    found = ji.sweep_dataset(model, table, tmp_path / "out", options=options)
+    found = ji.sweep_dataset(model, table, tmp_path / "out", options=options, run=ONE)
     dataset = ji.open_dataset(found.path)
     for i, path in enumerate((GRASS, GLASS)):
         audio, one = ji.load_audio(path), dataset.isel(clip=i)
@@ -179,10 +185,14 @@ def test_a_real_clip_in_a_data_set_is_the_clip_against_noise(tmp_path):
 
 def test_shares_and_interruptions_give_the_same_bytes(tiny32, folder, tmp_path, monkeypatch):
     table = folder / "clips.tsv"
-    whole = ji.sweep_dataset(tiny32, table, tmp_path / "whole", options=TEXT)
+    whole = ji.sweep_dataset(tiny32, table, tmp_path / "whole", options=TEXT, run=ONE)
     halves = [
         ji.sweep_dataset(
-            tiny32, table, tmp_path / "shared", options=TEXT, run=ji.RunOptions(ji.Share(n, 2))
+            tiny32,
+            table,
+            tmp_path / "shared",
+            options=TEXT,
+            run=ji.RunOptions(ji.Share(n, 2), devices=1),
         )
         for n in (1, 2)
     ]
@@ -199,21 +209,23 @@ def test_shares_and_interruptions_give_the_same_bytes(tiny32, folder, tmp_path, 
 
     monkeypatch.setattr(DatasetWork, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ji.sweep_dataset(tiny32, table, tmp_path / "cut", options=TEXT)
-    again = ji.sweep_dataset(tiny32, table, tmp_path / "cut", options=TEXT)
+        ji.sweep_dataset(tiny32, table, tmp_path / "cut", options=TEXT, run=ONE)
+    again = ji.sweep_dataset(tiny32, table, tmp_path / "cut", options=TEXT, run=ONE)
     assert len(calls) == len(TEXTS) + 1
     assert_same_files(whole.path.parent, again.path.parent)
 
 
 def test_another_sweep_is_refused(tiny32, folder, tmp_path):
     table = folder / "clips.tsv"
-    ji.sweep_dataset(tiny32, table, tmp_path / "out", options=TEXT)
+    ji.sweep_dataset(tiny32, table, tmp_path / "out", options=TEXT, run=ONE)
     other = ji.DatasetOptions(text="text", metrics=("log_prob",))
     with pytest.raises(ji.InputError, match="options differs"):
-        ji.sweep_dataset(tiny32, table, tmp_path / "out", options=other)
+        ji.sweep_dataset(tiny32, table, tmp_path / "out", options=other, run=ONE)
     with pytest.raises(ji.InputError, match="sites differs"):
-        ji.sweep_dataset(tiny32, table, tmp_path / "out", sites=["decoder.mlp_out"], options=TEXT)
-    run = ji.RunOptions(overwrite=True)
+        ji.sweep_dataset(
+            tiny32, table, tmp_path / "out", sites=["decoder.mlp_out"], options=TEXT, run=ONE
+        )
+    run = ji.RunOptions(devices=1, overwrite=True)
     found = ji.sweep_dataset(tiny32, table, tmp_path / "out", options=other, run=run)
     assert ji.open_dataset(found.path).metric.values.tolist() == ["log_prob"]
 
@@ -228,7 +240,7 @@ def test_rows_that_cannot_be_swept_are_left_out(tiny32, folder, tmp_path, invoke
     ]
     table = write_table(tmp_path / "table.tsv", [row | {"lang": "en"} for row in rows])
     arguments = ("sweep", table, "--model", folder / "model", "--text", "text")
-    arguments += ("--word", "column:asked", "--out", tmp_path / "out")
+    arguments += ("--word", "column:asked", "--devices", 1, "--out", tmp_path / "out")
     code, out, errors = invoke(*arguments)
     assert code == 0
     assert "2 questions" in out
@@ -259,7 +271,11 @@ def test_rows_that_cannot_be_swept_are_left_out(tiny32, folder, tmp_path, invoke
 def test_wrong_options_are_refused(tiny32, folder, tmp_path, options, message):
     with pytest.raises(ji.InputError, match=message):
         ji.sweep_dataset(
-            tiny32, folder / "clips.tsv", tmp_path / "out", options=ji.DatasetOptions(**options)
+            tiny32,
+            folder / "clips.tsv",
+            tmp_path / "out",
+            options=ji.DatasetOptions(**options),
+            run=ONE,
         )
 
 
