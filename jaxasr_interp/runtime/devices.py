@@ -50,7 +50,7 @@ def replicate(model: Whisper, devices: int | None = None) -> Whisper:
             f"{len(local)}."
         )
     chosen = local[:devices]
-    if len(chosen) == 1:
+    if len(chosen) == 1 and mesh_of(model) is None:
         return model
     return jax.device_put(model, NamedSharding(make_mesh(chosen), P()))
 

@@ -1,0 +1,150 @@
+"""The programs of a sweep, compiled for TPUs by their own compiler on a machine that has none."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxasr_interp as ji
+from jaxasr_interp.patching.engine.decoder import pack, propagate_rows
+from jaxasr_interp.patching.engine.inject import inject
+from jaxasr_interp.patching.engine.readout import MetricReadout, unembed_and_read
+from jaxasr_interp.patching.metrics import LogProb, MetricPositions
+from jaxasr_interp.patching.runs import CARRIED, BaseRun, decode_each, encode_each, kept_sites
+from jaxasr_interp.runtime.devices import AXIS, Lanes, make_mesh
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+    "reduce-scatter",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What one device holds and does in a program.
+
+    Attributes:
+        bytes: arguments, results and temporaries.
+        temporary: the temporaries alone.
+        flops: as the compiler counts them, a loop's body once.
+        collectives: exchanges between devices.
+    """
+
+    bytes: int
+    temporary: int
+    flops: float
+    collectives: tuple[str, ...]
+
+
+def tpu_mesh(topology: str, count: int) -> Mesh:
+    """The mesh of the first cores of a topology such as `v5e:2x4`, which can only compile."""
+    found = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    return make_mesh(found[:count])
+
+
+def sweep_programs(
+    config: ji.WhisperConfig, dtype: str, n_tokens: int, mesh: Mesh
+) -> Iterator[tuple[str, Figures]]:
+    """Compile each program of a sweep of `z` for one pair of runs on each device.
+
+    In "propagate, lanes" all devices have the same pair, and chunks of their own.
+    """
+    size = mesh.size
+    shared, divided = (functools.partial(_placed, mesh, spec) for spec in (P(), P(AXIS)))
+    model = shared(jax.eval_shape(functools.partial(_make, config, dtype)))
+    blocks = model.decoder.blocks
+    mels = divided(_array(size, config.n_mels, config.mel_frames, dtype="float32"))
+    tokens, reads = divided((_array(size, n_tokens), _array(size, 1)))
+    sites = kept_sites("decoder", frozenset({"z"})).decoder
+
+    def lowered(program: Any, *arguments: Any, **static: Any) -> tuple[Any, Any]:
+        """What a program returns, one part on each device, and its figures."""
+        returned = divided(jax.eval_shape(functools.partial(program, **static), *arguments))
+        return returned, _figures(program.lower(*arguments, **static).compile())
+
+    encoded, found = lowered(encode_each, model.encoder, mels, sites=frozenset(), mesh=mesh)
+    yield "encode", found
+    (cross, acts, logits), found = lowered(
+        decode_each, model.decoder, tokens, encoded.states, reads, sites=sites, mesh=mesh
+    )
+    yield "decode", found
+    base = divided(
+        jax.eval_shape(BaseRun, mels, tokens, encoded.states, cross, encoded.acts, acts, logits)
+    )
+    edits = ji.Interchange(acts)
+    plan = ji.plan_sweep(
+        model, tokens=[0] * n_tokens, site="z", options=ji.PlanOptions(memory=1 << 33)
+    )
+    chunk = plan.chunks()[0]
+    cells, packing = shared((chunk.cells, pack(chunk, n_tokens, everywhere=False)))
+    layer = shared(_array())
+    entries, found = lowered(inject, blocks, base, edits, cells, layer, site="z", width=chunk.width)
+    yield "inject", found
+    base = base.only(CARRIED)
+    resid, found = lowered(propagate_rows, model.decoder, base, entries, layer, packing, reads)
+    yield "propagate", found
+    readout = divided(jax.eval_shape(jax.vmap(_readout), _array(size), reads, logits))
+    _, found = lowered(unembed_and_read, model.decoder, (resid,), readout, batch_size=chunk.size)
+    yield "unembed and read", found
+
+    one = shared(_first(base)), divided(_each(size, _first(entries)))
+    own = divided(_each(size, (layer, packing)))
+
+    @jax.jit
+    def lanes(decoder: Any, base: Any, entries: Any, entry: Any, packing: Any, reads: Any) -> Any:
+        given = (decoder, base, entries, entry, packing, reads)
+        return Lanes(mesh).run(propagate_rows, *given, own=(2, 3, 4))
+
+    _, found = lowered(lanes, model.decoder, *one, *own, shared(_first(reads)))
+    yield "propagate, lanes", found
+
+
+def _figures(compiled: Any) -> Figures:
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    return Figures(
+        memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes,
+        memory.temp_size_in_bytes,
+        compiled.cost_analysis()["flops"],
+        tuple(name for name in COLLECTIVES if re.search(rf" {name}(-start)?\(", text)),
+    )
+
+
+def _make(config: ji.WhisperConfig, dtype: str) -> ji.Whisper:
+    model = ji.Whisper(config, rngs=nnx.Rngs(0))
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), model)
+
+
+def _readout(token: jax.Array, pos: jax.Array, clean_logits: jax.Array) -> MetricReadout:
+    return MetricReadout((LogProb(token),), MetricPositions(pos, ((0,),)), clean_logits)
+
+
+def _array(*shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _placed[Tree](mesh: Mesh, spec: P, tree: Tree) -> Tree:
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
+def _first[Tree](tree: Tree) -> Tree:
+    """The arrays of one pair."""
+    return jax.tree.map(lambda leaf: _array(1, *leaf.shape[1:], dtype=leaf.dtype), tree)
+
+
+def _each[Tree](devices: int, tree: Tree) -> Tree:
+    """The arrays of all devices."""
+    return jax.tree.map(lambda leaf: _array(devices, *leaf.shape, dtype=leaf.dtype), tree)

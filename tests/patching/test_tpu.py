@@ -1,0 +1,50 @@
+"""A sweep's programs, compiled for many TPU cores by the TPU's own compiler, on any machine."""
+
+import pytest
+
+import jaxasr_interp as ji
+from helpers.tpu import sweep_programs, tpu_mesh
+
+MOST = 1.01
+TOPOLOGIES = (("v5e:2x4", 8), ("v5e:16x16", 256))
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    pytest.importorskip("libtpu", reason="the TPU's compiler is not installed: see the extra tpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+
+def config(d_model, layers, heads, n_mels, d_vocab, max_frames=1500):
+    return ji.WhisperConfig(
+        n_mels=n_mels,
+        d_vocab=d_vocab,
+        d_model=d_model,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_heads=heads,
+        decoder_heads=heads,
+        encoder_d_mlp=4 * d_model,
+        decoder_d_mlp=4 * d_model,
+        max_frames=max_frames,
+    )
+
+
+SMALL = config(128, 2, 2, 80, 1024, max_frames=256)
+LARGE_V3 = config(1280, 32, 20, 128, 51866)
+
+
+@pytest.mark.parametrize(
+    "config", [SMALL, pytest.param(LARGE_V3, marks=pytest.mark.slow)], ids=["small", "large-v3"]
+)
+def test_devices_exchange_nothing_and_do_as_much_however_many_there_are(compiler, config):
+    few, many = (
+        dict(sweep_programs(config, "bfloat16", 16, tpu_mesh(topology, count)))
+        for topology, count in TOPOLOGIES
+    )
+    for found in (*few.values(), *many.values()):
+        assert found.collectives == ()
+    for program, found in many.items():
+        assert found.bytes <= MOST * few[program].bytes, program
+        assert found.flops <= MOST * few[program].flops, program
