@@ -83,11 +83,20 @@ class RunOptions:
         share: the part of the units that this machine computes.
         batch_size: number of questions that run together.
         overwrite: replace existing stores.
+        scheduler: address of a Dask scheduler whose workers compute the units, such as
+            `"tcp://host:8786"`; by default this process computes them.
     """
 
     share: Share = Share()
     batch_size: int = 1
     overwrite: bool = False
+    scheduler: str | None = None
+
+
+def not_done(store: SlotStore, units: Sequence[Unit]) -> list[Unit]:
+    """Choose the units that are not done."""
+    is_done = store.done
+    return [unit for unit in units if not is_done[list(unit.rows)].all()]
 
 
 def run_units[Loaded](
@@ -109,8 +118,7 @@ def run_units[Loaded](
             there is, and `phase`.
     """
     total = sum(unit.size for unit in units)
-    is_done = store.done
-    missing = [unit for unit in units if not is_done[list(unit.rows)].all()]
+    missing = not_done(store, units)
     done = total - sum(unit.size for unit in missing)
     say: Callable[[int, int, str], None] = on_progress or (lambda done, total, phase: None)
     say(done, total, phase)
