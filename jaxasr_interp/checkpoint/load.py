@@ -47,19 +47,22 @@ def load_model(name: str | Path, dtype: str | None = None) -> Whisper:
         InputError: there is no model of that name, its checkpoint is damaged, incomplete or of
             another architecture, or its tokenizer and settings do not belong to one model.
     """
-    if str(name) in BUNDLES:
-        return _load_bundled(str(name), dtype or "float32")
     folder = Path(name)
-    if folder.is_dir():
-        return _load_folder(folder, dtype)
-    if folder.is_file():
+    if str(name) in BUNDLES:
+        model = _load_bundled(str(name), dtype or "float32")
+    elif folder.is_dir():
+        model, name = _load_folder(folder, dtype), folder.absolute()
+    elif folder.is_file():
         raise InputError(f"{folder} is a file: give the folder that holds the model.")
-    if _HUB_ID.fullmatch(str(name)):
-        return _load_folder(_download(str(name)), dtype)
-    raise InputError(
-        f"No model {str(name)!r}: choose a bundled name ({', '.join(BUNDLES)}), a local folder, or "
-        "a hub id like 'openai/whisper-small'."
-    )
+    elif _HUB_ID.fullmatch(str(name)):
+        model = _load_folder(_download(str(name)), dtype)
+    else:
+        raise InputError(
+            f"No model {str(name)!r}: choose a bundled name ({', '.join(BUNDLES)}), a local "
+            "folder, or a hub id like 'openai/whisper-small'."
+        )
+    model.name = str(name)
+    return model
 
 
 def _load_bundled(name: str, dtype: str) -> Whisper:

@@ -10,11 +10,12 @@ from jaxasr_interp.cli.output import console, print_json
 from jaxasr_interp.patching.aggregate import Resampling, aggregate, top_cells
 from jaxasr_interp.report.plots import plot_aggregate
 from jaxasr_interp.report.tables import aggregate_table
+from jaxasr_interp.runtime.location import locate
 from jaxasr_interp.runtime.store import reserve, write_dataset
 
 
 def aggregate_command(
-    folder: Annotated[Path, typer.Argument(help="Folder of `sweep`.")],
+    folder: Annotated[str, typer.Argument(help="Folder or URL of `sweep`.")],
     metric: Annotated[
         str | None, typer.Option(help="Metric of the sweep; by default the first.")
     ] = None,
@@ -31,7 +32,8 @@ def aggregate_command(
     seed: SeedOption = 0,
     top: Annotated[int, typer.Option(min=1, help="Number of components to list.")] = 10,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the summary; by default FOLDER.")
+        Path | None,
+        typer.Option(help="Folder of the summary; by default FOLDER, or runs/aggregate for a URL."),
     ] = None,
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
@@ -41,7 +43,8 @@ def aggregate_command(
     Positions are grouped around the word that is asked for: the prompt, the text, and the token
     before the word; or the time before, in and after the word. Needs no model.
     """
-    target = folder if out is None else out
+    place = locate(folder)
+    target = out or (place if isinstance(place, Path) else Path("runs/aggregate"))
     name = "aggregate" + "".join(f"_{part}" for part in (metric, by) if part)
     store = target / f"{name}.zarr"
     reserve(store, overwrite)

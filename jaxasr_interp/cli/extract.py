@@ -107,7 +107,7 @@ def extract_command(
         print(f"the decoder was given {what}: {count} clips")
 
 
-def _texts_given(path: Path) -> dict[str, int]:
+def _texts_given(path: str | Path) -> dict[str, int]:
     """Count clips by the source of their text; the result is empty if no text was needed."""
     dataset = open_dataset(path)
     if "decoder_text_source" not in dataset:

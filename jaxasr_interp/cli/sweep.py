@@ -49,7 +49,13 @@ def sweep(
     devices: Annotated[
         int | None, typer.Option(help="Number of devices of this machine; by default all.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the stores.")] = Path("runs/sweep"),
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="Dask scheduler whose workers compute the units, as tcp://host:8786."),
+    ] = None,
+    out: Annotated[
+        str, typer.Option(help="Folder of the stores, or a URL such as s3://bucket/name.")
+    ] = "runs/sweep",
     as_json: options.JsonOption = False,
     overwrite: options.OverwriteOption = False,
 ) -> None:
@@ -74,7 +80,7 @@ def sweep(
         limit=limit,
     )
     share = Share() if shard is None else Share.parse(shard)
-    run = RunOptions(share, devices=devices, overwrite=overwrite)
+    run = RunOptions(share, devices=devices, overwrite=overwrite, scheduler=scheduler)
     whisper = load_model(model, dtype)
     try:
         with progress() as on_progress:
@@ -96,10 +102,10 @@ def sweep(
     if as_json:
         print_json(dataclasses.asdict(swept) | {"path": str(swept.path)})
         return
-    print(_summary(swept))
+    print(_summary(swept, out))
 
 
-def _summary(swept: DatasetSweep) -> str:
+def _summary(swept: DatasetSweep, out: str) -> str:
     if swept.done < swept.questions:
         return (
             f"{swept.path}: {swept.done} of {swept.questions} questions are done; other shards "
@@ -107,7 +113,7 @@ def _summary(swept: DatasetSweep) -> str:
         )
     return (
         f"wrote {swept.path}: {swept.questions} questions\n"
-        f"summarise it with: jaxasr-interp aggregate {swept.path.parent}"
+        f"summarise it with: jaxasr-interp aggregate {out}"
     )
 
 

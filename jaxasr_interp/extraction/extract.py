@@ -18,6 +18,7 @@ from jaxasr_interp.extraction.texts import longest_run
 from jaxasr_interp.model.sites import SITES
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.runtime.identity import identify
+from jaxasr_interp.runtime.location import Location, locate
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.runtime.runner import run_units
 from jaxasr_interp.runtime.slot_store import Layout, open_slots
@@ -76,13 +77,13 @@ class Extraction:
     """The outcome of an extraction.
 
     Attributes:
-        path: of the store; see `open_activations`.
+        path: path of the store, or its URL; see `open_activations`.
         clips: how many there are.
         done: how many are done, those with problems among them.
         problems: path of every clip that was left out, and why.
     """
 
-    path: Path
+    path: Location
     clips: int
     done: int
     problems: tuple[tuple[str, str], ...]
@@ -117,7 +118,7 @@ def extract(
         model: from `load_model`.
         clips: a manifest (`.tsv` or `.jsonl`), or rows such as a Hugging Face dataset's; see
             `clips.find_clips`.
-        out: path of the store.
+        out: path of the store, or a URL such as `s3://bucket/path`.
         sites: activations to extract, such as `encoder.resid_post:mean`; see `extraction.request`.
         options: choice of clips, texts of the decoder, and storage.
         overwrite: replace the store at `out`.
@@ -164,7 +165,7 @@ def extract(
         attributes=provenance(model)
         | {"sites": json.dumps([str(request) for request in requests])},
     )
-    store = open_slots(Path(out), layout, identity, overwrite=overwrite)
+    store = open_slots(locate(out), layout, identity, overwrite=overwrite)
     run_units(store, job.units, job, phase="clips", on_progress=on_progress)
     done = store.done
     return Extraction(store.path, len(done), int(done.sum()), tuple(store.problems))

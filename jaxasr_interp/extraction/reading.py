@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.runtime.location import locate
 from jaxasr_interp.runtime.slot_store import read_identity
 from jaxasr_interp.runtime.store import open_dataset
 
@@ -20,7 +21,7 @@ def open_activations(path: str | Path, *, incomplete: bool = False) -> "xarray.D
     """Open an activation store, without the clips that were left out.
 
     Args:
-        path: path of the store, from `extract`.
+        path: path of the store, from `extract`, or its URL.
         incomplete: also open a store that is not finished, with the clips that are done.
 
     Returns:
@@ -31,8 +32,7 @@ def open_activations(path: str | Path, *, incomplete: bool = False) -> "xarray.D
         InputError: there is no activation store at `path`, it is not finished, or it is damaged
             (raised now, or when the damaged values are used).
     """
-    path = Path(path)
-    read_identity(path, EXTRACTION)
+    read_identity(locate(path), EXTRACTION)
     dataset = open_dataset(path)
     done = dataset.done.values
     if not (incomplete or done.all()):

@@ -223,6 +223,7 @@ class Whisper(nnx.Module):
         generation: the checkpoint's generation settings.
         tokenizer: the checkpoint's tokenizer, or `None` if it has none.
         source: where the weights came from, for provenance.
+        name: the name by which any process loads the model, if it was loaded by one.
     """
 
     def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
@@ -230,6 +231,7 @@ class Whisper(nnx.Module):
         self.generation = GenerationSettings()
         self.tokenizer: Tokenizer | None = None
         self.source = "random"
+        self.name: str | None = None
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
 

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.patching.dataset_layout import DATASET_SWEEP
 from jaxasr_interp.patching.metrics import recovered
+from jaxasr_interp.runtime.location import exists, locate, within
 from jaxasr_interp.runtime.slot_store import read_identity
 from jaxasr_interp.runtime.store import open_dataset
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
@@ -73,7 +74,7 @@ def aggregate(
     question without a position in a group, or whose runs agree, does not count for it.
 
     Args:
-        path: folder of `sweep_dataset`, or its store.
+        path: folder or URL of `sweep_dataset`, or its store.
         metric: name of the metric; by default the first.
         by: column of the table, such as a word class: clips are averaged apart for each value.
         resampling: the bootstrap.
@@ -85,8 +86,9 @@ def aggregate(
     Raises:
         InputError: there is no such store, metric or column, or no clip is done.
     """
-    path = Path(path)
-    path = path / "sweep.zarr" if (path / "sweep.zarr").exists() else path
+    path = locate(path)
+    inside = within(path, "sweep.zarr")
+    path = inside if exists(inside) else path
     read_identity(path, DATASET_SWEEP)
     dataset = open_dataset(path)
     names = [str(name) for name in dataset.metric.values]

@@ -5,28 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from jaxasr_interp.errors import InputError
-from jaxasr_interp.model.whisper import Whisper, require_tokenizer
-from jaxasr_interp.patching.clip_texts import TEXT_VARIABLES, ClipText, TextWork
-from jaxasr_interp.patching.dataset_layout import dataset_layout
+from jaxasr_interp.checkpoint.by_name import ModelByName
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.patching.dataset_jobs import DatasetInputs, SweepJob, TextJob
 from jaxasr_interp.patching.dataset_options import DatasetOptions
-from jaxasr_interp.patching.dataset_work import DatasetWork, Grids
 from jaxasr_interp.patching.planning import PlanOptions
-from jaxasr_interp.patching.questions import COLUMN, NoQuestionsError, Question, ask_words
-from jaxasr_interp.patching.swept_sites import SweptSites
-from jaxasr_interp.runtime.devices import batch_size, replicate
-from jaxasr_interp.runtime.identity import identify
+from jaxasr_interp.runtime.cluster import run_job
+from jaxasr_interp.runtime.location import Location, locate
 from jaxasr_interp.runtime.progress import Progress
-from jaxasr_interp.runtime.runner import RunOptions, run_units
-from jaxasr_interp.runtime.slot_store import Layout, SlotStore, open_slots
-from jaxasr_interp.speech.clips import Clips, check_column, choose, find_clips
-from jaxasr_interp.speech.pairs import Pairs
-from jaxasr_interp.speech.texts import OWN, Texts
-
-TEXTS = "texts"
-"""The kind of work whose results the store of texts holds."""
+from jaxasr_interp.runtime.runner import RunOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +21,13 @@ class DatasetSweep:
     """The outcome of a data-set sweep.
 
     Attributes:
-        path: of the store; see `ji.open_dataset`.
+        path: path of the store, or its URL; see `ji.open_dataset`.
         questions: how many there are.
         done: how many of them are done.
         problems: path of every clip that was left out, and why.
     """
 
-    path: Path
+    path: Location
     questions: int
     done: int
     problems: tuple[tuple[str, str], ...]
@@ -79,7 +66,7 @@ def sweep_dataset(
         model: a model with a tokenizer.
         clips: a manifest (`.tsv` or `.jsonl`), or rows such as a Hugging Face dataset's; see
             `clips.find_clips`.
-        out: path of the folder.
+        out: path of the folder, or a URL such as `s3://bucket/path`.
         sites: the sites to sweep, such as `decoder.z@*.each`; see `interventions.places`.
         options: runs and questions.
         plan: windows, strengths and memory of each sweep; all positions are swept.
@@ -94,101 +81,12 @@ def sweep_dataset(
         InputError: the table or an option cannot be read, no clip can be swept, or `out` holds
             other work; what is done stays in the stores.
     """
-    out = Path(out)
-    swept = SweptSites.read(sites)
-    table, pairs = _read_table(clips, options)
-    identity = _identity(model, table, pairs, swept, (options, plan))
-    text_work = TextWork(model, table, Texts(options.text, options.language), swept.timed)
-    texts = _find_texts(out / "texts.zarr", text_work, identity, run, on_progress)
-    questions, problems = _ask(model, table, texts, options.word)
-    if not questions:
-        raise NoQuestionsError(problems)
-    placed = replicate(model, run.devices)
-    grids = Grids(placed, swept, plan, tuple(options.metrics))
-    batch = batch_size(placed, run.batch_size)
-    work = DatasetWork(grids, pairs, tuple(questions), options.direction, batch)
-    store = open_slots(
-        out / "sweep.zarr",
-        dataset_layout(work, table, options),
-        identity,
-        overwrite=run.overwrite,
-    )
-    run_units(store, run.share.of(work.units), work, phase="patches", on_progress=on_progress)
-    problems += store.problems
-    return DatasetSweep(store.path, len(questions), int(store.done.sum()), tuple(problems))
-
-
-def _read_table(
-    source: str | Path | Iterable[Mapping[str, Any]], options: DatasetOptions
-) -> tuple[Clips, Pairs]:
-    """Read the chosen clips and their references."""
-    given = source if isinstance(source, str | Path) else list(source)
-    table = choose(find_clips(given), options.where, options.limit)
-    for text in (options.reference, options.word):
-        if text.startswith(COLUMN):
-            check_column(table.rows[0], text.removeprefix(COLUMN))
-    if options.text != OWN:
-        check_column(table.rows[0], options.text)
-    reference: str | Clips = options.reference
-    if reference.startswith(COLUMN):
-        others = find_clips(given, reference.removeprefix(COLUMN))
-        reference = choose(others, options.where, options.limit)
-    return table, Pairs(table, reference, options.seed)
-
-
-def _identity(
-    model: Whisper,
-    table: Clips,
-    pairs: Pairs,
-    swept: SweptSites,
-    options: tuple[DatasetOptions, PlanOptions],
-) -> dict[str, str]:
-    what, plan = options
-    return identify(
-        model=model,
-        clips=table.rows,
-        audio=[pairs.digest(i) for i in range(len(table.rows))],
-        sites=swept,
-        options=dataclasses.replace(what, where=None, limit=None),
-        windows=(plan.window, plan.stride, plan.alpha),
-    )
-
-
-def _find_texts(
-    path: Path,
-    work: TextWork,
-    identity: Mapping[str, str],
-    run: RunOptions,
-    on_progress: Progress | None,
-) -> SlotStore:
-    """Find the text of every clip; machines that share the work begin with their own share."""
-    paths = np.asarray([row["path"] for row in work.clips.rows], "T")
-    layout = Layout(
-        kind=TEXTS,
-        rows=len(paths),
-        rows_per_chunk=len(work.units[0].rows),
-        variables=TEXT_VARIABLES,
-        known={"path": (("clip",), paths)},
-        attributes={},
-    )
-    store = open_slots(path, layout, identity, overwrite=run.overwrite)
-    own = run.share.of(work.units)
-    others = [unit for unit in work.units if unit not in own]
-    run_units(store, [*own, *others], work, phase="clips", on_progress=on_progress)
-    return store
-
-
-def _ask(
-    model: Whisper, table: Clips, texts: SlotStore, which: str
-) -> tuple[list[Question], list[tuple[str, str]]]:
-    """Make the questions of all clips; return those and the clips that have none."""
-    tokenizer, questions, problems = require_tokenizer(model), [], list(texts.problems)
-    for i, text in enumerate(texts.read("text_tokens")):
-        if not text:
-            continue
-        row = table.rows[i]
-        try:
-            questions += ask_words(tokenizer, i, row, ClipText.from_json(str(text)), which)
-        except InputError as error:
-            problems.append((row["path"], str(error)))
-    return questions, problems
+    named = ModelByName(model)
+    given = Path(clips) if isinstance(clips, str | Path) else list(clips)
+    inputs = DatasetInputs(named, given, locate(out), tuple(sites), options, plan, run)
+    run_job(TextJob(inputs), run, phase="clips", on_progress=on_progress)
+    sweep = run_job(SweepJob(inputs), run, phase="patches", on_progress=on_progress)
+    questions, problems = inputs.asked
+    done = int(sweep.store.done.sum())
+    problems = (*problems, *sweep.store.problems)
+    return DatasetSweep(sweep.store.path, len(questions), done, problems)

@@ -70,12 +70,12 @@ def identify(**parts: Any) -> dict[str, str]:
 
 
 def check_identity(
-    path: Path, kept: Mapping[str, Any], identity: Mapping[str, Any], what: str
+    path: Path | str, kept: Mapping[str, Any], identity: Mapping[str, Any], what: str
 ) -> None:
     """Raise `InputError` unless what is stored at `path` belongs to the same work.
 
     Args:
-        path: the file or folder.
+        path: the file or folder, or its URL.
         kept: the identity that is stored with it, from `identify`.
         identity: identity of the work to be done.
         what: kind of work, for the error message.

@@ -85,16 +85,25 @@ class RunOptions:
             evenly among the devices; by default one that suits the devices.
         devices: number of devices of this process that the work is spread over; by default all.
         overwrite: replace existing stores.
+        scheduler: address of a Dask scheduler whose workers compute the units, such as
+            `"tcp://host:8786"`; by default this process computes them.
     """
 
     share: Share = Share()
     batch_size: int | None = None
     devices: int | None = None
     overwrite: bool = False
+    scheduler: str | None = None
 
     def __post_init__(self):
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"The batch_size is {self.batch_size}: expected at least 1 question.")
+
+
+def not_done(store: SlotStore, units: Sequence[Unit]) -> list[Unit]:
+    """Choose the units that are not done."""
+    is_done = store.done
+    return [unit for unit in units if not is_done[list(unit.rows)].all()]
 
 
 def run_units[Loaded](
@@ -116,8 +125,7 @@ def run_units[Loaded](
             there is, and `phase`.
     """
     total = sum(unit.size for unit in units)
-    is_done = store.done
-    missing = [unit for unit in units if not is_done[list(unit.rows)].all()]
+    missing = not_done(store, units)
     done = total - sum(unit.size for unit in missing)
     say: Callable[[int, int, str], None] = on_progress or (lambda done, total, phase: None)
     say(done, total, phase)

@@ -1,14 +1,16 @@
 """A Zarr group with one slot for each row of a table, filled unit by unit.
 
-Units of work write their rows' slots in any order, and several processes may write one store. A
-row's `done` is written after its other values, and every chunk is written atomically, so that
-interrupted work resumes with the units that are not done. Two processes that compute one unit write
-the same bytes. Every byte is checked when it is read (`runtime.checked`).
+The store is a folder or lies at a URL (`runtime.location`). Units of work write their rows' slots
+in any order, and several processes may make and write one store. A row's `done` is written after
+its other values, and every chunk is written atomically, so that interrupted work resumes with the
+units that are not done. Two processes that compute one unit write the same bytes. Every byte is
+checked when it is read (`runtime.checked`).
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ from jaxtyping import Bool, Shaped
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.runtime.identity import check_identity
-from jaxasr_interp.runtime.store import reserve
+from jaxasr_interp.runtime.location import ROOT, Location, create, exists, read_root, remove
 
 if TYPE_CHECKING:
     import zarr
@@ -68,17 +70,19 @@ class SlotStore:
     """A store that is being filled; see `open_slots`.
 
     Args:
-        path: path of the store.
+        path: path of the store, or its URL.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Location):
         import zarr
 
-        from jaxasr_interp.runtime.checked import CheckedStore
+        from jaxasr_interp.runtime.checked import CheckedStore, SteadyStore
 
         self.path = path
-        self._group = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
-        self._checked = zarr.open_group(CheckedStore(path, read_only=True), mode="r")
+        self._written = zarr.open_group(SteadyStore(path), mode="r+", use_consolidated=False)
+        checked = CheckedStore(path, read_only=True)
+        self._checked = zarr.open_group(checked, mode="r", use_consolidated=False)
+        self._arrays = functools.cache(lambda name: cast("zarr.Array", self._checked[name]))
 
     @property
     def done(self) -> Bool[np.ndarray, " row"]:
@@ -87,20 +91,20 @@ class SlotStore:
 
     @property
     def problems(self) -> list[tuple[str, str]]:
-        """Path of every clip that was left out, and the reason."""
-        paths, done = self.read("path"), np.flatnonzero(self.done)
-        array = cast("zarr.Array", self._checked["problem"])
-        problems = np.asarray(array.oindex[(done,)]).tolist() if len(done) else []
-        return [(str(paths[i]), str(why)) for i, why in zip(done, problems, strict=True) if why]
+        """Path of every clip that was left out, and the reason; of rows that are done."""
+        done = np.flatnonzero(self.done)
+        paths = self.read("path")[done]
+        problems = np.asarray(self._arrays("problem").oindex[done])
+        left_out = np.flatnonzero(problems != "")
+        return [(str(paths[i]), str(problems[i])) for i in left_out]
 
     def read(self, name: str) -> Shaped[np.ndarray, "..."]:
         """Read an array."""
-        return np.asarray(cast("zarr.Array", self._checked[name])[...])
+        return np.asarray(self._arrays(name)[...])
 
     def is_done(self, rows: Sequence[int]) -> bool:
         """Tell whether some rows are done by now; another process may have written them."""
-        done = cast("zarr.Array", self._checked["done"])
-        return all(np.all(done[start:stop]) for start, stop in _runs(rows))
+        return all(np.all(self._arrays("done")[start:stop]) for start, stop in _runs(rows))
 
     def write(
         self, rows: Sequence[int], arrays: Mapping[str, Shaped[np.ndarray, "row ..."]]
@@ -110,50 +114,65 @@ class SlotStore:
         Args:
             rows: numbers of the rows.
             arrays: values of the rows in the same order; further values are left out.
+
+        Raises:
+            InputError: they cannot be written, or the store has been removed.
         """
         import zarr
 
+        if isinstance(self.path, Path) and not (self.path / ROOT).exists():
+            raise InputError(f"{self.path} was removed while it was written: begin anew.")
         # Empty chunks are written too, so that a missing chunk is known to be lost.
         with zarr.config.set({"array.write_empty_chunks": True}):
             for name, values in {**arrays, "done": np.ones(len(rows), bool)}.items():
-                array, first = cast("zarr.Array", self._group[name]), 0
+                array, first = cast("zarr.Array", self._written[name]), 0
                 for start, stop in _runs(rows):
                     array[start:stop] = values[first : first + stop - start]
                     first += stop - start
 
     def tidy(self) -> None:
         """Remove files that processes which were killed have left half-written."""
-        for torn in self.path.rglob("*.partial"):
-            if time.time() - torn.stat().st_mtime > _SECONDS_TO_WRITE:
-                torn.unlink(missing_ok=True)
+        # At a URL nothing is half-written.
+        for torn in self.path.rglob("*.partial") if isinstance(self.path, Path) else ():
+            # What another process writes now may get its name meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - torn.stat().st_mtime > _SECONDS_TO_WRITE:
+                    torn.unlink()
 
 
 def open_slots(
-    path: Path, layout: Layout, identity: Mapping[str, str], *, overwrite: bool = False
+    path: Location,
+    layout: Layout,
+    identity: Mapping[str, str],
+    *,
+    overwrite: bool = False,
+    must_exist: bool = False,
 ) -> SlotStore:
     """Make a store, or open the one of the same work.
 
     Args:
-        path: path of the store.
+        path: path of the store, or its URL.
         layout: its arrays.
         identity: hashes of everything that the numbers depend on.
         overwrite: replace an existing store.
+        must_exist: only open what is there.
 
     Raises:
         InputError: `path` holds the store of other work, or no such store.
     """
-    if path.exists() and not overwrite:
-        check_identity(path, read_identity(path, layout.kind), identity, layout.kind)
-        return SlotStore(path)
-    if path.exists() and not _holds(path, layout.kind):
-        raise InputError(f"{path} is no store of {_a(layout.kind)}: choose another --out.")
-    reserve(path, overwrite)
-    fresh = path.with_name(f".{path.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    _make(fresh, layout, identity)
-    if path.exists():
-        shutil.rmtree(path)
-    fresh.rename(path)
+    from jaxasr_interp.runtime.checked import DONE
+
+    there = exists(path)
+    if must_exist and not there:
+        raise InputError(f"There is no Zarr store at {path}.")
+    if overwrite or not there:
+        if there and not _holds(path, layout.kind):
+            raise InputError(f"{path} is no store of {_a(layout.kind)}: choose another --out.")
+        content = _make(layout, identity)
+        if there:
+            remove(path, DONE)
+        create(path, content)
+    check_identity(path, read_identity(path, layout.kind), identity, layout.kind)
     return SlotStore(path)
 
 
@@ -168,7 +187,7 @@ def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def read_identity(path: Path, kind: str) -> dict[str, str]:
+def read_identity(path: Location, kind: str) -> dict[str, str]:
     """Read the hashes of everything that the numbers of a store depend on.
 
     Raises:
@@ -181,32 +200,34 @@ def read_identity(path: Path, kind: str) -> dict[str, str]:
     return json.loads(read_attributes(path)[kind])
 
 
-def _holds(path: Path, kind: str) -> bool:
+def _holds(path: Location, kind: str) -> bool:
     """Tell whether `path` holds a store of this kind of work, finished or not."""
-    try:
-        return f'"{kind}"'.encode() in (path / "zarr.json").read_bytes()
-    except OSError:
-        return False
+    return f'"{kind}"'.encode() in (read_root(path) or b"")
 
 
 def _a(kind: str) -> str:
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
-def _make(path: Path, layout: Layout, identity: Mapping[str, str]) -> None:
+def _make(layout: Layout, identity: Mapping[str, str]) -> dict[str, bytes]:
+    """Make the files of a new store, by key; only its known arrays have chunks."""
     import zarr
+    from zarr.storage import MemoryStore
 
-    from jaxasr_interp.runtime.checked import codecs, seal, unsealed
+    from jaxasr_interp.runtime.checked import DONE, codecs, sealed_root, unsealed
 
+    buffers: dict[str, Any] = {}
     kept = {layout.kind: json.dumps(identity)}
     with zarr.config.set({"array.write_empty_chunks": True}):
         group = zarr.create_group(
-            path, zarr_format=3, attributes={**layout.attributes, **kept, **unsealed()}
+            MemoryStore(buffers),
+            zarr_format=3,
+            attributes={**layout.attributes, **kept, **unsealed()},
         )
         for name, (axes, data) in layout.known.items():
             group.create_array(name, data=data, dimension_names=axes, compressors=codecs())
-        for name, variable in {**layout.variables, "done": Variable((), (), "bool")}.items():
-            array = group.create_array(
+        for name, variable in {**layout.variables, DONE: Variable((), (), "bool")}.items():
+            group.create_array(
                 name,
                 shape=(layout.rows, *variable.shape),
                 chunks=_chunks(min(layout.rows_per_chunk, layout.rows), variable),
@@ -215,9 +236,9 @@ def _make(path: Path, layout: Layout, identity: Mapping[str, str]) -> None:
                 dimension_names=("clip", *variable.axes),
                 compressors=codecs(),
             )
-            if name == "done":
-                array[...] = False
-    seal(path)
+    content = {key: buffer.to_bytes() for key, buffer in buffers.items()}
+    metadata = {key: content[key] for key in content if key.rpartition("/")[2] == ROOT}
+    return {**content, ROOT: sealed_root(metadata)}
 
 
 _EMPTY = {"f": np.nan, "i": 0, "b": False, "T": ""}

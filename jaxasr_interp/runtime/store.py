@@ -17,6 +17,7 @@ import numpy as np
 from jaxasr_interp._version import __version__
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.runtime.identity import digest
+from jaxasr_interp.runtime.location import ROOT, locate, read_metadata
 
 if TYPE_CHECKING:
     import xarray
@@ -129,7 +130,7 @@ def write_dataset(dataset: "xarray.Dataset", path: Path, *, overwrite: bool = Fa
             write_empty_chunks=True,
             encoding={name: {"compressors": checked.codecs()} for name in dataset.variables},
         )
-        checked.seal(partial)
+        (partial / ROOT).write_bytes(checked.sealed_root(read_metadata(partial)))
         if path.exists():
             path.rename(Path(temporary) / "old")
         partial.rename(path)
@@ -140,7 +141,7 @@ def open_dataset(path: str | Path) -> "xarray.Dataset":
     """Read a Zarr store that a command or `extract` wrote, and check every byte of what is read.
 
     Args:
-        path: of the store.
+        path: path of the store, or its URL.
 
     Returns:
         Its arrays with named axes; values are read when they are used.
@@ -153,8 +154,9 @@ def open_dataset(path: str | Path) -> "xarray.Dataset":
 
     from jaxasr_interp.runtime import checked
 
-    checked.read_attributes(Path(path))
-    store: Any = checked.CheckedStore(Path(path), read_only=True)
+    location = locate(path)
+    checked.read_attributes(location)
+    store: Any = checked.CheckedStore(location, read_only=True)
     return xarray.open_dataset(store, engine="zarr", consolidated=False, chunks=None)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +15,8 @@ import zarr
 
 import jaxasr_interp as ji
 from helpers.extracting import extract_with
-from helpers.files import sound, write_table
-from helpers.golden import GOLDEN, worst
+from helpers.files import sound, tiny_folder, write_table
+from helpers.golden import worst
 from jaxasr_interp.cli import main
 from jaxasr_interp.extraction.reductions import narrowed
 
@@ -34,18 +33,7 @@ def _compiled_in_haste():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_tokenizer):
-    """The tiny model with its tokenizer, and a table of many short clips."""
-    folder = tmp_path_factory.mktemp("clips")
-    shutil.copytree(GOLDEN / "tiny_random", folder / "model")
-    shutil.copy(tiny_tokenizer.path, folder / "model" / "tokenizer.json")
-    rows = []
-    for i in range(60):
-        soundfile.write(folder / f"{i}.wav", sound(i, 500 + 50 * i), 16000)
-        rows.append(
-            {"path": f"{i}.wav", "text": "ab", "lang": "en", "speaker": ["even", "odd"][i % 2]}
-        )
-    write_table(folder / "clips.tsv", rows)
-    return folder
+    return tiny_folder(tmp_path_factory.mktemp("clips"), tiny_tokenizer, 60)
 
 
 @pytest.fixture

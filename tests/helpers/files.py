@@ -1,8 +1,12 @@
 """Files: the bundled clips, made-up sound, tables of clips, and how a picture begins."""
 
+import shutil
 from importlib import resources
 
 import numpy as np
+import soundfile
+
+from helpers.golden import GOLDEN
 
 DATA = resources.files("jaxasr_interp") / "data"
 GRASS, GLASS = str(DATA / "grass.flac"), str(DATA / "glass.flac")
@@ -18,3 +22,23 @@ def write_table(path, rows):
     lines = ["\t".join(rows[0]), *("\t".join(row.values()) for row in rows)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def tiny_folder(folder, tokenizer, count):
+    """Fill a folder with the tiny model, its tokenizer, and a table of many short clips."""
+    shutil.copytree(GOLDEN / "tiny_random", folder / "model")
+    shutil.copy(tokenizer.path, folder / "model" / "tokenizer.json")
+    rows = []
+    for i in range(count):
+        soundfile.write(folder / f"{i}.wav", sound(i, 500 + 50 * i), 16000)
+        rows.append(
+            {"path": f"{i}.wav", "text": "ab", "lang": "en", "speaker": ["even", "odd"][i % 2]}
+        )
+    write_table(folder / "clips.tsv", rows)
+    return folder
+
+
+def contents(folder):
+    """The bytes of every file of a folder, by path."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
