@@ -26,6 +26,7 @@ from jaxasr_interp.runtime.location import ROOT, Location, create, exists, read_
 if TYPE_CHECKING:
     import zarr
 
+_EMPTY_CHUNKS: Any = {"write_empty_chunks": True}
 _LARGEST_CHUNK = 1 << 25
 _SECONDS_TO_WRITE = 60
 
@@ -79,10 +80,11 @@ class SlotStore:
         from jaxasr_interp.runtime.checked import CheckedStore, SteadyStore
 
         self.path = path
-        self._written = zarr.open_group(SteadyStore(path), mode="r+", use_consolidated=False)
         checked = CheckedStore(path, read_only=True)
-        self._checked = zarr.open_group(checked, mode="r", use_consolidated=False)
-        self._arrays = functools.cache(lambda name: cast("zarr.Array", self._checked[name]))
+        read = zarr.open_group(checked, mode="r", use_consolidated=False)
+        written = zarr.open_group(SteadyStore(path), mode="r+", use_consolidated=False)
+        self._arrays = functools.cache(lambda name: cast("zarr.Array", read[name]))
+        self._slots = functools.cache(lambda name: _with_empty_chunks(written[name]))
 
     @property
     def done(self) -> Bool[np.ndarray, " row"]:
@@ -118,17 +120,13 @@ class SlotStore:
         Raises:
             InputError: they cannot be written, or the store has been removed.
         """
-        import zarr
-
         if isinstance(self.path, Path) and not (self.path / ROOT).exists():
             raise InputError(f"{self.path} was removed while it was written: begin anew.")
-        # Empty chunks are written too, so that a missing chunk is known to be lost.
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            for name, values in {**arrays, "done": np.ones(len(rows), bool)}.items():
-                array, first = cast("zarr.Array", self._written[name]), 0
-                for start, stop in _runs(rows):
-                    array[start:stop] = values[first : first + stop - start]
-                    first += stop - start
+        for name, values in {**arrays, "done": np.ones(len(rows), bool)}.items():
+            array, first = self._slots(name), 0
+            for start, stop in _runs(rows):
+                array[start:stop] = values[first : first + stop - start]
+                first += stop - start
 
     def tidy(self) -> None:
         """Remove files that processes which were killed have left half-written."""
@@ -218,27 +216,35 @@ def _make(layout: Layout, identity: Mapping[str, str]) -> dict[str, bytes]:
 
     buffers: dict[str, Any] = {}
     kept = {layout.kind: json.dumps(identity)}
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        group = zarr.create_group(
-            MemoryStore(buffers),
-            zarr_format=3,
-            attributes={**layout.attributes, **kept, **unsealed()},
+    attributes = {**layout.attributes, **kept, **unsealed()}
+    group = zarr.create_group(MemoryStore(buffers), zarr_format=3, attributes=attributes)
+    for name, (axes, data) in layout.known.items():
+        group.create_array(
+            name, data=data, dimension_names=axes, compressors=codecs(), config=_EMPTY_CHUNKS
         )
-        for name, (axes, data) in layout.known.items():
-            group.create_array(name, data=data, dimension_names=axes, compressors=codecs())
-        for name, variable in {**layout.variables, DONE: Variable((), (), "bool")}.items():
-            group.create_array(
-                name,
-                shape=(layout.rows, *variable.shape),
-                chunks=_chunks(min(layout.rows_per_chunk, layout.rows), variable),
-                dtype=np.dtypes.StringDType() if variable.dtype == "T" else variable.dtype,
-                fill_value=_EMPTY[np.dtype(variable.dtype).kind],
-                dimension_names=("clip", *variable.axes),
-                compressors=codecs(),
-            )
+    for name, variable in {**layout.variables, DONE: Variable((), (), "bool")}.items():
+        group.create_array(
+            name,
+            shape=(layout.rows, *variable.shape),
+            chunks=_chunks(min(layout.rows_per_chunk, layout.rows), variable),
+            dtype=np.dtypes.StringDType() if variable.dtype == "T" else variable.dtype,
+            fill_value=_EMPTY[np.dtype(variable.dtype).kind],
+            dimension_names=("clip", *variable.axes),
+            compressors=codecs(),
+        )
     content = {key: buffer.to_bytes() for key, buffer in buffers.items()}
     metadata = {key: content[key] for key in content if key.rpartition("/")[2] == ROOT}
     return {**content, ROOT: sealed_root(metadata)}
+
+
+def _with_empty_chunks(array: Any) -> "zarr.Array":
+    """Return an array that writes all chunks, so that a missing one is known to be lost.
+
+    The setting is the array's own: zarr's settings are shared by all threads.
+    """
+    import zarr
+
+    return zarr.Array(zarr.AsyncArray(array.metadata, array.store_path, _EMPTY_CHUNKS))
 
 
 _EMPTY = {"f": np.nan, "i": 0, "b": False, "T": ""}

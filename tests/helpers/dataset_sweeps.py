@@ -10,8 +10,11 @@ from jaxasr_interp.patching.dataset_options import DatasetOptions
 from jaxasr_interp.runtime.runner import RunOptions
 
 OPTIONS = DatasetOptions(text="text")
-HASTE = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-"""The environment of other processes: tiny models are compiled in haste there too."""
+HASTE = os.environ | {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+}
+"""The environment of other processes: tiny models are compiled in haste there too, and once."""
 
 _PROGRAM = """
 import sys

@@ -18,7 +18,7 @@ from helpers.files import contents, tiny_folder
 from jaxasr_interp.runtime import cluster
 from jaxasr_interp.runtime.runner import Share
 
-N_CLIPS = 40
+N_CLIPS = 30
 
 
 @pytest.fixture(autouse=True, scope="module")

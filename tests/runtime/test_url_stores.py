@@ -10,6 +10,7 @@ import fsspec
 import jax
 import numpy as np
 import pytest
+import zarr
 from moto.server import ThreadedMotoServer
 
 import jaxasr_interp as ji
@@ -117,8 +118,16 @@ def test_a_sweep_at_a_url_has_the_files_of_one_in_a_folder(
 
 
 def test_an_extraction_at_a_url_is_that_of_a_folder(server, model, folder, tmp_path):
-    here = ji.extract(model, folder / "clips.tsv", tmp_path / "x.zarr")
-    there = ji.extract(model, folder / "clips.tsv", "s3://bucket/x.zarr")
+    here, there = (
+        ji.extract(
+            model,
+            folder / "clips.tsv",
+            out,
+            sites=["encoder.resid_post:mean"],
+            options=ji.ExtractOptions(random_seed=None),
+        )
+        for out in (tmp_path / "x.zarr", "s3://bucket/x.zarr")
+    )
     assert there.path == "s3://bucket/x.zarr"
     first, second = ji.open_activations(here.path), ji.open_activations(there.path)
     assert first.drop_attrs().load().identical(second.drop_attrs().load())
@@ -222,6 +231,16 @@ def test_a_url_that_cannot_be_used_is_said_in_a_sentence(server, url, why, monke
     with pytest.raises(ji.InputError, match=why) as refused:
         open_slots(url, LAYOUT, {"of": "all"})
     assert "\n" not in str(refused.value)
+
+
+def test_empty_chunks_are_written_whatever_the_setting_of_other_threads(tmp_path):
+    with zarr.config.set({"array.write_empty_chunks": False}):
+        store = open_slots(tmp_path / "x.zarr", LAYOUT, {"of": "all"})
+        nothing = {"value": np.full(2, np.nan, np.float32), "problem": np.asarray(["", ""], "T")}
+        store.write([0, 1], nothing)
+    assert (tmp_path / "x.zarr/value/c/0").is_file()
+    assert store.problems == []
+    assert np.isnan(ji.open_dataset(tmp_path / "x.zarr").value[:2]).all()
 
 
 def test_a_folder_that_is_removed_while_it_is_written_is_said_in_a_sentence(
