@@ -35,13 +35,13 @@ print(done.done)
 
 
 def swept(model, folder, out, *, on_progress=None, **run):
-    """Sweep the clips of a folder."""
+    """Sweep the clips of a folder, on one device as other processes do."""
     return sweep_dataset(
         model,
         folder / "clips.tsv",
         out,
         options=OPTIONS,
-        run=RunOptions(**run),
+        run=RunOptions(**{"devices": 1} | run),
         on_progress=on_progress,
     )
 
