@@ -136,7 +136,7 @@ def _run_each(
     """Compute the metric under some patches of a plan, with a whole run for each patch."""
     model, run, cells = case.model, case.corrupted, plan.cells()
     sites = tuple(site for site, acts in vars(edit.source.source).items() if acts is not None)
-    last = jnp.asarray([len(run.tokens) - 1], jnp.int32)
+    last = jnp.asarray([[len(run.tokens) - 1]], jnp.int32)
     base = jax.tree.map(lambda leaf: leaf[0], run_utterances(model, [run], Sites(), last))
     values = []
     for number in numbers:

@@ -186,7 +186,7 @@ def test_ablate_equals_an_edited_run(tmp_path, invoke):
     code, printed, errors = invoke("ablate", GRASS, "--out", tmp_path, *options)
     assert code == 0, errors
     assert "change of cross_entropy from" in printed
-    stored = xarray.open_zarr(tmp_path / "ablation.zarr", consolidated=False)
+    stored = xarray.open_zarr(tmp_path / "ablation.zarr", consolidated=False, chunks=None)
     assert stored.change.dims == ("metric", "component", "layer", "pos")
     assert stored.sizes == {"metric": 2, "component": 15, "layer": 2, "pos": 1}
     model = real_model("tiny.en")

@@ -13,7 +13,7 @@ import jaxasr_interp as ji
 from helpers.real import real_model
 from jaxasr_interp.model import layers
 from jaxasr_interp.model.sites import SITES, sweepable_sites
-from jaxasr_interp.patching import inputs, sweep
+from jaxasr_interp.patching import inputs, methods
 from jaxasr_interp.patching.contrast import find_contrast
 from jaxasr_interp.patching.engine import inject as injecting
 from jaxasr_interp.verification import invariants, verify
@@ -150,7 +150,7 @@ def test_chunks_that_depend_on_their_size_are_found(case, broken):
 
         return shifted
 
-    broken(sweep, "pack", misplaced)
+    broken(methods, "pack", misplaced)
     assert failing(invariants.chunking(case)) == {"chunked = whole"}
 
 
