@@ -69,6 +69,14 @@ def _forget_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def compiled_in_haste():
+    """For modules whose models are tiny and whose programs are many."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def x64():
     """Double precision; compiled in haste, since these models are tiny and their programs many."""

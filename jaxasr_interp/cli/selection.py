@@ -13,8 +13,6 @@ from jaxasr_interp.patching.runs import kept_sites
 from jaxasr_interp.patching.swept_sites import SweptSites
 from jaxasr_interp.speech.positions import resolve_windows
 
-_TIMED_WINDOW = "200ms"
-
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
@@ -46,7 +44,7 @@ class Selection:
             InputError: an option cannot be read, or there is no such site.
         """
         swept = SweptSites.read(sites)
-        width, stride = _read_window(window, timed=swept.timed)
+        width, stride = _read_window(window, swept)
         options = PlanOptions(width, stride, parse_alphas(alpha), parse_memory(memory))
         return cls(swept, positions, options)
 
@@ -88,12 +86,12 @@ class Selection:
         )
 
 
-def _read_window(text: str | None, *, timed: bool) -> tuple[str | None, str | None]:
-    """Read width and stride; `None` for those that are not given."""
+def _read_window(text: str | None, sites: SweptSites) -> tuple[int | str, str | None]:
+    """Read width and stride; by default the sites' width, and a stride equal to it."""
     if text is None:
-        return (_TIMED_WINDOW if timed else None), None
+        return sites.default_window, None
     width, colon, stride = text.partition(":")
     wanted = width, stride if colon else None
     # Errors in the text are found here, before the model is loaded.
-    resolve_windows(None, 1, width=wanted[0], stride=wanted[1], timed=timed)
+    resolve_windows(None, 1, width=wanted[0], stride=wanted[1], timed=sites.timed)
     return wanted

@@ -9,6 +9,7 @@ import typer
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli import options
 from jaxasr_interp.cli.output import print_json, progress, say
+from jaxasr_interp.cli.pairs import DEFAULT_SITES
 from jaxasr_interp.cli.selection import Selection
 from jaxasr_interp.patching.dataset import DatasetSweep, sweep_dataset
 from jaxasr_interp.patching.dataset_options import DatasetOptions
@@ -66,7 +67,7 @@ def sweep(
     swept is left out and named at the end. `aggregate` summarises the store.
     """
     cells = Selection.read(
-        site or ("decoder.resid_pre",), positions=None, window=window, alpha=alpha, memory=memory
+        site or DEFAULT_SITES, positions=None, window=window, alpha=alpha, memory=memory
     )
     chosen = DatasetOptions(
         reference=reference,
@@ -88,7 +89,7 @@ def sweep(
                 whisper,
                 clips,
                 out,
-                sites=site or ("decoder.resid_pre",),
+                sites=site or DEFAULT_SITES,
                 options=chosen,
                 plan=cells.options,
                 run=run,

@@ -14,7 +14,7 @@ from jaxasr_interp.extraction.reductions import fit, narrowed
 from jaxasr_interp.extraction.request import Request
 from jaxasr_interp.extraction.slots import Slots
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.runtime.runner import Unit, Work
+from jaxasr_interp.runtime.runner import Unit, Work, units_of
 from jaxasr_interp.runtime.slot_store import Variable
 from jaxasr_interp.speech.batches import Batch, read_batch
 from jaxasr_interp.speech.clips import Clips
@@ -115,9 +115,7 @@ class ExtractionJob(Work[Batch]):
     @property
     def units(self) -> list[Unit]:
         """The batches."""
-        size, n = self.batch_size, len(self.clips.rows)
-        ends = [(start, min(start + size, n)) for start in range(0, n, size)]
-        return [Unit(tuple(range(start, stop)), stop - start) for start, stop in ends]
+        return units_of(len(self.clips.rows), self.batch_size)
 
     def load(self, unit: Unit) -> Batch:
         """Read the clips of one batch."""

@@ -15,7 +15,7 @@ from jaxasr_interp.generation.word_times import Word, align_words
 from jaxasr_interp.model.run import EncoderRun, with_encoded
 from jaxasr_interp.model.sites import EncoderActivations
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
-from jaxasr_interp.runtime.runner import Unit, Work
+from jaxasr_interp.runtime.runner import Unit, Work, units_of
 from jaxasr_interp.runtime.slot_store import Variable
 from jaxasr_interp.speech.batches import Batch, read_batch
 from jaxasr_interp.speech.clips import Clips
@@ -83,9 +83,7 @@ class TextWork(Work[Batch]):
     @property
     def units(self) -> list[Unit]:
         """Batches of clips."""
-        n = len(self.clips.rows)
-        ends = [(start, min(start + _BATCH_SIZE, n)) for start in range(0, n, _BATCH_SIZE)]
-        return [Unit(tuple(range(start, stop)), stop - start) for start, stop in ends]
+        return units_of(len(self.clips.rows), _BATCH_SIZE)
 
     def load(self, unit: Unit) -> Batch:
         """Read the clips of one batch."""

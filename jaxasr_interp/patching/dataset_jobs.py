@@ -29,7 +29,7 @@ from jaxasr_interp.speech.clips import Clips, check_column, choose, find_clips
 from jaxasr_interp.speech.pairs import Pairs
 from jaxasr_interp.speech.texts import OWN, Texts
 
-TEXTS = "texts"
+TEXTS = "transcription"
 """The kind of work whose results the store of texts holds."""
 
 
@@ -82,14 +82,29 @@ class DatasetInputs:
             reference = choose(others, options.where, options.limit)
         return Pairs(table, reference, options.seed)
 
+    @property
+    def texts(self) -> Texts:
+        """Where the texts come from."""
+        return Texts(self.options.text, self.options.language)
+
     @functools.cached_property
-    def identity(self) -> dict[str, str]:
-        """The hashes of what the numbers of both stores depend on."""
-        rows = self.pairs.clips.rows
+    def text_identity(self) -> dict[str, str]:
+        """The hashes of what the texts depend on."""
+        clips = self.pairs.clips
         return identify(
             model=self.named.model,
-            clips=rows,
-            audio=[self.pairs.digest(i) for i in range(len(rows))],
+            clips=clips.rows,
+            audio=[clips.digest(i) for i in range(len(clips.rows))],
+            texts=self.texts,
+            timed=self.swept.timed,
+        )
+
+    @functools.cached_property
+    def identity(self) -> dict[str, str]:
+        """The hashes of what the sweep's numbers depend on."""
+        rows = range(len(self.pairs.clips.rows))
+        return self.text_identity | identify(
+            references=[self.pairs.digest_reference(i) for i in rows],
             sites=self.swept,
             options=dataclasses.replace(self.options, where=None, limit=None),
             windows=(self.plan.window, self.plan.stride, self.plan.alpha),
@@ -129,9 +144,8 @@ class TextJob(Job):
 
     def open(self, *, must_exist: bool = False) -> OpenJob:
         """Make or open the store of texts."""
-        given, options = self.inputs, self.inputs.options
-        texts, clips = Texts(options.text, options.language), given.pairs.clips
-        work = TextWork(given.named.model, clips, texts, given.swept.timed)
+        given, clips = self.inputs, self.inputs.pairs.clips
+        work = TextWork(given.named.model, clips, given.texts, given.swept.timed)
         layout = Layout(
             kind=TEXTS,
             rows=len(clips.rows),
@@ -143,7 +157,7 @@ class TextJob(Job):
         store = open_slots(
             within(given.out, "texts.zarr"),
             layout,
-            given.identity,
+            given.text_identity,
             overwrite=given.run.overwrite and not must_exist,
             must_exist=must_exist,
         )

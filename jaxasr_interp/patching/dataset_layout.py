@@ -17,7 +17,7 @@ from jaxasr_interp.speech.clips import Clips
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
 from jaxasr_interp.speech.tokenizer import Tokenizer
 
-DATASET_SWEEP = "dataset_sweep"
+DATASET_SWEEP = "data-set sweep"
 """The kind of work whose results the store holds."""
 
 

@@ -58,3 +58,5 @@ class DatasetOptions:
             raise InputError("There is no metric to read: give at least one.")
         for name in self.metrics:
             check_metric_name(name)
+        if len(set(self.metrics)) < len(self.metrics):
+            raise InputError(f"A metric is named twice in {', '.join(self.metrics)}.")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +32,6 @@ from jaxasr_interp.speech.pairs import Mel, Pairs
 from jaxasr_interp.speech.positions import Window, resolve_windows
 from jaxasr_interp.speech.utterance import Utterance
 
-TIMED_WINDOW = "200ms"
 _WHOLE_RUN_METRICS = {"kl_all", "cross_entropy"}
 
 type Loaded = list[tuple[Mel, Mel] | InputError]
@@ -59,15 +58,17 @@ class Grids:
 
     def windows(self, question: Question) -> tuple[Window, ...]:
         """Return the windows of positions that are patched."""
-        return self._windows(self._size(question))
+        timed = self.sites.timed
+        return self._windows(question.text.frames if timed else len(question.tokens))
 
     def shape(self, question: Question) -> tuple[int, int]:
         """Return the number of tokens and of positions of the plan that a question shares."""
-        n_tokens, size = len(question.tokens), self._size(question)
-        if not _WHOLE_RUN_METRICS.isdisjoint(self.metrics):
-            return n_tokens, self._shared_size(size)
-        shared = min(bucket(n_tokens), self.model.config.max_tokens)
-        return shared, self._shared_size(size) if self.sites.timed else shared
+        config, n_tokens = self.model.config, len(question.tokens)
+        if _WHOLE_RUN_METRICS.isdisjoint(self.metrics):
+            n_tokens = min(bucket(n_tokens), config.max_tokens)
+        if not self.sites.timed:
+            return n_tokens, n_tokens
+        return n_tokens, min(bucket(question.text.frames), config.max_frames)
 
     @functools.cache  # noqa: B019
     def plan(self, shape: tuple[int, int]) -> SweepPlan:
@@ -84,19 +85,10 @@ class Grids:
             options=self.options,
         )
 
-    def _size(self, question: Question) -> int:
-        """Return the number of positions of one question's runs."""
-        return question.text.frames if self.sites.timed else len(question.tokens)
-
-    def _shared_size(self, size: int) -> int:
-        return min(bucket(size), self.model.config.max_frames) if self.sites.timed else size
-
     def _windows(self, size: int) -> tuple[Window, ...]:
-        default = TIMED_WINDOW if self.sites.timed else 1
-        width = default if self.options.window is None else self.options.window
-        return resolve_windows(
-            None, size, width=width, stride=self.options.stride, timed=self.sites.timed
-        )
+        width, stride = self.options.window, self.options.stride
+        width = self.sites.default_window if width is None else width
+        return resolve_windows(None, size, width=width, stride=stride, timed=self.sites.timed)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -176,12 +168,19 @@ class DatasetWork(Work[Loaded]):
         """Read the clips of a unit's questions."""
         return [self._load(self.questions[row].clip) for row in unit.rows]
 
-    def _load(self, clip: int) -> tuple[Mel, Mel] | InputError:
+    @functools.cached_property
+    def _load(self) -> Callable[[int], tuple[Mel, Mel] | InputError]:
+        """Reads both spectrograms of a clip, and keeps the last ones for their next questions."""
         config = self.model.config
-        try:
-            return self.pairs.read(clip, config.n_mels, config.mel_frames)
-        except InputError as error:
-            return error
+
+        @functools.lru_cache(maxsize=self.batch_size)
+        def load(clip: int) -> tuple[Mel, Mel] | InputError:
+            try:
+                return self.pairs.read(clip, config.n_mels, config.mel_frames)
+            except InputError as error:
+                return error
+
+        return load
 
     def run(self, unit: Unit, loaded: Loaded) -> Mapping[str, np.ndarray]:
         """Sweep a unit's questions."""

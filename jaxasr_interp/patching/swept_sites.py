@@ -55,3 +55,8 @@ class SweptSites:
     def timed(self) -> bool:
         """Whether positions are encoder frames."""
         return counts_frames(self.stack, self.names[0])
+
+    @property
+    def default_window(self) -> int | str:
+        """The positions that one patch covers by default: a token, or 0.2 s."""
+        return "200ms" if self.timed else 1

@@ -34,6 +34,13 @@ class Unit:
     size: int = 1
 
 
+def units_of(n_rows: int, size: int) -> list[Unit]:
+    """Cut a table into units of so many rows; the last one may have fewer."""
+    starts = range(0, n_rows, size)
+    ranges = [tuple(range(start, min(start + size, n_rows))) for start in starts]
+    return [Unit(rows, len(rows)) for rows in ranges]
+
+
 class Work[Loaded](abc.ABC):
     """The computation of a store's units."""
 

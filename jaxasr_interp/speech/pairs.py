@@ -52,7 +52,6 @@ class Pairs:
         )
         return first, second
 
-    def digest(self, number: int) -> str:
-        """Return the hashes of what a row's clips are read from."""
-        other = self.reference.digest(number) if isinstance(self.reference, Clips) else ""
-        return f"{self.clips.digest(number)} {other}".strip()
+    def digest_reference(self, number: int) -> str:
+        """Return the hash of what a row's reference is read from; `""` if it is made."""
+        return self.reference.digest(number) if isinstance(self.reference, Clips) else ""

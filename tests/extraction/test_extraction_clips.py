@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import soundfile
@@ -14,13 +13,7 @@ from jaxasr_interp.speech.clips import choose, find_clips, with_noise
 
 SITES = ["encoder.resid_post:mean"]
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _compiled_in_haste():
-    """The models are tiny and their programs many."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
 
 @pytest.fixture

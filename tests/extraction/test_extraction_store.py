@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 import soundfile
@@ -22,13 +21,7 @@ from jaxasr_interp.extraction.reductions import narrowed
 
 SITES = ["encoder.resid_post:mean"]
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _compiled_in_haste():
-    """The models are tiny and their programs many."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
 
 @pytest.fixture(scope="module")

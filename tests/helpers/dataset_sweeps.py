@@ -9,6 +9,7 @@ from jaxasr_interp.patching.dataset import sweep_dataset
 from jaxasr_interp.patching.dataset_options import DatasetOptions
 from jaxasr_interp.runtime.runner import RunOptions
 
+N_CLIPS = 20
 OPTIONS = DatasetOptions(text="text")
 HASTE = os.environ | {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

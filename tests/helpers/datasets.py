@@ -1,11 +1,8 @@
 """A folder with the tiny model and a table of short clips whose texts differ in length."""
 
-import shutil
-
 import soundfile
 
-from helpers.files import sound, write_table
-from helpers.golden import GOLDEN
+from helpers.files import copy_tiny_model, sound, write_table
 
 TEXTS = ("ab", "a bc", "ab c d", "abc de", "b", "c dd", "ad", "a b c")
 
@@ -13,8 +10,7 @@ TEXTS = ("ab", "a bc", "ab c d", "abc de", "b", "c dd", "ad", "a b c")
 def make_folder(folder, tokenizer, texts=TEXTS):
     """Write the model, `clips.tsv` and its audio to a folder."""
     folder.mkdir(exist_ok=True)
-    shutil.copytree(GOLDEN / "tiny_random", folder / "model")
-    shutil.copy(tokenizer.path, folder / "model" / "tokenizer.json")
+    copy_tiny_model(folder / "model", tokenizer)
     rows = []
     for i, text in enumerate(texts):
         for name, seed in ((f"{i}.wav", i), (f"{i}_other.wav", 100 + i)):
@@ -32,11 +28,3 @@ def make_folder(folder, tokenizer, texts=TEXTS):
         )
     write_table(folder / "clips.tsv", rows)
     return folder
-
-
-def assert_same_files(one, other):
-    """Two stores hold the same bytes."""
-    files = [sorted(p.relative_to(x) for p in x.rglob("*") if p.is_file()) for x in (one, other)]
-    assert files[0] == files[1]
-    for name in files[0]:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name

@@ -24,10 +24,15 @@ def write_table(path, rows):
     return path
 
 
+def copy_tiny_model(folder, tokenizer):
+    """Put the tiny model with its tokenizer in a folder."""
+    shutil.copytree(GOLDEN / "tiny_random", folder)
+    shutil.copy(tokenizer.path, folder / "tokenizer.json")
+
+
 def tiny_folder(folder, tokenizer, count):
     """Fill a folder with the tiny model, its tokenizer, and a table of many short clips."""
-    shutil.copytree(GOLDEN / "tiny_random", folder / "model")
-    shutil.copy(tokenizer.path, folder / "model" / "tokenizer.json")
+    copy_tiny_model(folder / "model", tokenizer)
     rows = []
     for i in range(count):
         soundfile.write(folder / f"{i}.wav", sound(i, 500 + 50 * i), 16000)

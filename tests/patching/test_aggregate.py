@@ -121,7 +121,7 @@ def test_the_command_writes_a_store_a_table_and_a_picture(swept, tmp_path, invok
         assert message in errors
     code, _, errors = invoke("aggregate", tmp_path)
     assert code == 2
-    assert "no store of a dataset_sweep" in errors
+    assert "no store of a data-set sweep" in errors
 
 
 def test_resampling_is_checked():

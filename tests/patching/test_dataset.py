@@ -2,14 +2,13 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxasr_interp as ji
-from helpers.datasets import TEXTS, assert_same_files, make_folder
-from helpers.files import GLASS, GRASS, write_table
+from helpers.datasets import TEXTS, make_folder
+from helpers.files import GLASS, GRASS, contents, write_table
 from helpers.real import real_model
 from jaxasr_interp.patching.contrast import ask_word
 from jaxasr_interp.patching.dataset_work import DatasetWork
@@ -21,13 +20,7 @@ SITES = ["decoder.resid_pre", "decoder.cross_attn_out", "decoder.z@*.each"]
 ONE = ji.RunOptions(devices=1)
 TEXT = ji.DatasetOptions(text="text", metrics=("log_prob", "logit_diff", "kl"))
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _compiled_in_haste():
-    """The models are tiny and their programs many."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +190,7 @@ def test_shares_and_interruptions_give_the_same_bytes(tiny32, folder, tmp_path, 
         for n in (1, 2)
     ]
     assert halves[0].done < halves[0].questions == halves[1].done
-    assert_same_files(whole.path.parent, halves[1].path.parent)
+    assert contents(whole.path.parent) == contents(halves[1].path.parent)
 
     run, calls = DatasetWork.run, []
 
@@ -212,7 +205,7 @@ def test_shares_and_interruptions_give_the_same_bytes(tiny32, folder, tmp_path, 
         ji.sweep_dataset(tiny32, table, tmp_path / "cut", options=TEXT, run=ONE)
     again = ji.sweep_dataset(tiny32, table, tmp_path / "cut", options=TEXT, run=ONE)
     assert len(calls) == len(TEXTS) + 1
-    assert_same_files(whole.path.parent, again.path.parent)
+    assert contents(whole.path.parent) == contents(again.path.parent)
 
 
 def test_another_sweep_is_refused(tiny32, folder, tmp_path):
@@ -252,7 +245,7 @@ def test_rows_that_cannot_be_swept_are_left_out(tiny32, folder, tmp_path, invoke
     assert "no clip is left" in errors
     code, out, errors = invoke(*arguments, "--metric", "rank")
     assert code == 2
-    assert "is of another dataset_sweep" in errors or "differ" in errors
+    assert "is of another data-set sweep (options differs)" in errors
 
 
 @pytest.mark.parametrize(
@@ -262,6 +255,7 @@ def test_rows_that_cannot_be_swept_are_left_out(tiny32, folder, tmp_path, invoke
         ({"word": "first"}, "write last, each"),
         ({"metrics": ()}, "no metric"),
         ({"metrics": ("loss",)}, "Unknown metric"),
+        ({"metrics": ("kl", "kl")}, "named twice"),
         ({"direction": "up"}, "Unknown direction"),
         ({"reference": "column:none"}, "no column 'none'"),
         ({"word": "column:none"}, "no column 'none'"),

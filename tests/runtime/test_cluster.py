@@ -8,43 +8,16 @@ import threading
 import time
 import types
 
-import jax
 import jax.numpy as jnp
 import pytest
 
 import jaxasr_interp as ji
-from helpers.dataset_sweeps import end, go, process, sweeping, swept, wait_until
-from helpers.files import contents, tiny_folder
+from helpers.dataset_sweeps import N_CLIPS, end, go, process, sweeping, swept, wait_until
+from helpers.files import contents
 from jaxasr_interp.runtime import cluster
 from jaxasr_interp.runtime.runner import Share
 
-N_CLIPS = 30
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compiled_in_haste():
-    """The models are tiny and their programs many."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_tokenizer):
-    return tiny_folder(tmp_path_factory.mktemp("clips"), tiny_tokenizer, N_CLIPS)
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return ji.load_model(folder / "model")
-
-
-@pytest.fixture(scope="module")
-def whole(model, folder, tmp_path_factory):
-    """The files of one undisturbed run in this process."""
-    out = tmp_path_factory.mktemp("whole")
-    swept(model, folder, out)
-    return contents(out)
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
 
 def free_port():

@@ -7,19 +7,17 @@ import sys
 import threading
 
 import fsspec
-import jax
 import numpy as np
 import pytest
 import zarr
 from moto.server import ThreadedMotoServer
 
 import jaxasr_interp as ji
-from helpers.dataset_sweeps import swept
-from helpers.files import contents, tiny_folder
+from helpers.dataset_sweeps import N_CLIPS, swept
+from helpers.files import contents
 from jaxasr_interp.runtime import checked, location
 from jaxasr_interp.runtime.slot_store import Layout, Variable, open_slots
 
-N_CLIPS = 6
 LAYOUT = Layout(
     kind="tried",
     rows=4,
@@ -30,13 +28,7 @@ LAYOUT = Layout(
 )
 UNIT = {"value": np.ones(2, np.float32), "problem": np.asarray(["", "silent"], "T")}
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _compiled_in_haste():
-    """The models are tiny and their programs many."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
 
 class Server:
@@ -68,24 +60,6 @@ def server():
         fsspec.filesystem("s3").mkdir("bucket")
         yield running
     running.stop()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_tokenizer):
-    return tiny_folder(tmp_path_factory.mktemp("clips"), tiny_tokenizer, N_CLIPS)
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return ji.load_model(folder / "model")
-
-
-@pytest.fixture(scope="module")
-def whole(model, folder, tmp_path_factory):
-    """The files of a sweep in a folder."""
-    out = tmp_path_factory.mktemp("whole")
-    swept(model, folder, out)
-    return contents(out)
 
 
 def at(url):
