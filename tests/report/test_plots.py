@@ -1,39 +1,22 @@
 """Pictures: drawn whatever the axes of a sweep, with colours that fit what is shown."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
-from matplotlib.image import imread
 
 import jaxasr_interp as ji
-from helpers.files import PNG
+from helpers.pictures import LABELS, WORDS, draw, panels, texts
 from helpers.sweeps import plan_of
 from jaxasr_interp.generation.word_times import Word
 from jaxasr_interp.report.plots import (
     change,
     plot_ablation,
-    plot_attention,
-    plot_attribution,
-    plot_attribution_heads,
-    plot_encoder_lens,
-    plot_lens,
-    plot_lens_heads,
     plot_sweep,
-    plot_text_sweep,
     plot_timeline,
     recovery,
     share,
 )
 from jaxasr_interp.report.plots.timeline import _levels
 from jaxasr_interp.report.tables import sweep_table, window_labels
-
-WORDS = tuple(
-    Word(text, text.strip(".").lower(), (3 + i, 4 + i), (3 * i, 3 * i + 3))
-    for i, text in enumerate(["Cut", "the", "grass", "now."])
-)
 
 
 def result_of(tiny, golden, scale=1.0, **options):
@@ -42,38 +25,6 @@ def result_of(tiny, golden, scale=1.0, **options):
     rng = np.random.default_rng(0)
     patched = scale * rng.normal(size=(2, *plan.axes.values()))
     return ji.SweepResult(plan, ("kl", "rank"), patched, np.array([1.0, 2.0]), np.array([0.0, 2.0]))
-
-
-def draw(figures, plot, *arguments):
-    figures.clear()
-    path = plot(*arguments)
-    assert path.read_bytes().startswith(PNG)
-    return figures[0]
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that are saved."""
-    saved, save = [], Figure.savefig
-
-    def keep(self, *arguments, **options):
-        saved.append(self)
-        return save(self, *arguments, **options)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return saved
-
-
-def texts(figure):
-    return [text.get_text() for axes in figure.axes for text in axes.texts]
-
-
-def panels(figure):
-    """The heatmaps, without the colour bar."""
-    return [axes for axes in figure.axes if axes.images and axes.get_visible()]
-
-
-LABELS = ["<|startoftranscript|>", "<|notimestamps|>", "$my$", "cat", "sat", "on", "it"]
 
 
 @pytest.mark.parametrize(
@@ -215,113 +166,6 @@ def test_tables_of_time_name_the_words(tiny, golden):
     assert window_labels(result.plan, LABELS, WORDS) == ["Cut the", "the grass", "grass now."]
 
 
-# Pictures of what is written.
-
-
-def inked(path):
-    """The share of a picture's pixels that are not nearly white."""
-    return float((imread(path)[..., :3] < 0.9).any(-1).mean())
-
-
-def edits(*places, alpha=1.0):
-    """One intervention for each `(stack, site, layer, head)`."""
-    return [
-        ji.Intervention(
-            f"{place} {alpha}",
-            **{stack: ji.At(ji.Zero(), layer, head=head, alpha=alpha, site=site)},
-        )
-        for place in places
-        for stack, site, layer, head in [place]
-    ]
-
-
-MLPS = [("decoder", "mlp_out", layer, -1) for layer in range(3)]
-HEADS = [("decoder", "z", layer, head) for layer in range(3) for head in range(2)]
-SUBLAYERS = [("decoder", "attn_out", 1, -1)]
-
-
-@pytest.mark.parametrize(
-    ("some", "n_panels"),
-    [
-        (edits(*MLPS), 1),
-        (edits(*HEADS), 1),
-        (edits(*MLPS, *SUBLAYERS, *HEADS), 2),
-        (edits(*MLPS, *HEADS) + edits(*MLPS, *HEADS, alpha=0.5), 4),
-        (edits(MLPS[1]), 1),
-        (edits(*HEADS, *MLPS, *((("encoder"), *place[1:]) for place in (*HEADS, *MLPS))), 3),
-        ([*edits(("encoder", "z", 0, 1)), ji.Intervention("unedited")], 1),
-    ],
-)
-@pytest.mark.parametrize("kind", ["shares", "nothing", "zeros", "above one"])
-def test_text_sweeps_show_each_component(tmp_path, figures, some, n_panels, kind):
-    values = {
-        "shares": np.linspace(0.02, 0.9, len(some)),
-        "nothing": np.full(len(some), np.nan),
-        "zeros": np.zeros(len(some)),
-        "above one": np.linspace(0.5, 12, len(some)),
-    }[kind]
-    path = tmp_path / "a.png"
-    figure = draw(figures, plot_text_sweep, values, some, "rate", "cost: $3 and $4", path)
-    assert len(panels(figure)) == n_panels
-    assert inked(path) > 0.01
-    known = [value for value, one in zip(values, some, strict=True) if one.text != "unedited"]
-    shown = np.ma.concatenate([axes.images[0].get_array().ravel() for axes in panels(figure)])
-    assert sorted(shown.compressed()) == pytest.approx(sorted(v for v in known if np.isfinite(v)))
-    expected = [f"{100 * v:.0f}" if v < 10 else f"{v:.0f}×" for v in known if v >= 0.005]
-    assert sorted(texts(figure)) == sorted(expected)
-    titles = " ".join(axes.get_title("left") for axes in panels(figure))
-    assert ("α = 0.5" in titles) == ("α = 1" in titles) == (n_panels == 4)
-
-
-def test_the_cells_of_a_text_sweep_are_where_their_components_are(tmp_path, figures):
-    some = edits(*HEADS) + edits(*HEADS, alpha=0.5)
-    values = np.arange(12) / 12
-    figure = draw(figures, plot_text_sweep, values, some, "rate", "title", tmp_path / "a.png")
-    half, whole = (axes.images[0].get_array() for axes in panels(figure))
-    np.testing.assert_allclose(whole, values[:6].reshape(3, 2))
-    np.testing.assert_allclose(half, values[6:].reshape(3, 2))
-    for axes in panels(figure):
-        assert axes.get_ylim() == (-0.5, 2.5)
-        assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0", "1", "2"]
-        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1"]
-
-
-def test_where_stacks_share_names_panels_say_which(tmp_path, figures):
-    some = edits(HEADS[0], ("encoder", "z", 0, 0), MLPS[2], ("encoder", "mlp_out", 1, -1))
-    values = np.array([0.1, 0.2, 0.3, 0.4])
-    figure = draw(figures, plot_text_sweep, values, some, "rate", "title", tmp_path / "a.png")
-    whole, *heads = panels(figure)
-    shown = [[0.1, None, None], [0.2, None, None]]
-    assert [axes.images[0].get_array()[:, 0].tolist() for axes in heads] == shown
-    titles = [axes.get_title("left") for axes in heads]
-    assert titles == ["decoder.z, head", "encoder.z, head"]
-    names = [tick.get_text() for tick in whole.get_xticklabels()]
-    assert names == ["decoder.mlp_out", "encoder.mlp_out"]
-    assert whole.images[0].get_array().tolist() == [[None, None], [None, 0.4], [0.3, None]]
-
-
-def test_edits_of_all_layers_have_a_row_of_their_own(tmp_path, figures):
-    some = edits(*HEADS, ("decoder", "z", -1, 1), ("decoder", "z", -1, -1))
-    values = np.arange(8) / 8
-    figure = draw(figures, plot_text_sweep, values, some, "rate", "title", tmp_path / "a.png")
-    (axes,) = panels(figure)
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0", "1", "2", "all"]
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["all", "0", "1"]
-    assert axes.images[0].get_array()[3].tolist() == [values[7], None, values[6]]
-
-
-@pytest.mark.parametrize(("largest", "limit"), [(0.4, 0.4), (1.99, 1.99), (12.0, 2.0)])
-def test_rates_above_one_have_colours_of_their_own(tmp_path, figures, largest, limit):
-    values = np.linspace(0.1, largest, 6)
-    figure = draw(
-        figures, plot_text_sweep, values, edits(*HEADS), "rate", "title", tmp_path / "a.png"
-    )
-    (axes,) = panels(figure)
-    assert axes.images[0].get_clim() == (0, pytest.approx(limit))
-    beyond = "; as far as 1200%" if largest > limit else ""
-    assert figure.axes[-1].get_ylabel().replace("\n", " ") == f"rate{beyond}"
-
-
 def test_shares_up_to_two_hundred_per_cent_have_colours_of_their_own(
     tiny, golden, tmp_path, figures
 ):
@@ -357,156 +201,3 @@ def test_where_nothing_can_be_recovered_the_change_is_shown(tiny, golden):
     expected = result.patched[i] - result.corrupted[i]
     np.testing.assert_array_equal(agree.values.reshape(expected.shape), expected)
     assert recovery(result, "kl").unit == "share"
-
-
-def test_without_single_components_there_is_no_picture(tmp_path):
-    both = ji.Intervention("both", decoder=ji.Several((ji.At(ji.Zero()), ji.At(ji.Zero()))))
-    path = tmp_path / "a.png"
-    twice = [
-        *edits(MLPS[1]),
-        ji.Intervention("scaled", decoder=ji.At(ji.Scale(2.0), 1, site="mlp_out")),
-    ]
-    for some in ([both], twice):
-        assert plot_text_sweep(np.ones(len(some)), some, "rate", "title", path) is None
-    assert not path.exists()
-
-
-def lens_of(*written, normed=True, log_probs=None):
-    generated = [
-        ji.Generated((31,), (1, 2), (-1.0,) * 3, True, 0.1, text) for text in (*written, "it $1$")
-    ]
-    depths = len(generated)
-    probabilities = -np.arange(1.0, depths + 1)[:, None] * np.ones((1, 2))
-    return ji.EncoderLens(
-        tuple(generated),
-        (1, 2),
-        probabilities if log_probs is None else log_probs,
-        np.zeros((depths, 2, 1), int),
-        np.zeros((depths, 2, 1)),
-        normed,
-    )
-
-
-@pytest.mark.parametrize(
-    "lens",
-    [
-        lens_of(),
-        lens_of(" no" * 60, "", "He paid $5, or $$6$."),
-        lens_of("word " * 300, normed=False),
-        lens_of("a", log_probs=np.full((2, 2), np.nan)),
-    ],
-)
-def test_the_encoder_lens_shows_what_each_depth_writes(tmp_path, figures, lens):
-    path = tmp_path / "a.png"
-    figure = draw(figures, plot_encoder_lens, lens, "lens of $a$", path)
-    left, right = figure.axes
-    assert inked(path) > 0.01
-    assert [bar.get_width() for bar in left.patches] == pytest.approx(
-        lens.log_probs.mean(1).tolist(), nan_ok=True
-    )
-    for text, written in zip(right.texts, lens.texts, strict=True):
-        assert "$" not in text.get_text().replace("\\$", "")
-        shown = text.get_text().replace("\\$", "$").replace("\n", " ")
-        assert shown == (written or "(nothing)") or (
-            shown[-1] == "…" and written[:200] == shown[:200]
-        )
-        loops = written.startswith(("no no", "word word"))
-        assert (to_hex(text.get_color()) == "#b3541e") == loops
-    heights = [text.get_position()[1] for text in right.texts]
-    assert heights == sorted(heights)
-    assert ("without the final LayerNorm" in figure.get_suptitle()) != lens.normed
-
-
-def logit_lens_of(site, stack, pos, tokens=48):
-    """A lens of made-up numbers."""
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 2, (*stack, pos, tokens))
-    log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-    order = np.argsort(-log_p, axis=-1)[..., :3]
-    each = rng.normal(size=(*stack, pos))
-    saturation = rng.integers(0, stack[0] + 1, pos) if site == "resid_post" else None
-    top, target = np.take_along_axis(log_p, order, -1), (log_p[..., 0], order[..., 0])
-    arrays = (np.zeros(pos, int), order, top, *target, each, each, saturation)
-    return ji.LogitLens(*jax.tree.map(jnp.asarray, arrays), site)
-
-
-@pytest.mark.parametrize(
-    ("site", "stack", "pos", "lines"),
-    [("resid_post", (3,), 7, 1), ("mlp_out", (3,), 100, 5), ("embed", (), 7, 1)],
-)
-def test_the_lens_shows_every_cell_in_as_many_lines_as_it_needs(
-    tiny_tokenizer, tmp_path, figures, site, stack, pos, lines
-):
-    lens, path = logit_lens_of(site, stack, pos), tmp_path / "a.png"
-    labels = [f"${i}" for i in range(pos)]
-    figure = draw(figures, plot_lens, lens, tiny_tokenizer, labels, "lens of $a$", path)
-    assert inked(path) > 0.01
-    shown = panels(figure)[:lines]
-    assert sum(axes.images[0].get_array().shape[1] for axes in shown) == pos
-    assert len({axes.get_xlim() for axes in shown}) == 1, "cells of all lines are equally wide"
-    assert figure.get_figwidth() < 20
-    written = [text.get_text() for axes in shown for text in axes.texts]
-    assert len(written) == lens.top_tokens[..., 0].size
-    ticks = [label.get_text() for axes in shown for label in axes.get_xticklabels()]
-    assert ticks == [label.replace("$", "\\$") for label in labels]
-    frames = [patch for axes in shown for patch in axes.patches]
-    settled = np.zeros(0) if lens.saturation_layer is None else lens.saturation_layer
-    assert len(frames) == (settled < len(lens.top_tokens)).sum()
-
-
-def test_heads_have_a_cell_each(tmp_path, figures):
-    lens, path = logit_lens_of("cross_result", (3, 2), 5), tmp_path / "a.png"
-    figure = draw(figures, plot_lens_heads, lens, "heads of $a$", path, 1)
-    shown = panels(figure)[0].images[0].get_array()
-    np.testing.assert_allclose(shown, lens.target_log_prob[..., 1:].mean(-1))
-    assert len(texts(figure)) == 6
-
-
-@pytest.mark.parametrize("pos", [7, 60])
-def test_contributions_stand_in_columns_under_their_sum(tmp_path, figures, pos):
-    rng, path = np.random.default_rng(0), tmp_path / "a.png"
-    shapes = {"embed": 0, "pos_embed": 0, "attn_heads": 2, "attn_bias": 1, "cross_attn_heads": 2}
-    shapes |= {"cross_attn_bias": 1, "mlp_out": 1, "norm_bias": 0}
-    parts = {name: rng.normal(size=(*(3, 2)[:n], pos)) for name, n in shapes.items()}
-    fields = {"targets": np.zeros(pos, int), "others": None, "logit": np.arange(pos) / 2, **parts}
-    attribution = ji.DirectLogitAttribution(**jax.tree.map(jnp.asarray, fields))
-    labels = [f"${i}" for i in range(pos)]
-    figure = draw(figures, plot_attribution, attribution, labels, "parts of $a$", path)
-    assert inked(path) > 0.01
-    shown = panels(figure)[: 1 if pos == 7 else 2]
-    drawn = np.concatenate([axes.images[0].get_array() for axes in shown], axis=1)
-    np.testing.assert_allclose(drawn, np.stack([*attribution.by_component().values()]), rtol=1e-6)
-    assert shown[0].get_yticklabels()[-1].get_text() == "norm_bias"
-    sums = [label.get_text() for axes in shown for label in axes.child_axes[0].get_xticklabels()]
-    assert sums == [f"{i / 2:.1f}" for i in range(pos)]
-    figure = draw(figures, plot_attribution_heads, attribution, "heads of $a$", path, 2)
-    for axes, heads in zip(panels(figure), ("attn_heads", "cross_attn_heads"), strict=False):
-        mean = parts[heads][..., 2:].mean(-1)
-        np.testing.assert_allclose(axes.images[0].get_array(), mean, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("nothing", [False, True])
-def test_attention_runs_under_the_words(tmp_path, figures, nothing):
-    random, path = np.random.default_rng(0), tmp_path / "a.png"
-    pattern = random.random((len(LABELS), 12)) * np.arange(1, 8)[:, None] * (not nothing)
-    words = (*WORDS, Word("$5", "5", (6, 7), (11, 12)))
-    figure = draw(figures, plot_attention, pattern, LABELS, words, "heads of $a$", path)
-    assert inked(path) > 0.01
-    (axes,) = panels(figure)
-    shown = axes.images[0].get_array()
-    np.testing.assert_allclose(shown.max(1), float(not nothing))
-    np.testing.assert_allclose(shown, pattern / np.maximum(pattern.max(1, keepdims=True), 1e-9))
-    assert axes.get_xlim() == (0, 12 / 50)
-    top = axes.child_axes[0]
-    assert top.get_xticks() == pytest.approx([word.seconds[0] for word in words])
-    assert [t.get_text() for t in top.get_xticklabels()][-1] == r"\$5"
-    assert [t.get_text() for t in axes.get_yticklabels()][:3] == [
-        "‹start›",
-        "‹no times›",
-        r"\$my\$",
-    ]
-
-
-def test_nothing_said_has_no_words(tmp_path, figures):
-    figure = draw(figures, plot_attention, np.ones((1, 3)), ["a"], (), "title", tmp_path / "a.png")
-    assert len(panels(figure)) == 1

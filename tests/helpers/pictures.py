@@ -1,0 +1,35 @@
+"""Figures before they are written, and what stands in them."""
+
+from matplotlib.image import imread
+
+from helpers.files import PNG
+from jaxasr_interp.generation.word_times import Word
+
+WORDS = tuple(
+    Word(text, text.strip(".").lower(), (3 + i, 4 + i), (3 * i, 3 * i + 3))
+    for i, text in enumerate(["Cut", "the", "grass", "now."])
+)
+
+
+def draw(figures, plot, *arguments):
+    figures.clear()
+    path = plot(*arguments)
+    assert path.read_bytes().startswith(PNG)
+    return figures[0]
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def panels(figure):
+    """The heatmaps, without the colour bar."""
+    return [axes for axes in figure.axes if axes.images and axes.get_visible()]
+
+
+LABELS = ["<|startoftranscript|>", "<|notimestamps|>", "$my$", "cat", "sat", "on", "it"]
+
+
+def inked(path):
+    """The share of a picture's pixels that are not nearly white."""
+    return float((imread(path)[..., :3] < 0.9).any(-1).mean())
