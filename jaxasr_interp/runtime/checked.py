@@ -39,7 +39,7 @@ DONE = "done"
 
 _SEAL, _UNSEALED = "metadata_sha256", hashlib.sha256(b"not sealed yet").hexdigest()
 _CHUNK = re.compile(r".+/c(/\d+)*")
-# With what clients try by themselves each time, about a minute.
+# Half a minute; what clients try by themselves each time comes to it.
 _WAITS = (0.5, 1, 2, 4, 8, 15)
 _FINAL = (PermissionError, FileNotFoundError)
 
@@ -89,7 +89,7 @@ def read_attributes(path: Location) -> dict[str, Any]:
 class SteadyStore(WrapperStore[Store]):
     """The files of a store, in a folder or at a URL.
 
-    At a URL, a request that fails is made again with growing waits, for about a minute.
+    At a URL, a request that fails is made again with growing waits, for a minute or two.
 
     Args:
         location: where the store lies.
