@@ -85,7 +85,7 @@ def test_a_sweep_at_a_url_has_the_files_of_one_in_a_folder(
     assert opened.done.values.all()
     swept(model, folder, url, on_progress=lambda *now: said.append(now))
     assert said == [(N_CLIPS, N_CLIPS, "clips"), (12 * N_CLIPS, 12 * N_CLIPS, "patches")]
-    with pytest.raises(ji.InputError, match=r"is of another texts \(model differs\)"):
+    with pytest.raises(ji.InputError, match=r"is of another transcription \(model differs\)"):
         swept(ji.random_model(model), folder, url)
     swept(model, folder, url, overwrite=True)
     assert ji.open_dataset(done.path).load().identical(opened)
