@@ -16,7 +16,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,12 @@ def main() -> None:
         for row in CASES[name](shape, peer, options.rounds):
             rows.append({"case": name, "shape": shape.name, **row})
             print(line(rows[-1]), flush=True)
+            if options.json is not None:  # After every row, so that a run cut short keeps its own.
+                content = {**harness.provenance(), "rounds": options.rounds, "rows": rows}
+                options.json.parent.mkdir(parents=True, exist_ok=True)
+                options.json.write_text(json.dumps(content, indent=2) + "\n")
     if peer is not None:
         peer.close()
-    if options.json is not None:
-        content = {**harness.provenance(), "rounds": options.rounds, "rows": rows}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def start_peer(python: str, shape: shapes.Shape, dtype: str) -> Peer:
@@ -118,12 +118,12 @@ def start_peer(python: str, shape: shapes.Shape, dtype: str) -> Peer:
     return peer
 
 
-def decoder(shape: shapes.Shape, peer: Peer | None, rounds: int) -> list[Row]:
+def decoder(shape: shapes.Shape, peer: Peer | None, rounds: int) -> Iterator[Row]:
     """Every layer × position of the decoder's `resid_pre`."""
     plan = ji.plan_sweep(shape.model, tokens=shape.corrupted.tokens, site=RESIDUAL)
     ours = Ours(shape, plan)
     result, common = ours.whole(), measured(ours, rounds)
-    rows = [{**common, "peer": "our own vmap", **against_vmap(ours, result, rounds)}]
+    yield {**common, "peer": "our own vmap", **against_vmap(ours, result, rounds)}
     cells = [[layer, pos] for layer in plan.layers for pos in plan.positions]
     some = shuffled(cells)
     for method, n in (
@@ -144,8 +144,7 @@ def decoder(shape: shapes.Shape, peer: Peer | None, rounds: int) -> list[Row]:
         except RuntimeError as error:
             print(f"{method} did not run: {error}", file=sys.stderr)
             continue
-        rows.append({**common, "peer": method, **row})
-    return rows
+        yield {**common, "peer": method, **row}
 
 
 def components(shape: shapes.Shape, peer: Peer | None, rounds: int) -> list[Row]:
@@ -327,7 +326,7 @@ def line(row: Row) -> str:
     )
 
 
-CASES: dict[str, Callable[[shapes.Shape, Peer | None, int], list[Row]]] = {
+CASES: dict[str, Callable[[shapes.Shape, Peer | None, int], Iterable[Row]]] = {
     "decoder": decoder,
     "components": components,
     "encoder": encoder,

@@ -39,7 +39,6 @@ from typing import Any
 import torch
 from batched import batched, batched_onednn
 from encoder import encoder_hooks_batched, encoder_output_windows
-from extracted import Extraction, extract, save
 from generated import Generation, generate, read_mels
 from hooked import hooks_decoder, hooks_model
 from job import Inputs, Stopwatch, matmul_rate, peak_bytes, read_inputs, reset_peak
@@ -176,6 +175,8 @@ class Worker:
             raise ValueError("load a model first")
         reset_peak(self.device)
         clock = Stopwatch(self.device)
+        from extracted import Extraction, extract, save  # Only this request needs soundfile.
+
         arrays = extract(self.model, Extraction(**wanted), clock)
         save(arrays, Path(file))
         return {"seconds": clock.seconds["extract"], "peak_bytes": peak_bytes(self.device)}

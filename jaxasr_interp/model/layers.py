@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxasr_interp.kernels.attention import attend  # pyright: ignore[reportMissingImports]
 from jaxasr_interp.model.edits import Tap
 from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.pytree import pytree_dataclass
@@ -151,28 +152,18 @@ class Attention(nnx.Module):
         mask: Bool[Array, "query key"] | None = None,
     ) -> Float[Array, "query head d_head"]:
         """Compute `softmax(q kᵀ / sqrt(d_head)) v` for each head, before `z` is edited."""
+        if not tap.wants_patterns:
+            return attend(q, kv.k, kv.v, mask, implementation="xla")
         wide = accumulation_dtype(q.dtype)
         # Heads come first on both sides of each dot: on CPU other layouts are twice as slow.
         q = jnp.swapaxes(q * q.shape[-1] ** -0.5, 0, 1)
         scores = jnp.einsum("hqd,hkd->hqk", q, kv.k, preferred_element_type=wide)
-        if mask is not None:
-            scores = jnp.where(mask[None], scores, -jnp.inf)
-        scores = tap(self.prefix + "attn_scores", scores)
-        if tap.wants_patterns:
-            # The mask is applied again after each edit: no edit may unmask a key.
-            if mask is not None:
-                scores = jnp.where(mask[None], scores, -jnp.inf)
-            pattern = tap(self.prefix + "pattern", jax.nn.softmax(scores, axis=-1).astype(q.dtype))
-            if mask is not None:
-                pattern = jnp.where(mask[None], pattern, jnp.zeros_like(pattern))
-            z = jnp.einsum("hqk,hkd->hqd", pattern, kv.v, preferred_element_type=wide)
-        else:
-            # Dividing the result instead of the pattern saves one pass over the scores.
-            weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-            z = jnp.einsum(
-                "hqk,hkd->hqd", weights.astype(q.dtype), kv.v, preferred_element_type=wide
-            )
-            z = z / weights.sum(-1, keepdims=True)
+        # The mask is applied again after each edit: no edit may unmask a key.
+        scores = tap(self.prefix + "attn_scores", _masked(scores, mask, -jnp.inf))
+        scores = _masked(scores, mask, -jnp.inf)
+        pattern = tap(self.prefix + "pattern", jax.nn.softmax(scores, axis=-1).astype(q.dtype))
+        pattern = _masked(pattern, mask, 0.0)
+        z = jnp.einsum("hqk,hkd->hqd", pattern, kv.v, preferred_element_type=wide)
         return jnp.swapaxes(z.astype(q.dtype), 0, 1)
 
     def output(
@@ -194,6 +185,13 @@ class Attention(nnx.Module):
 
     def _by_head(self, rows: Float[Array, "rows d_model"]) -> Float[Array, "rows head d_head"]:
         return rows.reshape(len(rows), self.n_heads, -1)
+
+
+def _masked(
+    x: Float[Array, "head query key"], mask: Bool[Array, "query key"] | None, hidden: float
+) -> Float[Array, "head query key"]:
+    """Put `hidden` where a query may not attend to a key."""
+    return x if mask is None else jnp.where(mask[None], x, jnp.asarray(hidden, x.dtype))
 
 
 class MLP(nnx.Module):

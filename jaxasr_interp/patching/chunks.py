@@ -1,19 +1,23 @@
 """Cutting a sweep into chunks of patches, which have few shapes and fit the memory."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.kernels.attention import holds_scores  # pyright: ignore[reportMissingImports]
 from jaxasr_interp.model.sites import SITES, Stack
 from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.patching.cells import Cells, PatchGrid
+from jaxasr_interp.patching.engine.inject import entry_layer
 from jaxasr_interp.patching.runs import kept_sites
+from jaxasr_interp.patching.schedule import Schedule, make_schedule
 
 _ROWS_IN_CACHE = 1056
 _ROW_MULTIPLE = 16
@@ -21,40 +25,59 @@ _ROW_MULTIPLE = 16
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Patches of one site that run in one program; in the minimal method they share a layer.
+    """Patches of one site that run in one program.
+
+    In the minimal method all layers have the same patches; in the others patches of any layers
+    count as one layer's, and only `cells` tells their layers.
 
     Attributes:
         site: the site that is patched.
         where: numbers of the patches in the order of the sweep's cells.
-        layer: layer of the first patch.
-        cells: the patches, the last one repeated up to the chunk's fixed size.
-        rows: number of decoder rows that the chunk can hold (minimal method).
+        layers: the layers.
+        enters: the layers that their patches enter.
+        places: the fields of `cells`, on the host.
+        rows: number of decoder rows that a layer can hold (minimal method).
         width: number of positions that the widest patch of the site covers.
+        schedule: how a pass goes through the layers (decoder, minimal method).
         bytes: memory that the chunk takes.
     """
 
     site: str
-    where: Int[np.ndarray, " patch"]
-    layer: int
-    cells: Cells
+    where: Int[np.ndarray, "layer patch"]
+    layers: tuple[int, ...]
+    enters: tuple[int, ...]
+    places: dict[str, np.ndarray]
     rows: int
     width: int
+    schedule: Schedule
     bytes: int
 
     @property
     def size(self) -> int:
         """Number of patches that the chunk can hold."""
-        return len(self.cells.start)
+        return len(self.layers) * len(self.places["start"])
+
+    @functools.cached_property
+    def cells(self) -> Cells:
+        """The patches of one layer, the last one repeated up to the chunk's fixed size."""
+        return Cells(**jax.device_put(self.places))
 
     def each(self) -> Iterator[Cells]:
-        """Yield the patches one by one."""
-        for i in range(len(self.where)):
+        """Yield the patches of one layer one by one."""
+        for i in range(self.where.shape[1]):
             yield jax.tree.map(lambda values, i=i: values[i], self.cells)
+
+    def held(
+        self, values: Float[np.ndarray, "batch size metric"]
+    ) -> Float[np.ndarray, "batch layer patch metric"]:
+        """Return the values of the chunk's own patches."""
+        by_layer = values.reshape(len(values), len(self.layers), -1, values.shape[-1])
+        return by_layer[:, :, : self.where.shape[1]]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Costs:
-    """Bytes of one chunk: `patch · patches + row · rows`."""
+    """Bytes of one chunk, from the patches and rows of one layer."""
 
     patch: int
     row: int
@@ -64,7 +87,7 @@ class _Costs:
 
 
 def make_chunks(grid: PatchGrid, method: str, utterances: int) -> list[Chunk]:
-    """Group a grid's patches by site (and by layer, for the minimal method), and cut the groups.
+    """Group a grid's patches by site, and cut the groups.
 
     All chunks of a site have the same shapes, so that one program runs all of them.
     """
@@ -74,15 +97,25 @@ def make_chunks(grid: PatchGrid, method: str, utterances: int) -> list[Chunk]:
     for site in grid.sites:
         numbers = [i for i, (name, _) in enumerate(grid.components) if name == site]
         of_site = chosen[np.isin(cells["component"][chosen], numbers)]
-        if not len(of_site):
-            continue
-        if method == "minimal":
-            layers = cells["layer"][of_site]
-            groups = [of_site[layers == layer] for layer in np.unique(layers)]
-        else:
-            groups = [of_site]
-        chunks += _cut(grid, site, groups, cells, method, utterances)
+        if len(of_site):
+            groups = _groups(grid, of_site, cells["layer"][of_site], method)
+            chunks += _cut(grid, site, groups, cells, method, utterances)
     return chunks
+
+
+def _groups(
+    grid: PatchGrid,
+    of_site: Int[np.ndarray, " cell"],
+    layers: Int[np.ndarray, " cell"],
+    method: str,
+) -> list[Int[np.ndarray, "layer patch"]]:
+    """Group the patches of a site into those that one chunk may hold."""
+    if method != "minimal":
+        return [of_site[None]]
+    by_layer = [of_site[layers == layer] for layer in np.unique(layers)]
+    if grid.stack == "decoder" and grid.only is None:
+        return [np.stack(by_layer)]
+    return [group[None] for group in by_layer]
 
 
 def base_bytes(grid: PatchGrid, utterances: int) -> int:
@@ -99,7 +132,7 @@ def base_bytes(grid: PatchGrid, utterances: int) -> int:
 def row_bytes(grid: PatchGrid) -> int:
     """Estimate the bytes that one row takes in a decoder layer."""
     c, size, wide = grid.config, _itemsize(grid.dtype), max(4, _itemsize(grid.dtype))
-    dots = 2 * wide * c.decoder_heads * c.max_frames
+    dots = 2 * wide * c.decoder_heads * c.max_frames if holds_scores(grid.dtype) else 0
     return dots + size * (2 * c.decoder_d_mlp + 12 * c.d_model)
 
 
@@ -124,36 +157,60 @@ def _site_size(grid: PatchGrid, stack: Stack, site: str) -> int:
 def _cut(
     grid: PatchGrid,
     site: str,
-    groups: list[np.ndarray],
+    groups: list[Int[np.ndarray, "layer patch"]],
     cells: dict[str, np.ndarray],
     method: str,
     utterances: int,
 ) -> list[Chunk]:
-    rows = _rows(grid, cells, method)
-    width = int((cells["stop"] - cells["start"])[np.concatenate(groups)].max())
-    costs = _costs(grid, site, method, width, utterances)
+    rows, n_layers = _rows(grid, cells, method), len(groups[0])
+    width = int(max((cells["stop"] - cells["start"])[group].max() for group in groups))
+    one_layer = _costs(grid, site, method, width, utterances)
     budget = grid.memory - base_bytes(grid, utterances)
-    if costs(1, int(rows.max())) > budget:
-        least = base_bytes(grid, utterances) + costs(1, int(rows.max()))
+    most_rows = int(rows.max())
+    together, costs = _together(grid, one_layer, n_layers, most_rows, budget, width, utterances)
+    if costs(1, most_rows) > budget:
+        least = base_bytes(grid, utterances) + costs(1, most_rows)
         raise InputError(
             f"A memory budget of {grid.memory} bytes is too small: the runs and one patch of "
             f"{grid.stack} {site} take {least}; give the sweep more memory, or fewer sites."
         )
+    wide = accumulation_dtype(jnp.dtype(grid.dtype))
+    places = {field.name: cells[field.name] for field in dataclasses.fields(Cells)}
+    places["alpha"] = places["alpha"].astype(wide)
     cuts = [cut for group in groups for cut in _fill(group, rows, costs, budget, utterances)]
-    patches = max(len(cut) for cut in cuts)
-    room = -(-max(int(rows[cut].sum()) for cut in cuts) // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    patches = max(cut.shape[1] for cut in cuts)
+    room = -(-max(int(rows[cut[0]].sum()) for cut in cuts) // _ROW_MULTIPLE) * _ROW_MULTIPLE
     chunks = []
     for cut in cuts:
-        padded = np.pad(cut, (0, patches - len(cut)), mode="edge")
-        layer, head, start, stop = (
-            jnp.asarray(cells[name][padded], jnp.int32)
-            for name in ("layer", "head", "start", "stop")
-        )
-        alpha = jnp.asarray(cells["alpha"][padded], accumulation_dtype(jnp.dtype(grid.dtype)))
-        of_chunk = Cells(layer, head, start, stop, alpha)
-        first = int(cells["layer"][cut[0]])
-        chunks.append(Chunk(site, cut, first, of_chunk, room, width, costs(patches, room)))
+        padded = np.pad(cut[0], (0, patches - cut.shape[1]), mode="edge")
+        held = {name: values[padded] for name, values in places.items()}
+        layers = tuple(cells["layer"][cut[:, 0]].tolist())
+        enters = tuple(entry_layer(site, layer) for layer in layers)
+        schedule = make_schedule(enters, together)
+        size = costs(patches, room)
+        chunks.append(Chunk(site, cut, layers, enters, held, room, width, schedule, size))
     return chunks
+
+
+def _together(
+    grid: PatchGrid,
+    one_layer: _Costs,
+    layers: int,
+    rows: int,
+    budget: int,
+    width: int,
+    utterances: int,
+) -> tuple[int, _Costs]:
+    """Choose how many layers' rows share a matrix product; return the costs of a chunk, too."""
+    size = _itemsize(grid.dtype)
+    vector = utterances * size * grid.config.d_model
+    kept = _Costs(layers * vector * (4 * width + 2 * grid.reads), layers * 2 * vector)
+    together = 1 if jax.devices()[0].platform == "cpu" else layers
+    while True:
+        costs = _Costs(together * one_layer.patch + kept.patch, together * one_layer.row + kept.row)
+        if together == 1 or costs(1, rows) <= budget:
+            return together, costs
+        together = -(-together // 2)
 
 
 def _rows(grid: PatchGrid, cells: dict[str, np.ndarray], method: str) -> Int[np.ndarray, " cell"]:
@@ -164,25 +221,25 @@ def _rows(grid: PatchGrid, cells: dict[str, np.ndarray], method: str) -> Int[np.
 
 
 def _fill(
-    group: Int[np.ndarray, " some"],
+    group: Int[np.ndarray, "layer patch"],
     rows: Int[np.ndarray, " cell"],
     costs: _Costs,
     budget: int,
     utterances: int,
-) -> list[np.ndarray]:
+) -> list[Int[np.ndarray, "layer some"]]:
     """Cut a group into as few pieces as fit the budget, of about equal size."""
     most = budget
     if jax.devices()[0].platform == "cpu":
         # More rows do not fit the processor's caches and run no faster.
         most = min(budget, max(costs(1, _ROWS_IN_CACHE // utterances), costs(1, int(rows.max()))))
-    total = costs(len(group), int(rows[group].sum()))
+    rows, n = rows[group[0]], group.shape[1]
+    total = costs(n, int(rows.sum()))
     share = max(total / -(-total // most), costs(1, int(rows.max())))
     pieces, start = [], 0
-    while start < len(group):
-        filled = np.arange(1, len(group) - start + 1) * costs.patch
-        filled = filled + np.cumsum(rows[group[start:]]) * costs.row
+    while start < n:
+        filled = np.arange(1, n - start + 1) * costs.patch + np.cumsum(rows[start:]) * costs.row
         size = max(1, int((filled <= share).sum()))
-        pieces.append(group[start : start + size])
+        pieces.append(group[:, start : start + size])
         start += size
     return pieces
 

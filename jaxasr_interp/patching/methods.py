@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -13,7 +14,7 @@ from jaxasr_interp.patching.engine.cross_window import propagate_states
 from jaxasr_interp.patching.engine.decoder import pack, propagate_rows
 from jaxasr_interp.patching.engine.encoder import propagate_frames
 from jaxasr_interp.patching.engine.full_run import run_batched, run_patched
-from jaxasr_interp.patching.engine.inject import entry_layer, inject
+from jaxasr_interp.patching.engine.inject import inject
 from jaxasr_interp.patching.engine.readout import MetricReadout, unembed_and_read
 from jaxasr_interp.patching.inputs import Prepared
 from jaxasr_interp.patching.runs import CARRIED, BaseRun
@@ -134,19 +135,31 @@ def _propagate(sweep: Prepared, step: Sequence[Chunk]) -> Array:
         return lanes.run(
             propagate_states, model.decoder, base, edits, cells, reads, own=(3,), width=width
         )
-    layer = lanes.give([jnp.asarray(chunk.layer, jnp.int32) for chunk in step])
-    entry = lanes.give([jnp.asarray(entry_layer(site, chunk.layer), jnp.int32) for chunk in step])
+    layers, enters = (
+        lanes.give([jax.device_put(np.asarray(of(chunk), np.int32)) for chunk in step])
+        for of in (lambda chunk: chunk.layers, lambda chunk: chunk.enters)
+    )
     blocks = (model.encoder if sweep.plan.stack == "encoder" else model.decoder).blocks
     entries = lanes.run(
-        inject, blocks, base, edits, cells, layer, own=(3, 4), site=site, width=width
+        inject, blocks, base, edits, cells, layers, own=(3, 4), site=site, width=width
     )
     base = base.only(CARRIED)
     if sweep.plan.stack == "encoder":
-        return lanes.run(propagate_frames, model, base, entries, entry, cells, reads, own=(2, 3, 4))
+        return lanes.run(
+            propagate_frames, model, base, entries, enters, cells, reads, own=(2, 3, 4)
+        )
     everywhere = sweep.plan.counts_frames
     packing = lanes.give([pack(c, sweep.plan.n_tokens, everywhere=everywhere) for c in step])
     return lanes.run(
-        propagate_rows, model.decoder, base, entries, entry, packing, reads, own=(2, 3, 4)
+        propagate_rows,
+        model.decoder,
+        base,
+        entries,
+        enters,
+        packing,
+        reads,
+        own=(2, 3, 4),
+        schedule=step[0].schedule,
     )
 
 

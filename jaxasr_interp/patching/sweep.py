@@ -177,7 +177,7 @@ def _run_missing(
             continue
         parts = run_chunks(prepared, method, chunks, together)
         for chunk, part in zip(chunks, parts, strict=False):
-            partial.values[:, chunk.where] = part[:, : len(chunk.where)]
+            partial.values[:, chunk.where] = chunk.held(part)
             partial.done[chunk.where] = True
         partial.save()
         if on_progress is not None:

@@ -148,11 +148,11 @@ def test_running_out_of_memory_makes_the_chunks_smaller(tiny, utterances, metric
     whole = ji.activation_patching(tiny, plan, **runs)
     sizes, propagate = [], methods.propagate_rows
 
-    def limited(decoder, bases, entries, *rest):
-        sizes.append(entries.resid.shape[1])
+    def limited(decoder, bases, entries, *rest, **static):
+        sizes.append(entries.resid.shape[2])
         if sizes[-1] > sizes[0] // 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        return propagate(decoder, bases, entries, *rest)
+        return propagate(decoder, bases, entries, *rest, **static)
 
     monkeypatch.setattr(methods, "propagate_rows", limited)
     small = ji.activation_patching(tiny, plan, **runs)
@@ -194,7 +194,7 @@ def test_chunks_cover_every_cell_once(tiny, golden, method):
     tight = dataclasses.replace(plan, memory=one_patch_memory(tiny, plan) + 5000)
     for one in (plan, tight):
         chunks = one.chunks(method)
-        where = np.concatenate([chunk.where for chunk in chunks])
+        where = np.concatenate([chunk.where.ravel() for chunk in chunks])
         np.testing.assert_array_equal(np.sort(where), np.arange(one.runs))
         assert len({(chunk.size, chunk.rows) for chunk in chunks if chunk.site == "z"}) == 1
 

@@ -1,17 +1,22 @@
-"""Propagating changed decoder rows to the positions that are read, and nothing else.
+"""One pass up the decoder, which carries the changed rows of every patch to the positions read.
 
-Cross-attention keys and values are shared by all patches. Layers before the entry, and positions
-before a patch, are the base run's. The rows that remain, (patch, position ≥ start), are packed
-into one `[rows, d_model]` array, so all but the self-attention dots are dense row-wise products; in
-the entry layer only the changed rows are projected, in the last one only keys, values and the rows
-that are read. The entry layer is dynamic: one program serves all layers.
+Cross-attention keys and values are shared by all patches. A layer's patches join the pass in the
+layer that they enter, so layers before it are the base run's, as are positions before a patch. The
+rows that remain, (patch, position ≥ start), are packed into `[layer, row, d_model]`, so that all
+but the self-attention dots are dense row-wise products, and each layer's weights are read once for
+all patches that have entered. In the last layer all rows need keys and values, and only the rows
+that are read the rest.
 """
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxasr_interp.kernels.attention import attend  # pyright: ignore[reportMissingImports]
 from jaxasr_interp.model.blocks import DecoderBlock
 from jaxasr_interp.model.edits import untouched
 from jaxasr_interp.model.layers import KeysValues
@@ -19,12 +24,13 @@ from jaxasr_interp.model.whisper import Decoder
 from jaxasr_interp.patching.chunks import Chunk
 from jaxasr_interp.patching.engine.inject import Entry, at_layer, stream_at, where_rows
 from jaxasr_interp.patching.runs import BaseRun
+from jaxasr_interp.patching.schedule import Schedule
 from jaxasr_interp.pytree import pytree_dataclass
 
 
 @pytree_dataclass
 class Packing:
-    """Which (patch, position) each packed row is.
+    """Which (patch, position) each packed row of a layer is.
 
     Attributes:
         start: each patch's first changed position.
@@ -49,117 +55,240 @@ def pack(chunk: Chunk, n_tokens: int, *, everywhere: bool) -> Packing:
         n_tokens: length of the runs.
         everywhere: whether the patches give every position (else those of their windows).
     """
-    start, stop = np.asarray(chunk.cells.start), np.asarray(chunk.cells.stop)
+    start, stop = chunk.places["start"], chunk.places["stop"]
     if everywhere:
         start, stop = np.zeros_like(start), np.full_like(stop, n_tokens)
-    lengths = np.where(np.arange(chunk.size) < len(chunk.where), n_tokens - start, 0)
+    lengths = np.where(np.arange(len(start)) < chunk.where.shape[1], n_tokens - start, 0)
     first = np.cumsum(lengths) - lengths
-    patch = np.repeat(np.arange(chunk.size), lengths)
+    patch = np.repeat(np.arange(len(start)), lengths)
     pos = np.arange(len(patch)) - first[patch] + start[patch]
     idle = (0, chunk.rows - len(patch))
     arrays = (start, stop, first, np.pad(patch, idle), np.pad(pos, idle))
-    return Packing(*(jnp.asarray(array.astype(np.int32)) for array in arrays))
+    return Packing(*jax.device_put([array.astype(np.int32) for array in arrays]))
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="schedule")
 def propagate_rows(
     decoder: Decoder,
     bases: BaseRun,
     entries: Entry,
-    entry: Int[Array, ""],
+    enters: Int[Array, " layer"],
     packing: Packing,
     reads: Int[Array, "batch read"],
+    *,
+    schedule: Schedule,
 ) -> Float[Array, "batch patch read d_model"]:
-    """Carry changed rows from the entry layer to the positions that are read.
+    """Carry changed rows from the layers that they enter to the positions that are read.
 
     Args:
         decoder: the decoder.
         bases: the runs that are patched.
         entries: from `inject`, for each run.
-        entry: the layer that the rows enter (the number of layers: past the last).
-        packing: where they go.
+        enters: the layers that they enter, in ascending order (the number of layers: past the
+            last).
+        packing: where the rows of one layer's patches go.
         reads: positions that the metrics read of each run.
+        schedule: how the pass goes through the layers.
 
     Returns:
-        For each run and patch the last layer's `resid_post` at the positions that are read.
+        For each run and patch, layer by layer, the last layer's `resid_post` at the positions that
+        are read.
     """
 
-    def one(base: BaseRun, entered: Entry, reads: Array) -> Array:
-        return _propagate(decoder, base, entered, entry, packing, reads)
+    def one(base: BaseRun, entries: Entry, reads: Array) -> Array:
+        read = _Pass(decoder, base, entries, enters, packing).run(reads, schedule)
+        return read.reshape(-1, *read.shape[2:])
 
     return jax.vmap(one)(bases, entries, reads)
 
 
-def _propagate(
-    decoder: Decoder,
-    base: BaseRun,
-    entered: Entry,
-    entry: Int[Array, ""],
-    packing: Packing,
-    reads: Int[Array, " read"],
-) -> Float[Array, "patch read d_model"]:
-    acts, last = base.decoder, decoder.n_layers - 1
-    assert acts.k is not None
-    assert acts.v is not None
-    places = _Places(packing, len(base.tokens))
-    blocks: DecoderBlock = decoder.blocks
-    base_k, base_v = acts.k, acts.v
+class _Pass:
+    """One run's pass. Its rows are `[slot, row, d_model]`, with a slot for each entry layer."""
 
-    def packed(before: Array, rows: Array) -> Array:
+    def __init__(
+        self,
+        decoder: Decoder,
+        base: BaseRun,
+        entries: Entry,
+        enters: Int[Array, " layer"],
+        packing: Packing,
+    ):
+        self.blocks: DecoderBlock = decoder.blocks
+        self.n_layers = decoder.n_layers
+        self.last = jnp.asarray(decoder.n_layers - 1, jnp.int32)
+        self.base, self.acts = base, base.decoder
+        self.entries, self.enters, self.packing = entries, enters, packing
+        self.places = _Places(packing, len(base.tokens))
+
+    def run(
+        self, reads: Int[Array, " read"], schedule: Schedule
+    ) -> Float[Array, "layer patch read d_model"]:
+        """`resid_post` of the last layer at the positions that are read."""
+        enters, last, slots = self.enters, self.n_layers - 1, len(self.enters)
+        most = schedule.together
+
+        def grow(layer: Array, rows: Array, known: int | None) -> Array:
+            """A layer that rows enter; `known` is how many slots are run, if that is fixed."""
+            rows = self._enter(layer, rows)
+            if known is None:
+                return self._layer(layer, rows, self._active(layer), most)
+            return self._layer(layer, rows, known, min(most, known))
+
+        resid = self.entries.resid
+        shape = (-(-slots // most) * most, len(self.packing.pos), resid.shape[-1])
+        rows = jnp.zeros(shape, resid.dtype)
+        first, final = schedule.span or (enters[0], enters[-1])
+        if schedule.segments:
+            grown = min(final + 1, last)
+            for start, stop, known in schedule.parts(last):
+                rows = _loop(start, stop, functools.partial(grow, known=known), rows)
+            n_last = slots
+        else:
+            grown = jnp.minimum(jnp.asarray(final, jnp.int32) + 1, last)
+            rows = _loop(first, grown, functools.partial(grow, known=None), rows)
+            n_last = self._active(self.last)
+        rows = _loop(grown, last, lambda layer, rows: self._layer(layer, rows, slots, most), rows)
+        rows = self._enter(self.last, rows)
+        read = self._last_layer(rows, n_last, most, reads)[:slots]
+        return jax.lax.cond(
+            enters[-1] > last, lambda: read.at[-1].set(self._past(reads)), lambda: read
+        )
+
+    def _active(self, layer: Array) -> Array:
+        """The number of slots whose rows enter `layer` or one before it."""
+        return (self.enters <= layer).sum(dtype=jnp.int32)
+
+    def _slot(self, layer: Array) -> tuple[Array, Array]:
+        """The slot of the rows that enter a layer, and whether there are any."""
+        slot = jnp.minimum((self.enters < layer).sum(dtype=jnp.int32), len(self.enters) - 1)
+        return slot, self.enters[slot] == layer
+
+    def _enter(self, layer: Array, rows: Array) -> Array:
+        """Put the rows that enter a layer, if any do, in their slot."""
+        slot, there = self._slot(layer)
+        new = self._packed(stream_at(self.acts, layer), at_layer(self.entries.resid, slot))
+        return rows.at[slot].set(jnp.where(there, new, rows[slot]))
+
+    def _layer(self, layer: Array, rows: Array, n: Array | int, most: int) -> Array:
+        """Run a layer on the first `n` slots, `most` at a time."""
+        block: DecoderBlock = at_layer(self.blocks, layer)
+        packing, places = self.packing, self.places
+
+        def some(i: Array, rows: Array) -> Array:
+            start = i * most
+            resid = jax.lax.dynamic_slice_in_dim(rows, start, most)
+            q, kv = self._project(block, layer, start, resid)
+            z = self._mix(block, q[:, places.row], kv, places.causal)
+            done = self._finish(block, layer, resid, z[:, packing.patch, packing.pos])
+            return jax.lax.dynamic_update_slice_in_dim(rows, done, start, 0)
+
+        return _loop(0, -(-n // most), some, rows)
+
+    def _last_layer(
+        self, rows: Array, n: Array | int, most: int, reads: Int[Array, " read"]
+    ) -> Float[Array, "slot patch read d_model"]:
+        """The last layer of the rows that are read alone; all others give it keys and values."""
+        block: DecoderBlock = at_layer(self.blocks, self.last)
+        mask, before = self.places.causal[reads], stream_at(self.acts, self.last)
+
+        def some(i: Array, out: Array) -> Array:
+            start = i * most
+            resid = jax.lax.dynamic_slice_in_dim(rows, start, most)
+            _, kv = self._project(block, self.last, start, resid)
+            read = self._read(resid, before, reads)
+            q = block.attn.queries(block.attn_norm(_flat(read)))
+            z = self._mix(block, _like(read, q), kv, mask)
+            done = self._finish(block, self.last, read, z)
+            return jax.lax.dynamic_update_slice_in_dim(out, done, start, 0)
+
+        read = (len(rows), len(self.packing.start), len(reads), rows.shape[-1])
+        return _loop(0, -(-n // most), some, jnp.zeros(read, rows.dtype))
+
+    def _past(self, reads: Int[Array, " read"]) -> Float[Array, "patch read d_model"]:
+        """What is read under patches that enter no layer."""
+        stream = stream_at(self.acts, self.last + 1)
+        rows = self._packed(stream, self.entries.resid[-1])
+        return self._read(rows[None], stream, reads)[0]
+
+    def _read(self, rows: Array, before: Array, reads: Array) -> Array:
+        """The residual stream at the positions that are read: the patch's, or the base run's."""
+        changed = reads[None, :] >= self.packing.start[:, None]
+        return jnp.where(changed[..., None], rows[:, self.places.row[:, reads]], before[reads])
+
+    def _project(
+        self, block: DecoderBlock, layer: Array, start: Array, resid: Array
+    ) -> tuple[Float[Array, "slot row head d_head"], KeysValues]:
+        """Queries of the rows of some slots from `start` on, and each patch's keys and values.
+
+        Where rows enter, they come with them: patches may give other keys than the rows' own.
+        """
+        slot, there = self._slot(layer)
+        own = there & (jnp.arange(len(resid), dtype=jnp.int32) + start == slot)
+        before = [at_layer(one, layer) for one in (self.acts.q, self.acts.k, self.acts.v)]
+
+        def given() -> list[Array]:
+            entry = at_layer(self.entries, slot)
+            rows = zip(before, (entry.q, entry.k, entry.v), strict=True)
+            return [self._packed(base, changed)[None] for base, changed in rows]
+
+        def projected() -> list[Array]:
+            normed = block.attn_norm(_flat(resid))
+            q, k, v = block.attn.queries(normed), *block.attn.keys_values(normed)
+            return [_like(resid, x) for x in (q, k, v)]
+
+        if len(resid) == 1:
+            q, k, v = jax.lax.cond(own[0], given, projected)
+        else:
+            pairs = zip(given(), projected(), strict=True)
+            q, k, v = (jnp.where(own[:, None, None, None], a, b) for a, b in pairs)
+        return q, KeysValues(self.places.spread(before[1], k), self.places.spread(before[2], v))
+
+    def _mix(self, block: DecoderBlock, q: Array, kv: KeysValues, mask: Array) -> Array:
+        """Self-attention's `z` of each slot's and patch's queries."""
+
+        def one(q: Array, kv: KeysValues) -> Array:
+            return block.attn.mix(untouched(), q, kv, mask)
+
+        return jax.vmap(jax.vmap(one))(q, kv)
+
+    def _finish(self, block: DecoderBlock, layer: Array, resid: Array, z: Array) -> Array:
+        """The rest of a layer, after self-attention."""
+        attention, cross = block.cross_attn, at_layer(self.base.cross, layer)
+        attn_out = block.attn.output(untouched(), z.reshape(-1, *z.shape[-2:]))
+        resid_mid = _flat(resid) + attn_out
+        q = attention.queries(block.cross_norm(resid_mid))
+        cross_attn_out = attention.output(untouched(), attend(q, cross.k, cross.v))
+        return block.finish_cross(untouched(), resid_mid, cross_attn_out).reshape(resid.shape)
+
+    def _packed(
+        self, before: Float[Array, "pos *rest"], rows: Float[Array, "patch given *rest"]
+    ) -> Float[Array, "row *rest"]:
         """Packed rows: the patch's where it gives them, else the base run's."""
+        packing = self.packing
         offset = jnp.clip(packing.pos - packing.start[packing.patch], 0, rows.shape[1] - 1)
         inside = packing.pos < packing.stop[packing.patch]
         return where_rows(inside, rows[packing.patch, offset], before[packing.pos])
 
-    def mix(block: DecoderBlock, layer: Array, q: Array, k: Array, v: Array, mask: Array) -> Array:
-        """`z` of each patch's queries."""
-        k, v = (places.spread(at_layer(x, layer), new) for x, new in ((base_k, k), (base_v, v)))
-        return jax.vmap(lambda q, k, v: block.attn.mix(untouched(), q, KeysValues(k, v), mask))(
-            q, k, v
-        )
 
-    def finish(layer: Array, resid: Array, q: Array, k: Array, v: Array) -> Array:
-        block = at_layer(blocks, layer)
-        z = mix(block, layer, q[places.row], k, v, places.causal)
-        attn_out = block.attn.output(untouched(), z[packing.patch, packing.pos])
-        return block.finish(untouched(), resid, attn_out, at_layer(base.cross, layer))
+def _loop(
+    start: Array | int, stop: Array | int, body: Callable[[Array, Array], Array], rows: Array
+) -> Array:
+    """`lax.fori_loop` over layers, of known length where both ends are numbers."""
+    first, end = (x if isinstance(x, jax.Array) else np.int32(x) for x in (start, stop))
+    return jax.lax.fori_loop(first, end, body, rows)
 
-    def whole_layer(layer: Array, resid: Array) -> Array:
-        q, kv = at_layer(blocks, layer).project(untouched(), resid)
-        return finish(layer, resid, q, kv.k.swapaxes(0, 1), kv.v.swapaxes(0, 1))
 
-    def last_layer(read: Array) -> Array:
-        """The last layer of the rows that are read alone; all others give it keys and values."""
-        layer = jnp.asarray(last, jnp.int32)
-        block: DecoderBlock = at_layer(blocks, layer)
-        new_k, new_v = jax.lax.cond(
-            early, lambda: block.attn.keys_values(block.attn_norm(resid)), lambda: (k, v)
-        )
-        rows = read.reshape(-1, read.shape[-1])
-        q = block.attn.queries(block.attn_norm(rows))
-        q = q.reshape(*read.shape[:2], *q.shape[1:])
-        z = mix(block, layer, q, new_k, new_v, places.causal[reads])
-        attn_out = block.attn.output(untouched(), z.reshape(-1, *z.shape[2:]))
-        finished = block.finish(untouched(), rows, attn_out, at_layer(base.cross, layer))
-        return finished.reshape(read.shape)
+def _flat(rows: Float[Array, "*place d_model"]) -> Float[Array, "rows d_model"]:
+    return rows.reshape(-1, rows.shape[-1])
 
-    resid = packed(stream_at(acts, entry), entered.resid)
-    q, k, v = (
-        packed(at_layer(before, entry), rows)
-        for before, rows in ((acts.q, entered.q), (acts.k, entered.k), (acts.v, entered.v))
-    )
-    early, past = entry < last, entry > last
-    resid = jax.lax.cond(early, lambda: finish(entry, resid, q, k, v), lambda: resid)
-    resid = jax.lax.fori_loop(entry + 1, last, whole_layer, resid)
 
-    before = stream_at(acts, jnp.where(past, last + 1, last))[reads]
-    changed = reads[None, :] >= packing.start[:, None]
-    read = jnp.where(changed[..., None], resid[places.row[:, reads]], before[None])
-    return jax.lax.cond(past, lambda read: read, last_layer, read)
+def _like(rows: Float[Array, "*place d_model"], flat: Float[Array, "rows *rest"]) -> Array:
+    """Flat rows in the places of others."""
+    return flat.reshape(*rows.shape[:-1], *flat.shape[1:])
 
 
 class _Places:
-    """Where each patch's positions are found among the packed rows."""
+    """Where each patch's positions are found among the packed rows of a slot."""
 
     def __init__(self, packing: Packing, n_tokens: int):
         pos = jnp.arange(n_tokens, dtype=jnp.int32)
@@ -171,7 +300,8 @@ class _Places:
         self._source = jnp.where(changed, n_tokens + self.row, pos[None, :])
 
     def spread(
-        self, base: Float[Array, "pos head d_head"], rows: Float[Array, "row head d_head"]
-    ) -> Float[Array, "patch head pos d_head"]:
+        self, base: Float[Array, "pos head d_head"], rows: Float[Array, "slot row head d_head"]
+    ) -> Float[Array, "slot patch head pos d_head"]:
         """Each patch's keys or values: the base run's before its start, then its own."""
-        return jnp.concatenate([base, rows])[self._source].swapaxes(1, 2)
+        base = jnp.broadcast_to(base, (len(rows), *base.shape))
+        return jnp.concatenate([base, rows], axis=1)[:, self._source].swapaxes(2, 3)

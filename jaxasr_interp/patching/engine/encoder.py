@@ -24,7 +24,7 @@ def propagate_frames(
     model: Whisper,
     bases: BaseRun,
     entries: Entry,
-    entry: Int[Array, ""],
+    enters: Int[Array, " layer"],
     cells: Cells,
     reads: Int[Array, "batch read"],
 ) -> Float[Array, "batch patch read d_model"]:
@@ -34,20 +34,25 @@ def propagate_frames(
         model: the model.
         bases: the runs that are patched.
         entries: from `inject`, for each run.
-        entry: the layer that the frames enter (the number of layers: past the last).
-        cells: the patches.
+        enters: the layers that they enter (the number of layers: past the last).
+        cells: the patches of one layer; all layers have the same.
         reads: positions that the metrics read of each run.
 
     Returns:
-        The decoder's last `resid_post` at the positions that are read.
+        For each run and patch, layer by layer, the decoder's last `resid_post` at the positions
+        that are read.
     """
 
-    def one(base: BaseRun, entered: Entry, reads: Array) -> Array:
-        def patch(rows: Entry, start: Array, stop: Array) -> Array:
-            states = _encode(model.encoder, base, rows, entry, start, stop)
-            return model.decoder.run(base.tokens, states).resid[reads]
+    def one(base: BaseRun, entries: Entry, reads: Array) -> Array:
+        def of_layer(entering: tuple[Entry, Array]) -> Array:
+            def patch(rows: Entry, start: Array, stop: Array) -> Array:
+                states = _encode(model.encoder, base, rows, entering[1], start, stop)
+                return model.decoder.run(base.tokens, states).resid[reads]
 
-        return jax.vmap(patch)(entered, cells.start, cells.stop)
+            return jax.vmap(patch)(entering[0], cells.start, cells.stop)
+
+        read = jax.lax.map(of_layer, (entries, enters))
+        return read.reshape(-1, *read.shape[2:])
 
     return jax.vmap(one)(bases, entries, reads)
 

@@ -138,29 +138,34 @@ def inject(
     bases: BaseRun,
     edits: Edit,
     cells: Cells,
-    layer: Int[Array, ""],
+    layers: Int[Array, " layer"],
     *,
     site: str,
     width: int,
 ) -> Entry:
-    """The rows that some patches change, at the layer they enter.
+    """The rows that some patches of each layer change, at the layer they enter.
 
     Args:
         blocks: the stack's layers.
         bases: the runs that are patched, with `kept_sites`.
         edits: what the patches do at full strength, for each run.
-        cells: the patches.
-        layer: their layer.
+        cells: the patches of one layer; all layers have the same.
+        layers: the layers.
         site: their site.
         width: positions of the widest patch.
 
     Returns:
-        For each run and patch `width` rows from its `start` on; those past its `stop` are the base
-        run's. Patches at `cross_k` and `cross_v` change every position: their rows are all of them.
+        For each run, layer and patch `width` rows from its `start` on; those past its `stop` are
+        the base run's. Patches at `cross_k` and `cross_v` change every position: their rows are
+        all of them.
     """
-    return jax.vmap(lambda base, edit: _inject(blocks, base, edit, cells, layer, site, width))(
-        bases, edits
-    )
+
+    def one(base: BaseRun, edit: Edit) -> Entry:
+        return jax.lax.map(
+            lambda layer: _inject(blocks, base, edit, cells, layer, site, width), layers
+        )
+
+    return jax.vmap(one)(bases, edits)
 
 
 def _inject(

@@ -1,0 +1,57 @@
+"""The public function of shared-key attention."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxasr_interp.errors import InputError
+
+from . import cudnn, reference
+
+_IMPLEMENTATIONS = {"xla": reference, "cudnn": cudnn}
+_OF_CUDNN = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+
+
+def attend(
+    q: Float[Array, "query head d_head"],
+    k: Float[Array, "head key d_head"],
+    v: Float[Array, "head key d_head"],
+    mask: Bool[Array, "query key"] | None = None,
+    *,
+    implementation: str | None = None,
+) -> Float[Array, "query head d_head"]:
+    """`softmax(q kᵀ / sqrt(d_head)) v` of each head: rows of many runs attend to the same keys.
+
+    Args:
+        q: queries.
+        k: keys, heads first.
+        v: values, heads first.
+        mask: true where a query may attend to a key; by default everywhere.
+        implementation: `"xla"`, which holds all scores; `"cudnn"`, NVIDIA's fused attention, which
+            holds none and takes 16-bit numbers only; `None` for the best one available here.
+
+    Raises:
+        InputError: the implementation does not exist, or does not take this dtype or device.
+    """
+    problem = _unsuitable(q.dtype)
+    if implementation is None:
+        implementation = "xla" if problem else "cudnn"
+    if implementation not in _IMPLEMENTATIONS:
+        names = ", ".join(_IMPLEMENTATIONS)
+        raise InputError(f"No attention kernel {implementation!r}: choose one of {names}.")
+    if implementation == "cudnn" and problem:
+        raise InputError(f"cuDNN's attention {problem}: choose the implementation 'xla'.")
+    return _IMPLEMENTATIONS[implementation].attend(q, k, v, mask)
+
+
+def holds_scores(dtype: jnp.dtype | str) -> bool:
+    """Return whether the implementation that is chosen here holds the scores of all queries."""
+    return _unsuitable(dtype) is not None
+
+
+def _unsuitable(dtype: jnp.dtype | str) -> str | None:
+    """Say why cuDNN cannot take numbers of a dtype here; `None` if it can."""
+    if jnp.dtype(dtype) not in _OF_CUDNN:
+        return f"takes bfloat16 or float16, not {dtype}"
+    platform = jax.default_backend()
+    return None if platform == "gpu" else f"runs on NVIDIA GPUs, not on {platform.upper()}"
