@@ -11,10 +11,11 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.edits import Edit
 from jaxasr_interp.patching.chunks import Chunk, base_bytes, row_bytes
 from jaxasr_interp.patching.engine.cross_window import propagate_states
-from jaxasr_interp.patching.engine.decoder import pack, propagate_rows
+from jaxasr_interp.patching.engine.decoder import propagate_rows
 from jaxasr_interp.patching.engine.encoder import propagate_frames
 from jaxasr_interp.patching.engine.full_run import run_batched, run_patched
 from jaxasr_interp.patching.engine.inject import inject
+from jaxasr_interp.patching.engine.packing import pack
 from jaxasr_interp.patching.engine.readout import MetricReadout, unembed_and_read
 from jaxasr_interp.patching.inputs import Prepared
 from jaxasr_interp.patching.runs import CARRIED, BaseRun

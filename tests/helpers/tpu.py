@@ -13,8 +13,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxasr_interp as ji
-from jaxasr_interp.patching.engine.decoder import pack, propagate_rows
+from jaxasr_interp.patching.engine.decoder import propagate_rows
 from jaxasr_interp.patching.engine.inject import inject
+from jaxasr_interp.patching.engine.packing import pack
 from jaxasr_interp.patching.engine.readout import MetricReadout, unembed_and_read
 from jaxasr_interp.patching.metrics import LogProb, MetricPositions
 from jaxasr_interp.patching.runs import CARRIED, BaseRun, decode_each, encode_each, kept_sites
@@ -88,23 +89,28 @@ def sweep_programs(
     )
     chunk = plan.chunks()[0]
     cells, packing = shared((chunk.cells, pack(chunk, n_tokens, everywhere=False)))
-    layer = shared(_array())
-    entries, found = lowered(inject, blocks, base, edits, cells, layer, site="z", width=chunk.width)
+    layers = shared(_array(len(chunk.layers)))
+    entries, found = lowered(
+        inject, blocks, base, edits, cells, layers, site="z", width=chunk.width
+    )
     yield "inject", found
     base = base.only(CARRIED)
-    resid, found = lowered(propagate_rows, model.decoder, base, entries, layer, packing, reads)
+    schedule = dataclasses.replace(chunk.schedule, together=len(chunk.layers))
+    resid, found = lowered(
+        propagate_rows, model.decoder, base, entries, layers, packing, reads, schedule=schedule
+    )
     yield "propagate", found
     readout = divided(jax.eval_shape(jax.vmap(_readout), _array(size), reads, logits))
     _, found = lowered(unembed_and_read, model.decoder, (resid,), readout, batch_size=chunk.size)
     yield "unembed and read", found
 
     one = shared(_first(base)), divided(_each(size, _first(entries)))
-    own = divided(_each(size, (layer, packing)))
+    own = divided(_each(size, (layers, packing)))
 
     @jax.jit
-    def lanes(decoder: Any, base: Any, entries: Any, entry: Any, packing: Any, reads: Any) -> Any:
-        given = (decoder, base, entries, entry, packing, reads)
-        return Lanes(mesh).run(propagate_rows, *given, own=(2, 3, 4))
+    def lanes(decoder: Any, base: Any, entries: Any, enters: Any, packing: Any, reads: Any) -> Any:
+        given = (decoder, base, entries, enters, packing, reads)
+        return Lanes(mesh).run(propagate_rows, *given, own=(2, 3, 4), schedule=schedule)
 
     _, found = lowered(lanes, model.decoder, *one, *own, shared(_first(reads)))
     yield "propagate, lanes", found

@@ -21,50 +21,10 @@ from jaxasr_interp.model.blocks import DecoderBlock
 from jaxasr_interp.model.edits import untouched
 from jaxasr_interp.model.layers import KeysValues
 from jaxasr_interp.model.whisper import Decoder
-from jaxasr_interp.patching.chunks import Chunk
-from jaxasr_interp.patching.engine.inject import Entry, at_layer, stream_at, where_rows
+from jaxasr_interp.patching.engine.inject import Entry, at_layer, stream_at
+from jaxasr_interp.patching.engine.packing import Packing, Places
 from jaxasr_interp.patching.runs import BaseRun
 from jaxasr_interp.patching.schedule import Schedule
-from jaxasr_interp.pytree import pytree_dataclass
-
-
-@pytree_dataclass
-class Packing:
-    """Which (patch, position) each packed row of a layer is.
-
-    Attributes:
-        start: each patch's first changed position.
-        stop: the position after its last one that is given; later ones only feel it.
-        first: its first packed row.
-        patch: each row's patch.
-        pos: each row's position.
-    """
-
-    start: Int[Array, " patch"]
-    stop: Int[Array, " patch"]
-    first: Int[Array, " patch"]
-    patch: Int[Array, " row"]
-    pos: Int[Array, " row"]
-
-
-def pack(chunk: Chunk, n_tokens: int, *, everywhere: bool) -> Packing:
-    """Lay out a chunk's rows; those of the patches that only fill it up stay idle.
-
-    Args:
-        chunk: the patches.
-        n_tokens: length of the runs.
-        everywhere: whether the patches give every position (else those of their windows).
-    """
-    start, stop = chunk.places["start"], chunk.places["stop"]
-    if everywhere:
-        start, stop = np.zeros_like(start), np.full_like(stop, n_tokens)
-    lengths = np.where(np.arange(len(start)) < chunk.where.shape[1], n_tokens - start, 0)
-    first = np.cumsum(lengths) - lengths
-    patch = np.repeat(np.arange(len(start)), lengths)
-    pos = np.arange(len(patch)) - first[patch] + start[patch]
-    idle = (0, chunk.rows - len(patch))
-    arrays = (start, stop, first, np.pad(patch, idle), np.pad(pos, idle))
-    return Packing(*jax.device_put([array.astype(np.int32) for array in arrays]))
 
 
 @functools.partial(jax.jit, static_argnames="schedule")
@@ -118,7 +78,7 @@ class _Pass:
         self.last = jnp.asarray(decoder.n_layers - 1, jnp.int32)
         self.base, self.acts = base, base.decoder
         self.entries, self.enters, self.packing = entries, enters, packing
-        self.places = _Places(packing, len(base.tokens))
+        self.places = Places(packing, len(base.tokens))
 
     def run(
         self, reads: Int[Array, " read"], schedule: Schedule
@@ -166,7 +126,7 @@ class _Pass:
     def _enter(self, layer: Array, rows: Array) -> Array:
         """Put the rows that enter a layer, if any do, in their slot."""
         slot, there = self._slot(layer)
-        new = self._packed(stream_at(self.acts, layer), at_layer(self.entries.resid, slot))
+        new = self.places.packed(stream_at(self.acts, layer), at_layer(self.entries.resid, slot))
         return rows.at[slot].set(jnp.where(there, new, rows[slot]))
 
     def _layer(self, layer: Array, rows: Array, n: Array | int, most: int) -> Array:
@@ -207,7 +167,7 @@ class _Pass:
     def _past(self, reads: Int[Array, " read"]) -> Float[Array, "patch read d_model"]:
         """What is read under patches that enter no layer."""
         stream = stream_at(self.acts, self.last + 1)
-        rows = self._packed(stream, self.entries.resid[-1])
+        rows = self.places.packed(stream, self.entries.resid[-1])
         return self._read(rows[None], stream, reads)[0]
 
     def _read(self, rows: Array, before: Array, reads: Array) -> Array:
@@ -229,7 +189,7 @@ class _Pass:
         def given() -> list[Array]:
             entry = at_layer(self.entries, slot)
             rows = zip(before, (entry.q, entry.k, entry.v), strict=True)
-            return [self._packed(base, changed)[None] for base, changed in rows]
+            return [self.places.packed(base, changed)[None] for base, changed in rows]
 
         def projected() -> list[Array]:
             normed = block.attn_norm(_flat(resid))
@@ -260,15 +220,6 @@ class _Pass:
         cross_attn_out = attention.output(untouched(), attend(q, cross.k, cross.v))
         return block.finish_cross(untouched(), resid_mid, cross_attn_out).reshape(resid.shape)
 
-    def _packed(
-        self, before: Float[Array, "pos *rest"], rows: Float[Array, "patch given *rest"]
-    ) -> Float[Array, "row *rest"]:
-        """Packed rows: the patch's where it gives them, else the base run's."""
-        packing = self.packing
-        offset = jnp.clip(packing.pos - packing.start[packing.patch], 0, rows.shape[1] - 1)
-        inside = packing.pos < packing.stop[packing.patch]
-        return where_rows(inside, rows[packing.patch, offset], before[packing.pos])
-
 
 def _loop(
     start: Array | int, stop: Array | int, body: Callable[[Array, Array], Array], rows: Array
@@ -285,23 +236,3 @@ def _flat(rows: Float[Array, "*place d_model"]) -> Float[Array, "rows d_model"]:
 def _like(rows: Float[Array, "*place d_model"], flat: Float[Array, "rows *rest"]) -> Array:
     """Flat rows in the places of others."""
     return flat.reshape(*rows.shape[:-1], *flat.shape[1:])
-
-
-class _Places:
-    """Where each patch's positions are found among the packed rows of a slot."""
-
-    def __init__(self, packing: Packing, n_tokens: int):
-        pos = jnp.arange(n_tokens, dtype=jnp.int32)
-        self.causal = pos[None, :] <= pos[:, None]
-        last_row = len(packing.pos) - 1
-        self.row = packing.first[:, None] + pos[None, :] - packing.start[:, None]
-        self.row = jnp.clip(self.row, 0, last_row)
-        changed = pos[None, :] >= packing.start[:, None]
-        self._source = jnp.where(changed, n_tokens + self.row, pos[None, :])
-
-    def spread(
-        self, base: Float[Array, "pos head d_head"], rows: Float[Array, "slot row head d_head"]
-    ) -> Float[Array, "slot patch head pos d_head"]:
-        """Each patch's keys or values: the base run's before its start, then its own."""
-        base = jnp.broadcast_to(base, (len(rows), *base.shape))
-        return jnp.concatenate([base, rows], axis=1)[:, self._source].swapaxes(2, 3)
