@@ -1,36 +1,20 @@
 """Ablation sweeps on text, which transcribe many clips under many interventions.
 
-Each clip is encoded once; all interventions on the decoder are then rows of one batch of
-`generate_rows`. Each intervention on the encoder needs an encoder run of its own. The text metrics
-are in `result`.
+The work of a clip is in `work`, the text metrics are in `result`.
 """
 
-import zlib
-from collections.abc import Callable, Hashable, Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
-
-from jaxasr_interp.ablation.groups import generation_groups
-from jaxasr_interp.ablation.partial import PartialTexts
 from jaxasr_interp.ablation.result import TextSweep
+from jaxasr_interp.ablation.work import TextWork
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.generation.batching import generate_rows
-from jaxasr_interp.generation.language import name_languages
 from jaxasr_interp.generation.means import resolve_means
 from jaxasr_interp.generation.options import GREEDY, Choice, Generated
 from jaxasr_interp.interventions.grammar import as_intervention
-from jaxasr_interp.interventions.intervention import (
-    UNEDITED,
-    Intervention,
-    encode_reference,
-    encode_under,
-)
-from jaxasr_interp.model.run import EncoderRun
+from jaxasr_interp.interventions.intervention import UNEDITED, Intervention
 from jaxasr_interp.model.sites import (
     COMPONENT_SITES,
     Stack,
@@ -40,12 +24,11 @@ from jaxasr_interp.model.sites import (
 )
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.runtime.progress import Progress
-from jaxasr_interp.speech.audio import CHUNK_SAMPLES, log_mel_spectrogram
+from jaxasr_interp.runtime.runner import run_units
+from jaxasr_interp.runtime.slot_store import open_slots
+from jaxasr_interp.speech.audio import CHUNK_SAMPLES
 from jaxasr_interp.speech.tokenizer import Tokenizer
 from jaxasr_interp.speech.utterance import Clip
-
-_ENCODED_AT_ONCE = 8
-_CLIPS_AT_ONCE = 16
 
 
 def component_edits(
@@ -120,7 +103,8 @@ def ablation_sweep(
         choice: how tokens are chosen.
         memory: bytes that may be used in addition to the model; by default a quarter of the
             device's.
-        resume: a file to which finished clips are added, and from which an earlier sweep resumes.
+        resume: path of a store that gets each clip when it is finished, and from which the same
+            sweep goes on. It stays when the sweep is done.
         on_progress: called after each batch with the transcripts done, how many there are, and
             `"transcripts"`.
 
@@ -129,7 +113,7 @@ def ablation_sweep(
 
     Raises:
         InputError: there are no clips or interventions, two have the same name, a clip is longer
-            than 30 s, an edit does not fit the model, or the file belongs to another sweep.
+            than 30 s, an edit does not fit the model, or the store belongs to another sweep.
     """
     tokenizer = require_tokenizer(model)
     chosen = component_edits(model) if interventions is None else interventions
@@ -142,118 +126,30 @@ def ablation_sweep(
     for clip in clips:
         if len(clip.audio) > CHUNK_SAMPLES:
             raise InputError(f"{clip.name} is longer than 30 s: cut it to the sentence.")
-    partial = PartialTexts(resume, model, edits, choice, tokenizer)
-    known = {clip.name: rows for clip in clips if (rows := partial.get(clip)) is not None}
-    todo = [clip for clip in clips if clip.name not in known]
-    at_once = 1 if jax.default_backend() == "cpu" else _CLIPS_AT_ONCE
-    for start in range(0, len(todo), at_once):
-        batch = todo[start : start + at_once]
-        for clip, rows in zip(batch, _under_all(model, batch, edits, choice, memory), strict=True):
-            partial.add(clip, rows)
-            known[clip.name] = rows
-        if on_progress is not None:
-            on_progress(len(known) * len(edits), len(clips) * len(edits), "transcripts")
-    by_edit = zip(*(known[clip.name] for clip in clips), strict=True)
-    by_edit = tuple(by_edit)
+    by_edit = _transcribe(
+        TextWork(model, tuple(clips), tuple(edits), choice, memory), resume, on_progress
+    )
     languages = [_language(tokenizer, one.prompt) for one in by_edit[0]]
     return TextSweep(tuple(edits), tuple(clips), tuple(languages), by_edit)
 
 
-def _under_all(
-    model: Whisper,
-    clips: Sequence[Clip],
-    edits: Sequence[Intervention],
-    choice: Choice,
-    memory: int | None,
-) -> list[list[Generated]]:
-    """Transcribe some clips, each under every intervention."""
-    audio = [clip.audio for clip in clips]
-    mels = [log_mel_spectrogram(clip, model.config.n_mels) for clip in audio]
-    states, _ = encode_under(model, audio, UNEDITED, mels)
-    prompts = _prompts(model, clips, states)
-    # The draws of a clip do not depend on the other clips of the batch.
-    draws = [zlib.crc32(clip.name.encode()) >> 1 for clip in clips]
-    results: list[dict[int, Generated]] = [{} for _ in clips]
-    encode_other = _remembering(len(clips))
-    for group in generation_groups(edits, len(prompts[0])):
-        if group.encodes:
-            for start in range(0, len(group.members), _ENCODED_AT_ONCE):
-                some = slice(start, start + _ENCODED_AT_ONCE)
-                members, own = group.members[some], group.edits[some]
-                each = [encode_under(model, audio, edits[i], mels, encode_other) for i in members]
-                generated = generate_rows(
-                    model,
-                    jnp.concatenate([encoded for encoded, _ in each]),
-                    [[edit] for edit in own for _ in clips],
-                    prompts=prompts * len(members),
-                    references=_joined([reference for _, reference in each]),
-                    choice=choice,
-                    draws=draws * len(members),
-                    memory=memory,
-                )
-                for n, (row,) in enumerate(generated):
-                    results[n % len(clips)][members[n // len(clips)]] = row
-            continue
-        references, one = None, edits[group.members[0]]
-        if group.edits[0].needs_reference and one.reference is not None:
-            runs = [encode_other(model, clip, one.reference, one.seed, ()) for clip in audio]
-            references = jnp.stack([run.states for run in runs])
-        generated = generate_rows(
-            model,
-            states,
-            [group.edits] * len(clips),
-            prompts=prompts,
-            references=references,
-            choice=choice,
-            draws=draws,
-            memory=memory,
+def _transcribe(
+    work: TextWork, resume: Path | None, on_progress: Progress | None
+) -> tuple[tuple[Generated, ...], ...]:
+    """Run the work in a store at `resume`, or in a temporary one."""
+    with tempfile.TemporaryDirectory() as temporary:
+        # Nobody goes on with a temporary store: it needs no hash of the weights.
+        path, identity = (
+            (Path(temporary) / "texts.zarr", {}) if resume is None else (resume, work.identity)
         )
-        for own, rows in zip(results, generated, strict=True):
-            own.update(zip(group.members, rows, strict=True))
-    return [[own[i] for i in range(len(edits))] for own in results]
-
-
-def _prompts(
-    model: Whisper, clips: Sequence[Clip], states: Float[Array, "clip frame d_model"]
-) -> list[list[int]]:
-    """Make each clip's prompt in its language, which is detected if it is not known."""
-    tokenizer, prompts = require_tokenizer(model), []
-    # Clips are taken one by one, so that a clip's language does not depend on the others.
-    for clip, own in zip(clips, states, strict=True):
-        (code,) = name_languages(model, own[None], [clip.language])
-        if isinstance(code, InputError):
-            raise code
-        prompts.append(tokenizer.prompt(code))
-    return prompts
+        store = open_slots(path, work.layout, identity)
+        run_units(store, work.units, work, phase="transcripts", on_progress=on_progress)
+        return work.read(store)
 
 
 def _language(tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
     """Return the code of the language that a prompt names."""
     return next((code for code, token in tokenizer.languages.items() if token in prompt), "en")
-
-
-def _remembering(count: int) -> Callable[..., EncoderRun]:
-    """Make a `encode_reference` that keeps its last runs for the next interventions."""
-    runs: dict[Hashable, EncoderRun] = {}
-
-    def encode_other(
-        model: Whisper, clip: np.ndarray, reference: str, seed: int, sites: str | Iterable[str]
-    ) -> EncoderRun:
-        key = id(clip), reference, seed, sites
-        if key not in runs:
-            if len(runs) == count:
-                runs.clear()
-            runs[key] = encode_reference(model, clip, reference, seed, sites)
-        return runs[key]
-
-    return encode_other
-
-
-def _joined(
-    references: Sequence[Float[Array, "clip frame d_model"] | None],
-) -> Float[Array, "clip frame d_model"] | None:
-    known = [one for one in references if one is not None]
-    return jnp.concatenate(known) if known else None
 
 
 def _twice(names: Sequence[str]) -> str:

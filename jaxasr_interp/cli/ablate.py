@@ -69,7 +69,6 @@ def ablate(
     metric: options.MetricOption = None,
     method: options.MethodOption = "minimal",
     memory: options.MemoryOption = None,
-    resume: options.ResumeOption = False,
     plan_only: options.PlanOption = False,
     out: Annotated[Path, typer.Option(help="Folder for ablation.zarr and PNGs.")] = Path(
         "runs/ablate"
@@ -101,7 +100,7 @@ def ablate(
     how = SweepOptions(
         direction="corrupted_to_clean",
         method=check_method(method),
-        resume=partial_file(out) if resume else None,
+        resume=partial_file(out),
     )
     phrase = _PHRASES[what.name]
     if not plan_only:

@@ -1,6 +1,7 @@
 """The command `ablate-text`: transcripts of many clips without each component."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -21,13 +22,13 @@ from jaxasr_interp.cli.options import (
     MemoryOption,
     ModelOption,
     OverwriteOption,
-    ResumeOption,
     SweptSiteOption,
     parse_alphas,
     parse_memory,
     refuse_options,
 )
-from jaxasr_interp.cli.output import console, print_json, progress
+from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.cli.selection import SweptSites
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.interventions.grammar import parse_edit
@@ -36,7 +37,7 @@ from jaxasr_interp.interventions.kind_text import KindText
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.report.plots import plot_text_sweep
 from jaxasr_interp.report.tables import text_sweep_table
-from jaxasr_interp.runtime.store import reserve, save_dataset, start_partial
+from jaxasr_interp.runtime.store import reserve, save_dataset
 
 
 def ablate_text(
@@ -63,7 +64,6 @@ def ablate_text(
     edit: EditsOption = None,
     max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens.")] = 100,
     memory: MemoryOption = None,
-    resume: ResumeOption = False,
     out: Annotated[Path, typer.Option(help="Folder for texts.zarr and PNGs.")] = Path(
         "runs/ablate-text"
     ),
@@ -81,8 +81,7 @@ def ablate_text(
     sites, alphas = SweptSites.read(site or default_sites(what)), parse_alphas(alpha)
     choice, budget = Choice(max_new_tokens=max_new_tokens), parse_memory(memory)
     reserve(out / "texts.zarr", overwrite)
-    partial = out / "texts.partial.jsonl"
-    start_partial(partial, resume=resume, overwrite=overwrite)
+    partial = out / "texts.partial.zarr"
     clips = read_clips(files, language)
     whisper = load_model(model, dtype)
     interventions = (
@@ -105,7 +104,7 @@ def ablate_text(
         )
     dataset = swept.to_dataset().assign_attrs(max_new_tokens=max_new_tokens)
     save_dataset(dataset, out / "texts.zarr", whisper, overwrite=overwrite)
-    partial.unlink(missing_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
     pictures = _draw(swept, Path(model).name, out)
     if as_json:
         print_json(dataset.to_dict())

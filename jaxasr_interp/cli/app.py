@@ -24,6 +24,7 @@ from jaxasr_interp.cli.options import JsonOption
 from jaxasr_interp.cli.output import console, print_json, say
 from jaxasr_interp.cli.patch import patch
 from jaxasr_interp.cli.probe import probe
+from jaxasr_interp.cli.progress import quiet
 from jaxasr_interp.cli.reading import transcribe
 from jaxasr_interp.cli.similarity import similarity
 from jaxasr_interp.cli.study import study
@@ -109,7 +110,11 @@ def _options(
             "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
+    without_progress: Annotated[
+        bool, typer.Option("--quiet", help="Do not show how far work is.")
+    ] = False,
 ) -> None:
+    quiet.set(without_progress)
     keep_compiled_programs()
 
 

@@ -8,7 +8,7 @@ import typer
 from jaxasr_interp.cli import options, pairs
 from jaxasr_interp.cli.pair_sweeps import Output, PairRequest, Swept, sweep_pair
 from jaxasr_interp.cli.selection import Selection
-from jaxasr_interp.cli.sweeps import Sweep
+from jaxasr_interp.cli.sweeps import Sweep, partial_file
 from jaxasr_interp.patching.attribution import AttributionOptions
 from jaxasr_interp.patching.comparison import agreement
 from jaxasr_interp.patching.sweep import SweepOptions
@@ -57,8 +57,10 @@ def attribution(
         verified = None if verify is None else sweep.verify(approximate, verify)
         if not exact:
             return Swept(approximate, verified=verified)
-        result = sweep.run(SweepOptions(direction=direction))
+        result = sweep.run(SweepOptions(direction=direction, resume=partial_file(out)))
         agreed = agreement(result, approximate) if sweep.cells.runs > 1 else None
         return Swept(result, approximate, verified, agreed)
 
     sweep_pair(request, run)
+    if not plan_only:
+        partial_file(out).unlink(missing_ok=True)

@@ -17,7 +17,8 @@ from jaxasr_interp.cli.options import (
     WhereOption,
     parse_where,
 )
-from jaxasr_interp.cli.output import print_json, progress, say
+from jaxasr_interp.cli.output import print_json, say
+from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.extraction.extract import DEFAULT_SITES, ExtractOptions, extract
 from jaxasr_interp.runtime.store import open_dataset
 from jaxasr_interp.speech.texts import OWN

@@ -58,10 +58,6 @@ MethodOption = Annotated[
 MemoryOption = Annotated[
     str | None, typer.Option(help="Memory to use in addition to the model, such as 2GB.")
 ]
-ResumeOption = Annotated[
-    bool,
-    typer.Option("--resume", help="Keep what is computed in --out, and resume from it."),
-]
 WhereOption = Annotated[
     list[str] | None,
     typer.Option(

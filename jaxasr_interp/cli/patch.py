@@ -26,7 +26,6 @@ def patch(
     metric: options.MetricOption = None,
     method: options.MethodOption = "minimal",
     memory: options.MemoryOption = None,
-    resume: options.ResumeOption = False,
     plan_only: options.PlanOption = False,
     out: pairs.OutOption = Path("runs/patch"),
     as_json: options.JsonOption = False,
@@ -48,7 +47,7 @@ def patch(
     how = SweepOptions(
         direction=direction,
         method=check_method(method),
-        resume=partial_file(out) if resume else None,
+        resume=partial_file(out),
     )
     sweep_pair(request, lambda sweep: Swept(sweep.run(how)))
     if not plan_only:

@@ -8,7 +8,8 @@ import numpy as np
 import typer
 
 from jaxasr_interp.cli.options import JsonOption, OverwriteOption
-from jaxasr_interp.cli.output import console, print_json, progress
+from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.reading import open_activations
 from jaxasr_interp.extraction.representations import row_axes

@@ -16,7 +16,8 @@ from jaxasr_interp.cli.options import (
     OverwriteOption,
     refuse_options,
 )
-from jaxasr_interp.cli.output import print_json, progress, say
+from jaxasr_interp.cli.output import print_json, say
+from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.generation.transcribe import Transcript, transcribe_files

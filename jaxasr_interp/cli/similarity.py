@@ -8,7 +8,8 @@ import typer
 from rich.table import Table
 
 from jaxasr_interp.cli.options import JsonOption, MemoryOption, OverwriteOption, parse_memory
-from jaxasr_interp.cli.output import console, print_json, progress
+from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.extraction.reading import open_activations
 from jaxasr_interp.extraction.representations import row_axes
 from jaxasr_interp.probes.report import RANDOM

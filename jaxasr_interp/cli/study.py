@@ -1,5 +1,6 @@
 """The command `study`: whole experiments on many clips."""
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -16,17 +17,16 @@ from jaxasr_interp.cli.options import (
     LanguageOption,
     ModelOption,
     OverwriteOption,
-    ResumeOption,
     SeedOption,
 )
-from jaxasr_interp.cli.output import console, print_json, progress
+from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.runtime.store import (
     file_provenance,
     reserve,
     save_dataset,
-    start_partial,
     write_json,
 )
 from jaxasr_interp.speech.audio import CHUNK_SAMPLES, load_audio
@@ -54,7 +54,6 @@ def repetition(
     n_speech: Annotated[int, typer.Option(help="Speech clips to take, chosen by --seed.")] = 24,
     seed: SeedOption = 0,
     max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens.")] = 100,
-    resume: ResumeOption = False,
     out: Annotated[Path, typer.Option(help="Folder for stores and table.")] = Path(
         "runs/repetition"
     ),
@@ -65,9 +64,7 @@ def repetition(
     choice = Choice(max_new_tokens=max_new_tokens)
     for name in ("loops", "speech"):
         reserve(out / f"{name}.zarr", overwrite)
-    partials = [out / f"{name}.partial.jsonl" for name in ("loops", "speech")]
-    for path in partials:
-        start_partial(path, resume=resume, overwrite=overwrite)
+    partials = [out / f"{name}.partial.zarr" for name in ("loops", "speech")]
     maybe = [
         window for clip in _clips(candidates, language, None, seed) for window in cut_windows(clip)
     ]
@@ -99,7 +96,7 @@ def repetition(
     rows = [_row(one) for one in result.remedies]
     write_json(out / "remedies.json", rows)
     for path in partials:
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
     if as_json:
         print_json(rows)
         return

@@ -8,8 +8,9 @@ import typer
 
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli import options
-from jaxasr_interp.cli.output import print_json, progress, say
+from jaxasr_interp.cli.output import print_json, say
 from jaxasr_interp.cli.pairs import DEFAULT_SITES
+from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.cli.selection import Selection
 from jaxasr_interp.patching.dataset import DatasetSweep, sweep_dataset
 from jaxasr_interp.patching.dataset_options import DatasetOptions

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxasr_interp.cli.output import progress
+from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.cli.selection import Selection
 from jaxasr_interp.generation.word_times import Word, align_words
 from jaxasr_interp.model.edits import Edit

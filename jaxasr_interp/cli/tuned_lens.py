@@ -18,7 +18,8 @@ from jaxasr_interp.cli.options import (
     ModelOption,
     OverwriteOption,
 )
-from jaxasr_interp.cli.output import console, print_json, progress
+from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.lens.tuned_checkpoints import CHECKPOINTS
 from jaxasr_interp.lens.tuned_training import LensTraining, TunedLens, train_tuned_lens
 from jaxasr_interp.report.plots import plot_tuned_lens

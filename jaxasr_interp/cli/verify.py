@@ -18,7 +18,8 @@ from jaxasr_interp.cli.options import (
     SeedOption,
     parse_memory,
 )
-from jaxasr_interp.cli.output import console, print_json, progress
+from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.patching.contrast import ask_word
 from jaxasr_interp.runtime.store import file_provenance, provenance, reserve, write_json
 from jaxasr_interp.speech.audio import load_audio

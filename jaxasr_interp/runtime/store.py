@@ -70,22 +70,6 @@ def reserve(path: Path, overwrite: bool) -> None:
         raise InputError(f"Nothing can be written to {path.parent}: {error.strerror}.") from None
 
 
-def start_partial(path: Path, *, resume: bool, overwrite: bool) -> None:
-    """Remove an old partial result, unless the work is to resume from it.
-
-    Raises:
-        InputError: there is one, and the caller asks neither to resume nor to overwrite it.
-    """
-    if resume or not path.exists():
-        return
-    if not overwrite:
-        raise InputError(
-            f"{path} holds what was computed before: go on with --resume, or drop it with "
-            "--overwrite."
-        )
-    path.unlink()
-
-
 def save_dataset(
     dataset: "xarray.Dataset", path: Path, model: "Whisper", *, overwrite: bool = False
 ) -> Path:

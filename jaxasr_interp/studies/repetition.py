@@ -125,7 +125,7 @@ def repetition(
                 clips,
                 edits,
                 choice=choice,
-                resume=None if resume is None else resume / f"{name}.partial.jsonl",
+                resume=None if resume is None else resume / f"{name}.partial.zarr",
                 on_progress=None
                 if on_progress is None
                 else lambda done, _, what, before=before: on_progress(before + done, total, what),

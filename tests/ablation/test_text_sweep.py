@@ -11,7 +11,7 @@ import jaxasr_interp as ji
 from helpers.by_hand import brief_clips, hear_briefly
 from helpers.generating import louder
 from helpers.sweeps import counted
-from jaxasr_interp.ablation import sweep as text_sweep
+from jaxasr_interp.ablation import work as text_work
 from jaxasr_interp.speech.noise import noise_like
 
 CHOICE = ji.Choice(max_new_tokens=6)
@@ -100,7 +100,7 @@ def expect_same(found, expected, label):
 def test_every_cell_is_that_clip_alone_under_that_edit(model, hears, clips, edits):
     done = []
     swept = ji.ablation_sweep(model, clips, edits, choice=CHOICE, on_progress=counted(done))
-    assert done == [(i + 1) * (1 + len(edits)) for i in range(3)]
+    assert done == [i * (1 + len(edits)) for i in range(4)]
     assert [one.text for one in swept.interventions] == ["unedited", *edits]
     assert swept.clips == tuple(clips)
     assert swept.languages == ("de", "en", "de")
@@ -119,20 +119,20 @@ def test_on_an_accelerator_clips_share_a_batch(model, hears, clips, monkeypatch)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     done, edits = [], [LIGHT[2], HEAVY[0], *HEAVY[3:5], *HEAVY[7:9]]
     swept = ji.ablation_sweep(model, clips, edits, choice=CHOICE, on_progress=counted(done))
-    assert done == [3 * (1 + len(edits))]
+    assert done[-1] == 3 * (1 + len(edits))
     for text, row in zip(["", *edits], swept.generated, strict=True):
         for clip, one in zip(clips, row, strict=True):
             expect_same(one, write_alone(model, hears, clip, text), (text, clip.name))
 
 
 def test_a_reference_is_heard_once_for_each_clip(model, hears, clips, monkeypatch):
-    heard, hear = [], text_sweep.encode_reference
+    heard, hear = [], text_work.encode_reference
 
     def counted(model, clip, reference, seed, sites):
         heard.append((len(clip), reference, seed, frozenset(sites)))
         return hear(model, clip, reference, seed, sites)
 
-    monkeypatch.setattr(text_sweep, "encode_reference", counted)
+    monkeypatch.setattr(text_work, "encode_reference", counted)
     edits = [f"mix:encoder.resid_post@{layer}:ref=noise" for layer in range(2)]
     edits += ["mix:encoder.resid_post@0:ref=noise:alpha=0.5", "mix:decoder.resid_post@1:ref=noise"]
     ji.ablation_sweep(model, clips[1:], edits, choice=ji.Choice(max_new_tokens=1))
@@ -156,43 +156,39 @@ def cut_off(after):
 @pytest.fixture
 def generated(monkeypatch):
     """How many clips each call of `generate_rows` writes about."""
-    calls, rows = [], text_sweep.generate_rows
+    calls, rows = [], text_work.generate_rows
 
     def counted(model, states, *arguments, **options):
         calls.append(len(states))
         return rows(model, states, *arguments, **options)
 
-    monkeypatch.setattr(text_sweep, "generate_rows", counted)
+    monkeypatch.setattr(text_work, "generate_rows", counted)
     return calls
 
 
 def test_a_sweep_goes_on_behind_the_last_whole_clip(model, hears, clips, tmp_path, generated):
-    edits, partial = LIGHT[:2], tmp_path / "new" / "partial.jsonl"
+    edits, partial = LIGHT[:2], tmp_path / "new" / "partial.zarr"
     whole = ji.ablation_sweep(model, clips, edits, choice=CHOICE)
     assert generated == [1, 1, 1]
     options = {"choice": CHOICE, "resume": partial}
     with pytest.raises(CutOffError):
         ji.ablation_sweep(model, clips, edits, on_progress=cut_off(6), **options)
-    lines = partial.read_text().splitlines(keepends=True)
-    assert len(lines) == 3
-    partial.write_text("".join(lines)[:-40])
     generated.clear()
     done = []
     resumed = ji.ablation_sweep(model, clips, edits, on_progress=counted(done), **options)
-    assert generated == [1, 1]
+    assert generated == [1]
     assert done == [6, 9]
     assert resumed.generated == whole.generated
     assert resumed.languages == whole.languages
     np.testing.assert_array_equal(resumed.errors, whole.errors)
-    assert len(partial.read_text().splitlines()) == 4
-    # All is known: nothing is computed. A clip is known by its samples, not by its name alone.
     generated.clear()
-    again = ji.ablation_sweep(model, clips[::-1], edits, **options)
-    assert again.generated == tuple(row[::-1] for row in whole.generated)
+    assert ji.ablation_sweep(model, clips, edits, **options).generated == whole.generated
     assert generated == []
-    other = [ji.Clip("tone", clips[1].audio), ji.Clip("noise", clips[1].audio, "", "de")]
-    ji.ablation_sweep(model, other, edits, **options)
-    assert generated == [1, 1]
+    # A clip is known by its samples and its language, not by its name alone.
+    for i, other in enumerate((ji.Clip("tone", clips[1].audio), ji.Clip("noise", clips[1].audio))):
+        changed = [*clips[:i], other, *clips[i + 1 :]]
+        with pytest.raises(ji.InputError, match=r"another sweep on text \(clips differs\)"):
+            ji.ablation_sweep(model, changed, edits, **options)
 
 
 @pytest.mark.parametrize(
@@ -202,28 +198,32 @@ def test_a_sweep_goes_on_behind_the_last_whole_clip(model, hears, clips, tmp_pat
         {"interventions": LIGHT[:1]},
         {"choice": ji.Choice(max_new_tokens=5)},
         {"choice": ji.Choice(suppress=False, max_new_tokens=6)},
-        {"resume": ""},
-        {"resume": "not a sweep\n"},
+        {"resume": "no store"},
     ],
 )
 def test_what_another_sweep_has_kept_is_refused(model, hears, clips, tmp_path, change, monkeypatch):
-    options = {"interventions": LIGHT[:2], "choice": CHOICE, "resume": tmp_path / "partial.jsonl"}
+    options = {"interventions": LIGHT[:2], "choice": CHOICE, "resume": tmp_path / "partial.zarr"}
     with pytest.raises(CutOffError):
         ji.ablation_sweep(model, clips, on_progress=cut_off(3), **options)
     if "resume" in change:
-        other = tmp_path / "other.jsonl"
-        other.write_text(change["resume"])
+        other = tmp_path / "other.zarr"
+        other.mkdir()
+        (other / "zarr.json").write_text(change["resume"])
         change = {"resume": other}
-    kept = options["resume"].read_bytes()
+    kept = contents(options["resume"])
     with pytest.raises(
-        ji.InputError, match=r"jsonl is (of another sweep \(.*\)|damaged): .*remove"
+        ji.InputError, match=r"zarr is (of another sweep on text \(.*\): .*remove|no store of)"
     ):
         ji.ablation_sweep(model, clips, **(options | change))
-    assert options["resume"].read_bytes() == kept
+    assert contents(options["resume"]) == kept
+
+
+def contents(store):
+    return {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
 
 
 def test_what_is_kept_under_another_vector_is_refused(model, hears, clips, tmp_path):
-    options = {"choice": CHOICE, "resume": tmp_path / "partial.jsonl"}
+    options = {"choice": CHOICE, "resume": tmp_path / "partial.zarr"}
     edits = [f"add:decoder.mlp_out@1:vector={tmp_path}/v.npy"]
     np.save(tmp_path / "v.npy", np.ones(16))
     whole = ji.ablation_sweep(model, clips[:1], edits, **options)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from helpers.files import GLASS, GRASS, PNG
 from helpers.real import real_model
-from jaxasr_interp.cli import output
+from jaxasr_interp.cli import output, progress
 from jaxasr_interp.model import run as run_module
 
 
@@ -150,13 +150,13 @@ def test_one_bar_starts_anew_with_every_phase(monkeypatch):
     monkeypatch.setattr(output, "errors", terminal)
     bars = []
 
-    class Bar(output.Bar):
+    class Bar(progress.Bar):
         def __init__(self, *columns, **options):
             super().__init__(*columns, **options)
             bars.append(self)
 
-    monkeypatch.setattr(output, "Bar", Bar)
-    with output.progress() as on_progress:
+    monkeypatch.setattr(progress, "Bar", Bar)
+    with progress.progress() as on_progress:
         for done in (1, 3):
             on_progress(done, 4, "clips")
         (task,) = bars[0].tasks
@@ -166,7 +166,26 @@ def test_one_bar_starts_anew_with_every_phase(monkeypatch):
         (task,) = bars[0].tasks
         assert (task.completed, task.total, task.fields["state"]) == (2, 9, "2/9 steps")
     assert "steps" in terminal.file.getvalue()
+
+
+def test_a_log_gets_lines_and_who_wants_quiet_gets_none(monkeypatch):
+    now = [0.0]
     monkeypatch.setattr(output, "errors", Console(file=io.StringIO()))
-    with output.progress() as on_progress:
-        on_progress(1, 2, "clips")
-    assert output.errors.file.getvalue() == ""
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+
+    def work():
+        with progress.progress() as on_progress:
+            for step in range(9):
+                on_progress(step * 100, 2000, "patches")
+                now[0] += 10
+            on_progress(0, 3, "clips")
+
+    work()
+    assert output.errors.file.getvalue().splitlines() == [
+        "300/2000 patches, 10/s, 2:50 left",
+        "600/2000 patches, 10/s, 2:20 left",
+    ]
+    token = progress.quiet.set(True)
+    work()
+    progress.quiet.reset(token)
+    assert len(output.errors.file.getvalue().splitlines()) == 2

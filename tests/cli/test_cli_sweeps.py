@@ -157,7 +157,7 @@ def test_a_sweep_goes_on_where_it_was_cut_off(tmp_path, invoke, monkeypatch):
         swept(*arguments, on_progress=lambda *now: done.append(now), **options)
         raise KeyboardInterrupt
 
-    command = ["ablate", GRASS, "--site", "decoder.mlp_out", "--resume", "--json"]
+    command = ["ablate", GRASS, "--site", "decoder.mlp_out", "--json"]
     command += ["--out", tmp_path]
     monkeypatch.setattr(sweeps, "activation_patching", interrupted)
     assert invoke(*command)[0] == 130

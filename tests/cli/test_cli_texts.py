@@ -111,28 +111,26 @@ def test_edits_are_compared_and_an_interrupted_sweep_goes_on(model, invoke, tmp_
         return swept(*arguments, on_progress=lambda *now: done.append(now), **options)
 
     def interrupted(*arguments, on_progress, **options):
-        def stop(*now):
-            raise KeyboardInterrupt
+        def stop(done, *_):
+            if done:
+                raise KeyboardInterrupt
 
         return swept(*arguments, on_progress=stop, **options)
 
-    command = ["ablate-text", GRASS, GLASS, "--resume", "--out", "out", *SHORT]
+    command = ["ablate-text", GRASS, GLASS, "--out", "out", *SHORT]
     command += ["--edit", "scale:decoder.mlp_out@1:factor=-2"]
     command += ["--edit", "scale:decoder.mlp_out@2:factor=-2:alpha=0.5"]
     monkeypatch.setattr(ablate_text, "ablation_sweep", interrupted)
     assert invoke(*command)[0] == 130
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["texts.partial.jsonl"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["texts.partial.zarr"]
     monkeypatch.setattr(ablate_text, "ablation_sweep", watched)
     other = [*command[:-1], "zero:decoder.mlp_out@3"]
     code, _, errors = invoke(*other)
     assert code == 2
     assert "is of another sweep" in errors
-    code, _, errors = invoke(*(one for one in command if one != "--resume"))
-    assert code == 2
-    assert "go on with --resume" in errors
     code, printed, errors = invoke(*command)
     assert code == 0, errors
-    assert done == [(6, 6, "transcripts")]
+    assert done == [(3, 6, "transcripts"), (6, 6, "transcripts")]
     assert "2 clips × 2 edits (and none): 6 transcripts" in printed
     assert "scale:decoder.mlp_out@2" in printed
     assert "0 of 2" in printed

@@ -7,7 +7,7 @@ import numpy as np
 import jaxasr_interp as ji
 from helpers.decoding import PROMPT
 from helpers.generating import CONTEXT
-from jaxasr_interp.ablation import sweep as text_sweep
+from jaxasr_interp.ablation import work as text_work
 from jaxasr_interp.generation import means, transcribe, utterances
 from jaxasr_interp.interventions import intervention as interventions
 from jaxasr_interp.interventions.grammar import parse_edit
@@ -49,7 +49,7 @@ def hear_briefly(monkeypatch):
     def log_mel(audio, n_mels):
         return ji.log_mel_spectrogram(audio, n_mels, 24)
 
-    for module in (utterances, interventions, text_sweep, transcribe):
+    for module in (utterances, interventions, text_work, transcribe):
         monkeypatch.setattr(module, "log_mel_spectrogram", log_mel)
     return log_mel
 

@@ -14,7 +14,7 @@ from helpers.by_hand import brief_clips, hear_briefly
 from helpers.extracting import extract_with
 from helpers.files import sound
 from helpers.functions import times
-from helpers.sweeps import counted, plan_of
+from helpers.sweeps import plan_of
 from helpers.tuned import hear
 from jaxasr_interp.runtime import identity
 from jaxasr_interp.runtime.identity import digest
@@ -115,7 +115,7 @@ def test_a_changed_sweep_on_text_is_refused(tiny, monkeypatch, tmp_path):
     clip = ji.Clip("a", tone, "a b c", "en")
     mine = ji.Intervention("mine", decoder=times(2.0))
     edits = [f"mix:decoder.mlp_out@1:ref={tmp_path}/reference.wav", mine]
-    path, choice = tmp_path / "texts.jsonl", ji.Choice(max_new_tokens=3)
+    path, choice = tmp_path / "texts.zarr", ji.Choice(max_new_tokens=3)
 
     def swept(model=tiny, clip=clip, edits=edits, choice=choice, on_progress=None):
         options = {"choice": choice, "resume": path, "on_progress": on_progress}
@@ -134,25 +134,21 @@ def test_a_changed_sweep_on_text_is_refused(tiny, monkeypatch, tmp_path):
         ({"edits": [edits[0], dataclasses.replace(mine, seed=1)]}, "edits"),
         ({"choice": dataclasses.replace(choice, temperature=0.5)}, "choice"),
     ):
-        with pytest.raises(ji.InputError, match=rf"of another sweep \({what} differs\)"):
+        with pytest.raises(ji.InputError, match=rf"of another sweep on text \({what} differs\)"):
             swept(**change)
     soundfile.write(tmp_path / "reference.wav", noise[:1999], 16000)
     with pytest.raises(ji.InputError, match=r"\(edits differs\)"):
         swept()
     soundfile.write(tmp_path / "reference.wav", noise[:2000], 16000)
-    assert (
-        swept(on_progress=lambda *done: pytest.fail("computed again")).generated == whole.generated
-    )
+    assert swept().generated == whole.generated
     # A clip of the same name with other samples is another clip.
-    done = []
-    swept(clip=dataclasses.replace(clip, audio=noise), on_progress=counted(done))
-    assert done == [3]
-    lines = path.read_bytes().splitlines(True)
-    path.write_bytes(lines[0] + lines[1].replace(b'"finished": true', b'"finished": tree', 1))
-    for old, new in ((b'"tokens": [', b'"tokens": [9, '), (b'"rows"', b'"sows"')):
-        path.write_bytes(lines[0] + lines[1].replace(old, new, 1))
-        with pytest.raises(ji.InputError, match=r"texts.jsonl is damaged"):
-            swept()
+    with pytest.raises(ji.InputError, match=r"\(clips differs\)"):
+        swept(clip=dataclasses.replace(clip, audio=noise))
+    chunks = (file for file in (path / "transcript" / "c").rglob("*") if file.is_file())
+    kept = max(chunks, key=lambda file: file.stat().st_size)
+    kept.write_bytes(kept.read_bytes()[:-9] + bytes(9))
+    with pytest.raises(ji.InputError, match=r"texts.zarr"):
+        swept()
 
 
 @pytest.fixture
