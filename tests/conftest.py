@@ -18,6 +18,9 @@ import pytest
 pytest.register_assert_rewrite("helpers")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tests run on the CPU, and so do the processes that they start, whatever else is there.
+os.environ["JAX_PLATFORMS"] = "cpu"
+jax.config.update("jax_platforms", "cpu")
 # Sweeps spread over devices; all else runs on the first.
 jax.config.update("jax_num_cpu_devices", 4)
 jaxtyping.install_import_hook("jaxasr_interp", "beartype.beartype")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxasr_interp.ablation.result import TextSweep
-from jaxasr_interp.ablation.work import TextWork
+from jaxasr_interp.ablation.work import AblationWork
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.means import resolve_means
 from jaxasr_interp.generation.options import GREEDY, Choice, Generated
@@ -127,14 +127,14 @@ def ablation_sweep(
         if len(clip.audio) > CHUNK_SAMPLES:
             raise InputError(f"{clip.name} is longer than 30 s: cut it to the sentence.")
     by_edit = _transcribe(
-        TextWork(model, tuple(clips), tuple(edits), choice, memory), resume, on_progress
+        AblationWork(model, tuple(clips), tuple(edits), choice, memory), resume, on_progress
     )
     languages = [_language(tokenizer, one.prompt) for one in by_edit[0]]
     return TextSweep(tuple(edits), tuple(clips), tuple(languages), by_edit)
 
 
 def _transcribe(
-    work: TextWork, resume: Path | None, on_progress: Progress | None
+    work: AblationWork, resume: Path | None, on_progress: Progress | None
 ) -> tuple[tuple[Generated, ...], ...]:
     """Run the work in a store at `resume`, or in a temporary one."""
     with tempfile.TemporaryDirectory() as temporary:

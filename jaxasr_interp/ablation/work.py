@@ -43,7 +43,7 @@ type Mel = Float[Array, "n_mels mel_frame"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TextWork(Work[list[Mel]]):
+class AblationWork(Work[list[Mel]]):
     """Transcribes clips under interventions; a unit is some clips.
 
     Attributes:
@@ -138,7 +138,9 @@ def _parts(edit: Intervention) -> list[Any]:
     return [edit.text, edit.encoder, edit.decoder, edit.steps, reference, edit.seed]
 
 
-def _under_all(work: TextWork, clips: Sequence[Clip], mels: Sequence[Mel]) -> list[list[Generated]]:
+def _under_all(
+    work: AblationWork, clips: Sequence[Clip], mels: Sequence[Mel]
+) -> list[list[Generated]]:
     """Transcribe some clips, each under every intervention."""
     model, edits, choice, memory = work.model, work.edits, work.choice, work.memory
     audio = [clip.audio for clip in clips]

