@@ -4,7 +4,7 @@
 
 All sweep `resid_pre` of every layer and position for the last word of each clip's text, warm, in
 turn (A B A B …). The unconnected processes take half of the units each (`Share`); what they do
-together is the sum of their rates. A rate is patches over the time in which patches run.
+together is the sum of their rates.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from typing import Any
 
 import datasets
 import harness
+from distributed import Client
 
 import jaxasr_interp as ji
 
@@ -58,12 +59,11 @@ def measure(manifest: Path, name: str, rounds: int, folder: Path) -> dict[str, A
     """Rates of one worker, two workers and two processes."""
     model, address = ji.load_model(name), f"tcp://127.0.0.1:{PORT}"
     cluster = [started("dask", "scheduler", "--port", str(PORT), "--no-dashboard")]
-    time.sleep(5)
-    cluster.append(started(*worker(0, address)))
+    cluster.append(worker(0, address))
     ours = ji.RunOptions(scheduler=address)
     sweep(model, manifest, folder / "warm one", ours)
     one = [sweep(model, manifest, folder / f"one {i}", ours) for i in range(rounds)]
-    cluster.append(started(*worker(1, address)))
+    cluster.append(worker(1, address))
     parts = [Part(manifest, name, i) for i in range(len(CORES))]
     for i in range(2):
         sweep(model, manifest, folder / f"warm two {i}", ours)
@@ -76,7 +76,8 @@ def measure(manifest: Path, name: str, rounds: int, folder: Path) -> dict[str, A
         for i in range(rounds)
     ]
     for process in (*(part.process for part in parts), *cluster[::-1]):
-        process.terminate()
+        process.kill()
+        process.wait()
     return {
         "model": name,
         "patches": round(one[0][1]),
@@ -88,7 +89,10 @@ def measure(manifest: Path, name: str, rounds: int, folder: Path) -> dict[str, A
 
 
 def sweep(model: ji.Whisper, manifest: Path, out: Path, run: ji.RunOptions) -> tuple[float, int]:
-    """Patches a second in the time in which patches run, and how many there are."""
+    """Patches a second from the end of the first unit to that of the last, and how many there are.
+
+    Before the first unit is done, workers load the model; the processes have loaded it before.
+    """
     seen: list[tuple[float, int]] = []
 
     def on_progress(done: int, total: int, phase: str) -> None:
@@ -98,25 +102,27 @@ def sweep(model: ji.Whisper, manifest: Path, out: Path, run: ji.RunOptions) -> t
     ji.sweep_dataset(
         model, manifest, out, options=datasets.OPTIONS, run=run, on_progress=on_progress
     )
-    (start, _), (end, done) = seen[0], seen[-1]
-    return done / (end - start), done
+    (start, first), (end, done) = seen[1], seen[-1]
+    return (done - first) / (end - start), done
 
 
-def started(*command: str) -> subprocess.Popen[str]:
-    """Start a process that is silent."""
+def started(*command: str, core: int | None = None) -> subprocess.Popen[bytes]:
+    """Start a silent process, on one core if that is given."""
+    pinned = [] if core is None else ["taskset", "-c", str(core)]
     return subprocess.Popen(
-        [sys.executable, "-m", *command],
-        text=True,
+        [*pinned, sys.executable, "-m", *command],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
 
 
-def worker(core: int, address: str) -> list[str]:
-    """The command of a worker; it holds to a core by itself."""
-    pinned = f"import os; os.sched_setaffinity(0, [{CORES[core]}])"
-    return ["dask", "worker", address, "--nthreads", "1", "--memory-limit", "0", "--no-nanny",
-            "--no-dashboard", "--preload", pinned]  # fmt: skip
+def worker(number: int, address: str) -> subprocess.Popen[bytes]:
+    """Start a worker, and wait until the scheduler knows it."""
+    options = ("--nthreads", "2", "--memory-limit", "0", "--no-nanny", "--no-dashboard")
+    process = started("dask", "worker", address, *options, core=CORES[number])
+    with Client(address, timeout=60) as client:
+        client.wait_for_workers(number + 1, timeout=60)
+    return process
 
 
 class Part:
