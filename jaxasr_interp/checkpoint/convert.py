@@ -148,6 +148,18 @@ def abstract_parameters(config: WhisperConfig, dtype: str) -> dict[str, jax.Shap
     return {path: jax.ShapeDtypeStruct(p.shape, jnp.dtype(dtype)) for path, p in parameters.items()}
 
 
+def abstract_model(config: WhisperConfig, dtype: str) -> Whisper:
+    """Make a model whose parameters have a shape and a dtype, and no values.
+
+    Raises:
+        InputError: see `check_dtype`.
+    """
+    check_dtype(dtype)
+    return jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, jnp.dtype(dtype)), _abstract(config)
+    )
+
+
 def with_parameters(
     config: WhisperConfig, parameters: Mapping[str, np.ndarray | jax.Array]
 ) -> Whisper:

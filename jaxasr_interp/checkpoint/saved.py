@@ -52,6 +52,19 @@ def save_model(model: Whisper, folder: str | Path) -> Path:
     return Path(folder).absolute()
 
 
+def read_config(folder: Path) -> tuple[WhisperConfig, str]:
+    """Read the sizes and the dtype of what `save_model` wrote.
+
+    Raises:
+        InputError: the description is damaged.
+    """
+    description = read_json(folder / MARKER)
+    try:
+        return WhisperConfig(**description["config"]), description["dtype"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / MARKER} is damaged: {error}.") from None
+
+
 def restore_model(folder: Path) -> Whisper:
     """Load what `save_model` wrote, in the dtype it was saved in.
 

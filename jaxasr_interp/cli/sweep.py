@@ -12,6 +12,14 @@ from jaxasr_interp.cli.output import print_json, say
 from jaxasr_interp.cli.pairs import DEFAULT_SITES
 from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.cli.selection import Selection
+from jaxasr_interp.cli.sweep_plan import (
+    OnOption,
+    PlanOption,
+    PlanRequest,
+    SweepRequest,
+    TokensOption,
+    print_plan,
+)
 from jaxasr_interp.patching.dataset import DatasetSweep, sweep_dataset
 from jaxasr_interp.patching.dataset_options import DatasetOptions
 from jaxasr_interp.patching.questions import NoQuestionsError
@@ -51,6 +59,12 @@ def sweep(
     devices: Annotated[
         int | None, typer.Option(help="Number of devices of this machine; by default all.")
     ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Questions that run together; by default 4 on each accelerator, 1 on a CPU."
+        ),
+    ] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(help="Dask scheduler whose workers compute the units, as tcp://host:8786."),
@@ -58,6 +72,9 @@ def sweep(
     out: Annotated[
         str, typer.Option(help="Folder of the stores, or a URL such as s3://bucket/name.")
     ] = "runs/sweep",
+    plan: PlanOption = False,
+    on: OnOption = None,
+    tokens: TokensOption = None,
     as_json: options.JsonOption = False,
     overwrite: options.OverwriteOption = False,
 ) -> None:
@@ -65,8 +82,10 @@ def sweep(
 
     The clean run of a clip is compared with a run that hears its reference, and both take the
     transcript before the word. The same command goes on where it was cut off. A clip that cannot be
-    swept is left out and named at the end. `aggregate` summarises the store.
+    swept is left out and named at the end. `aggregate` summarises the store. With `--plan` nothing
+    runs: memory and time are foretold, for this machine or another.
     """
+    planned = PlanRequest.read(plan, on, tokens, as_json)
     cells = Selection.read(
         site or DEFAULT_SITES, positions=None, window=window, alpha=alpha, memory=memory
     )
@@ -82,7 +101,11 @@ def sweep(
         limit=limit,
     )
     share = Share() if shard is None else Share.parse(shard)
-    run = RunOptions(share, devices=devices, overwrite=overwrite, scheduler=scheduler)
+    run = RunOptions(share, batch, devices, overwrite, scheduler)
+    if planned is not None:
+        request = SweepRequest(clips, (model, dtype), cells.sites, chosen, cells.options, run, out)
+        print_plan(request, planned)
+        return
     whisper = load_model(model, dtype)
     try:
         with progress() as on_progress:

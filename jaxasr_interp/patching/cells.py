@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -49,6 +50,8 @@ class PatchGrid:
         memory: bytes that a sweep may use in addition to the model.
         reads: number of positions whose logits the metrics read.
         dtype: dtype of the model.
+        platform: kind of the devices that run the sweep: `"cpu"`, `"gpu"` or `"tpu"`; the chunks
+            depend on it.
         only: numbers of the cells to run, in the order of `cells`; `None` for all. The others are
             NaN in the result.
     """
@@ -63,6 +66,7 @@ class PatchGrid:
     memory: int
     reads: int = 1
     dtype: str = "float32"
+    platform: str = dataclasses.field(default_factory=jax.default_backend)
     only: tuple[int, ...] | None = None
 
     @property

@@ -132,7 +132,9 @@ def base_bytes(grid: PatchGrid, utterances: int) -> int:
 def row_bytes(grid: PatchGrid) -> int:
     """Estimate the bytes that one row takes in a decoder layer."""
     c, size, wide = grid.config, _itemsize(grid.dtype), max(4, _itemsize(grid.dtype))
-    dots = 2 * wide * c.decoder_heads * c.max_frames if holds_scores(grid.dtype) else 0
+    dots = (
+        2 * wide * c.decoder_heads * c.max_frames if holds_scores(grid.dtype, grid.platform) else 0
+    )
     return dots + size * (2 * c.decoder_d_mlp + 12 * c.d_model)
 
 
@@ -177,7 +179,12 @@ def _cut(
     wide = accumulation_dtype(jnp.dtype(grid.dtype))
     places = {field.name: cells[field.name] for field in dataclasses.fields(Cells)}
     places["alpha"] = places["alpha"].astype(wide)
-    cuts = [cut for group in groups for cut in _fill(group, rows, costs, budget, utterances)]
+    most = budget
+    if grid.platform == "cpu":
+        # More rows do not fit the processor's caches and run no faster.
+        in_cache = max(costs(1, _ROWS_IN_CACHE // utterances), costs(1, most_rows))
+        most = min(budget, in_cache)
+    cuts = [cut for group in groups for cut in _fill(group, rows, costs, most)]
     patches = max(cut.shape[1] for cut in cuts)
     room = -(-max(int(rows[cut[0]].sum()) for cut in cuts) // _ROW_MULTIPLE) * _ROW_MULTIPLE
     chunks = []
@@ -186,7 +193,7 @@ def _cut(
         held = {name: values[padded] for name, values in places.items()}
         layers = tuple(cells["layer"][cut[:, 0]].tolist())
         enters = tuple(entry_layer(site, layer) for layer in layers)
-        schedule = make_schedule(enters, together)
+        schedule = make_schedule(enters, together, grid.platform)
         size = costs(patches, room)
         chunks.append(Chunk(site, cut, layers, enters, held, room, width, schedule, size))
     return chunks
@@ -205,7 +212,7 @@ def _together(
     size = _itemsize(grid.dtype)
     vector = utterances * size * grid.config.d_model
     kept = _Costs(layers * vector * (4 * width + 2 * grid.reads), layers * 2 * vector)
-    together = 1 if jax.devices()[0].platform == "cpu" else layers
+    together = 1 if grid.platform == "cpu" else layers
     while True:
         costs = _Costs(together * one_layer.patch + kept.patch, together * one_layer.row + kept.row)
         if together == 1 or costs(1, rows) <= budget:
@@ -224,14 +231,9 @@ def _fill(
     group: Int[np.ndarray, "layer patch"],
     rows: Int[np.ndarray, " cell"],
     costs: _Costs,
-    budget: int,
-    utterances: int,
-) -> list[np.ndarray]:
-    """Cut a group into as few pieces as fit the budget, of about equal size."""
-    most = budget
-    if jax.devices()[0].platform == "cpu":
-        # More rows do not fit the processor's caches and run no faster.
-        most = min(budget, max(costs(1, _ROWS_IN_CACHE // utterances), costs(1, int(rows.max()))))
+    most: int,
+) -> list[Int[np.ndarray, "layer some"]]:
+    """Cut a group into as few pieces of at most so many bytes, of about equal size."""
     rows, n = rows[group[0]], group.shape[1]
     total = costs(n, int(rows.sum()))
     share = max(total / -(-total // most), costs(1, int(rows.max())))

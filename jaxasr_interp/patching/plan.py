@@ -39,7 +39,7 @@ class Estimate:
 
     def __str__(self) -> str:
         return (
-            f"about {self.seconds:.1f} s on this {jax.devices()[0].platform.upper()}, whose matrix "
+            f"about {self.seconds:.1f} s on this {jax.default_backend().upper()}, whose matrix "
             f"products do {_si(self.rate)}FLOP/s"
         )
 
@@ -126,14 +126,18 @@ class SweepPlan(PatchGrid):
         """Bytes that the sweep uses in addition to the model."""
         return max(chunk.bytes for chunk in chunks) + base_bytes(self, 1)
 
-    def __str__(self) -> str:
+    @property
+    def grid_text(self) -> str:
+        """The sizes of the grid's axes, as text."""
         sizes = {"alpha": "strengths", "component": "components", "layer": "layers"}
         sizes["pos"] = "positions" if all(b - a == 1 for a, b in self.windows) else "windows"
         grid = " × ".join(f"{size} {sizes[name]}" for name, size in self.axes.items())
+        return f"{grid} = {self.runs} patched runs of {self.n_tokens} tokens"
+
+    def __str__(self) -> str:
         programs, chunks = 5 + len(self.sites), self.chunks()
         return (
-            f"sweep of {self.stack} {', '.join(self.component_names)}: {grid} = {self.runs} "
-            f"patched runs of {self.n_tokens} tokens\n"
+            f"sweep of {self.stack} {', '.join(self.component_names)}: {self.grid_text}\n"
             f"  {_si(self.flops)}FLOP, and {_si(self._base_flops)}FLOP for the two runs it starts "
             f"from; one whole run per patch takes {_si(self.naive_flops)}FLOP\n"
             f"  {len(chunks)} chunks in {_si(self._bytes(chunks))}B of {_si(self.memory)}B, about "

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
 
 _SEGMENTS = 8
@@ -40,16 +39,17 @@ class Schedule:
             yield start, stop, stop - first
 
 
-def make_schedule(enters: Sequence[int], together: int) -> Schedule:
-    """Choose the schedule that suits this device.
+def make_schedule(enters: Sequence[int], together: int, platform: str) -> Schedule:
+    """Choose the schedule that suits a device.
 
     Args:
         enters: the layers that patches enter, in ascending order.
         together: see `Schedule`.
+        platform: the device's kind: `"cpu"`, `"gpu"` or `"tpu"`.
     """
     span = (enters[0], enters[-1])
     if len(enters) == 1 or span[1] - span[0] + 1 > len(enters):
         return Schedule(together)
-    if jax.devices()[0].platform != "gpu":
+    if platform != "gpu":
         return Schedule(together, span)
     return Schedule(together, span, min(_SEGMENTS, len(enters)))

@@ -77,8 +77,20 @@ def batch_size(model: Whisper, given: int | None) -> int:
     """
     mesh = mesh_of(model)
     devices = 1 if mesh is None else mesh.size
-    each = _ON_CPU if jax.default_backend() == "cpu" else _ON_ACCELERATORS
-    return devices * (each if given is None else -(-given // devices))
+    return devices * examples_each(jax.default_backend(), devices, given)
+
+
+def examples_each(platform: str, devices: int, given: int | None) -> int:
+    """Return the number of examples that each of some devices runs together.
+
+    Args:
+        platform: kind of the devices.
+        devices: number of the devices.
+        given: see `batch_size`.
+    """
+    if given is not None:
+        return -(-given // devices)
+    return _ON_CPU if platform == "cpu" else _ON_ACCELERATORS
 
 
 def divide[Tree](mesh: Mesh | None, tree: Tree) -> Tree:

@@ -33,7 +33,7 @@ def attend(
     Raises:
         InputError: the implementation does not exist, or does not take this dtype or device.
     """
-    problem = _unsuitable(q.dtype)
+    problem = _unsuitable(q.dtype, jax.default_backend())
     if implementation is None:
         implementation = "xla" if problem else "cudnn"
     if implementation not in _IMPLEMENTATIONS:
@@ -44,14 +44,13 @@ def attend(
     return _IMPLEMENTATIONS[implementation].attend(q, k, v, mask)
 
 
-def holds_scores(dtype: jnp.dtype | str) -> bool:
-    """Return whether the implementation that is chosen here holds the scores of all queries."""
-    return _unsuitable(dtype) is not None
+def holds_scores(dtype: jnp.dtype | str, platform: str) -> bool:
+    """Return whether the implementation chosen on a platform holds the scores of all queries."""
+    return _unsuitable(dtype, platform) is not None
 
 
-def _unsuitable(dtype: jnp.dtype | str) -> str | None:
-    """Say why cuDNN cannot take numbers of a dtype here; `None` if it can."""
+def _unsuitable(dtype: jnp.dtype | str, platform: str) -> str | None:
+    """Say why cuDNN cannot take numbers of a dtype on a platform; `None` if it can."""
     if jnp.dtype(dtype) not in _OF_CUDNN:
         return f"takes bfloat16 or float16, not {dtype}"
-    platform = jax.devices()[0].platform
     return None if platform == "gpu" else f"runs on NVIDIA GPUs, not on {platform.upper()}"

@@ -68,4 +68,5 @@ def test_what_an_implementation_does_not_take_is_said():
         attend(*half, implementation="cudnn")
     with pytest.raises(ji.InputError, match="No attention kernel 'magic': choose one of xla"):
         attend(q, k, v, implementation="magic")
-    assert holds_scores("bfloat16")
+    assert holds_scores("bfloat16", "cpu") and holds_scores("float32", "gpu")
+    assert not holds_scores("bfloat16", "gpu")

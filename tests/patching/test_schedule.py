@@ -25,8 +25,8 @@ def test_schedules_differ_in_nothing_but_speed(
     runs = {"clean": clean, "corrupted": corrupted, "metric": metric}
     whole = ji.activation_patching(tiny, plan, **runs, options=ji.SweepOptions(method="reference"))
 
-    def forced(enters, _):
-        chosen = make_schedule(enters, min(together, len(enters)))
+    def forced(enters, _, platform):
+        chosen = make_schedule(enters, min(together, len(enters)), platform)
         span = chosen.span is not None
         return dataclasses.replace(chosen, segments=segments if span else 0)
 
