@@ -72,7 +72,7 @@ from jaxasr_interp.probes import (
     score_probes,
 )
 from jaxasr_interp.runtime.compilation_cache import keep_compiled_programs
-from jaxasr_interp.runtime.devices import replicate
+from jaxasr_interp.runtime.placement import replicate
 from jaxasr_interp.runtime.runner import RunOptions, Share
 from jaxasr_interp.runtime.store import open_dataset
 from jaxasr_interp.similarity.cka import Similarity, cka

@@ -59,6 +59,12 @@ def sweep(
     devices: Annotated[
         int | None, typer.Option(help="Number of devices of this machine; by default all.")
     ] = None,
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option(
+            help="Devices that share a copy of the model; by default as few as can hold it."
+        ),
+    ] = None,
     batch: Annotated[
         int | None,
         typer.Option(
@@ -101,7 +107,7 @@ def sweep(
         limit=limit,
     )
     share = Share() if shard is None else Share.parse(shard)
-    run = RunOptions(share, batch, devices, overwrite, scheduler)
+    run = RunOptions(share, batch, devices, tensor_parallel, overwrite, scheduler)
     if planned is not None:
         request = SweepRequest(clips, (model, dtype), cells.sites, chosen, cells.options, run, out)
         print_plan(request, planned)

@@ -103,6 +103,8 @@ def print_plan(sweep: SweepRequest, request: PlanRequest) -> None:
         # No device of this machine is needed, and libtpu is to compile and not to look for one.
         jax.config.update("jax_platforms", "cpu")
     machine = this_machine() if request.on is None else TargetMachine.parse(request.on)
+    if sweep.run.tensor_parallel not in (None, 1):
+        raise InputError("--plan is for a copy of the model on each device: no --tensor-parallel.")
     if sweep.run.devices is not None:
         if not 1 <= sweep.run.devices <= machine.devices:
             raise InputError(

@@ -20,9 +20,10 @@ from jaxasr_interp.patching.planning import PlanOptions
 from jaxasr_interp.patching.questions import COLUMN, NoQuestionsError, Question, ask_words
 from jaxasr_interp.patching.swept_sites import SweptSites
 from jaxasr_interp.runtime.cluster import Job, OpenJob
-from jaxasr_interp.runtime.devices import batch_size, replicate
+from jaxasr_interp.runtime.devices import batch_size
 from jaxasr_interp.runtime.identity import identify
 from jaxasr_interp.runtime.location import Location, within
+from jaxasr_interp.runtime.placement import replicate
 from jaxasr_interp.runtime.runner import RunOptions
 from jaxasr_interp.runtime.slot_store import Layout, open_slots
 from jaxasr_interp.speech.clips import Clips, check_column, choose, find_clips
@@ -176,7 +177,7 @@ class SweepJob(Job):
         """Make or open the store of the sweep."""
         given, options = self.inputs, self.inputs.options
         questions, run = tuple(given.asked[0]), given.run
-        model = replicate(given.named.model, run.devices)
+        model = replicate(given.named.model, run.devices, tensor_parallel=run.tensor_parallel)
         grids = Grids(model, given.swept, given.plan, tuple(options.metrics))
         size = batch_size(model, run.batch_size)
         work = DatasetWork(grids, given.pairs, questions, options.direction, size)

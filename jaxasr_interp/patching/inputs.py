@@ -20,7 +20,7 @@ from jaxasr_interp.patching.metrics import Metric, MetricPositions, check_metric
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.patching.runs import BaseRun, Sites, align, kept_sites, run_utterances
-from jaxasr_interp.runtime.devices import Lanes, divide, mesh_for, mesh_of
+from jaxasr_interp.runtime.devices import Lanes, divide, mesh_for, mesh_of, parts_of
 from jaxasr_interp.speech.utterance import Utterance
 
 DIRECTIONS = ("clean_to_corrupted", "corrupted_to_clean")
@@ -93,7 +93,7 @@ class Prepared:
     @property
     def utterances_per_device(self) -> int:
         """Number of pairs that one device has."""
-        return self.utterances // (1 if self.mesh is None else self.mesh.size)
+        return self.utterances // parts_of(self.mesh)
 
     def pair(self, number: int) -> tuple[BaseRun, Edit, MetricReadout]:
         """Return the patched run, edit and readout of one pair, without the axis for pairs."""

@@ -80,7 +80,7 @@ class TpuCompiler:
         """
         lowered = program.lower(*self._placed(arguments), **static)
         try:
-            with _not_kept():
+            with not_cached():
                 compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -96,7 +96,7 @@ class TpuCompiler:
     @functools.cache  # noqa: B019
     def _size(self, shape: tuple[int, ...], dtype: Any) -> int:
         array = self._placed(jax.ShapeDtypeStruct(shape, dtype))
-        with _not_kept():
+        with not_cached():
             compiled = jax.jit(lambda x: x).lower(array).compile()
         found = compiled.memory_analysis()
         assert found is not None
@@ -110,7 +110,7 @@ class TpuCompiler:
 
 
 @contextlib.contextmanager
-def _not_kept() -> Iterator[None]:
+def not_cached() -> Iterator[None]:
     """Keep programs out of the cache on disk: those of absent devices cannot be read from it."""
     name = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, name)

@@ -1,8 +1,12 @@
-"""Many devices in one process: a mesh with one axis, along which runs or patches are spread.
+"""Many devices in one process: a mesh along whose first axis runs or patches are spread.
 
 A model that is placed on several devices has all its parameters on each of them, and work with it
 follows it there. Each device computes a part of its own, so no program exchanges values between
 devices, and what a device holds and does is the same however many others there are.
+
+A model too large for one device is divided along the mesh's second axis: some devices have a part
+of the heads and of the MLPs' hidden units each, and together do what one does otherwise. They alone
+exchange values: the sums of each sublayer's output (Shoeybi et al. 2019, arXiv 1909.08053).
 """
 
 import dataclasses
@@ -15,44 +19,16 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.whisper import Whisper
 
-AXIS = "device"
+DATA, MODEL = "data", "model"
 _ON_CPU, _ON_ACCELERATORS = 1, 4
 
 
-def make_mesh(devices: Sequence[Any]) -> Mesh:
-    """Make the mesh of some devices."""
-    return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
-
-
-def replicate(model: Whisper, devices: int | None = None) -> Whisper:
-    """Place a model on several devices of this process, so that sweeps with it use all of them.
-
-    A sweep of several pairs spreads them over the devices; if they cannot be divided evenly, as a
-    single one cannot, it spreads the patches. The numbers are those of one device.
-
-    Args:
-        model: from `load_model`.
-        devices: number of devices; by default all.
-
-    Returns:
-        The model with its parameters on each device; the same model if there is only one.
-
-    Raises:
-        InputError: there are no such number of devices.
-    """
-    local = jax.local_devices()
-    if devices is not None and not 1 <= devices <= len(local):
-        raise InputError(
-            f"The number of devices is {devices}: this process has {len(local)}, choose 1 to "
-            f"{len(local)}."
-        )
-    chosen = local[:devices]
-    if len(chosen) == 1 and mesh_of(model) is None:
-        return model
-    return jax.device_put(model, NamedSharding(make_mesh(chosen), P()))
+def make_mesh(devices: Sequence[Any], tensor_parallel: int = 1) -> Mesh:
+    """Make the mesh `[data, model]` of some devices, the second axis of the given size."""
+    grid = np.asarray(devices).reshape(-1, tensor_parallel)
+    return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def mesh_of(model: Whisper) -> Mesh | None:
@@ -63,9 +39,9 @@ def mesh_of(model: Whisper) -> Mesh | None:
 
 
 def mesh_for(model: Whisper, examples: int) -> Mesh | None:
-    """Return the mesh of a model, if so many examples can be divided evenly among its devices."""
+    """Return the mesh of a model, if so many examples can be divided evenly along its data axis."""
     mesh = mesh_of(model)
-    return None if mesh is None or examples % mesh.size else mesh
+    return None if mesh is None or examples % mesh.shape[DATA] else mesh
 
 
 def batch_size(model: Whisper, given: int | None) -> int:
@@ -75,8 +51,7 @@ def batch_size(model: Whisper, given: int | None) -> int:
         model: the model.
         given: the least number; by default one that suits the devices.
     """
-    mesh = mesh_of(model)
-    devices = 1 if mesh is None else mesh.size
+    devices = parts_of(mesh_of(model))
     return devices * examples_each(jax.default_backend(), devices, given)
 
 
@@ -93,9 +68,14 @@ def examples_each(platform: str, devices: int, given: int | None) -> int:
     return _ON_CPU if platform == "cpu" else _ON_ACCELERATORS
 
 
+def parts_of(mesh: Mesh | None) -> int:
+    """Return the number of parts into which examples are divided on a mesh."""
+    return 1 if mesh is None else mesh.shape[DATA]
+
+
 def divide[Tree](mesh: Mesh | None, tree: Tree) -> Tree:
     """Give each device its part of the leading axis of every array; without a mesh do nothing."""
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, P(AXIS)))
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, P(DATA)))
 
 
 def on_parts(mesh: Mesh | None, f: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -107,7 +87,7 @@ def on_parts(mesh: Mesh | None, f: Callable[[Any, Any], Any]) -> Callable[[Any, 
     """
     if mesh is None:
         return f
-    return jax.shard_map(f, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS), check_vma=False)
+    return _shard_map(f, mesh, (P(), P(DATA)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +101,7 @@ class Lanes:
     mesh: Mesh | None
 
     def __len__(self) -> int:
-        return 1 if self.mesh is None else self.mesh.size
+        return parts_of(self.mesh)
 
     def give[Tree](self, values: Sequence[Tree]) -> Tree:
         """Make one argument of the lanes' own values; lanes for which there are none get the last.
@@ -175,6 +155,12 @@ def _run_lanes(
         ]
         return jax.tree.map(lambda leaf: leaf[None], program(*mine, **dict(static)))
 
-    specs = tuple(P(AXIS) if i in own else P() for i in range(len(arguments)))
-    run = jax.shard_map(lane, mesh=mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False)
-    return run(*arguments)
+    specs = tuple(P(DATA) if i in own else P() for i in range(len(arguments)))
+    return _shard_map(lane, mesh, specs)(*arguments)
+
+
+def _shard_map(f: Callable[..., Any], mesh: Mesh, specs: tuple[P, ...]) -> Callable[..., Any]:
+    """Make `f` run on every part of the data; the compiler divides it along the model's axis."""
+    return jax.shard_map(
+        f, mesh=mesh, in_specs=specs, out_specs=P(DATA), axis_names={DATA}, check_vma=False
+    )

@@ -91,6 +91,7 @@ class RunOptions:
         batch_size: number of questions that run together, rounded up so that they can be divided
             evenly among the devices; by default one that suits the devices.
         devices: number of devices of this process that the work is spread over; by default all.
+        tensor_parallel: number of devices that share a copy of the model; see `replicate`.
         overwrite: replace existing stores.
         scheduler: address of a Dask scheduler whose workers compute the units, such as
             `"tcp://host:8786"`; by default this process computes them.
@@ -99,6 +100,7 @@ class RunOptions:
     share: Share = Share()
     batch_size: int | None = None
     devices: int | None = None
+    tensor_parallel: int | None = None
     overwrite: bool = False
     scheduler: str | None = None
 

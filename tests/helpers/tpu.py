@@ -2,24 +2,27 @@
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-from flax import nnx
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxasr_interp as ji
+from jaxasr_interp.checkpoint.convert import abstract_model
 from jaxasr_interp.patching.engine.decoder import propagate_rows
 from jaxasr_interp.patching.engine.inject import inject
 from jaxasr_interp.patching.engine.packing import pack
 from jaxasr_interp.patching.engine.readout import MetricReadout, unembed_and_read
 from jaxasr_interp.patching.metrics import LogProb, MetricPositions
 from jaxasr_interp.patching.runs import CARRIED, BaseRun, decode_each, encode_each, kept_sites
-from jaxasr_interp.runtime.devices import AXIS, Lanes, make_mesh
+from jaxasr_interp.runtime.devices import DATA, Lanes, make_mesh
+from jaxasr_interp.runtime.placement import shardings
 
 COLLECTIVES = (
     "all-reduce",
@@ -40,30 +43,35 @@ class Figures:
         temporary: the temporaries alone.
         flops: as the compiler counts them, a loop's body once.
         collectives: exchanges between devices.
+        groups: the devices among which values are exchanged.
     """
 
     bytes: int
     temporary: int
     flops: float
     collectives: tuple[str, ...]
+    groups: tuple[tuple[int, ...], ...]
 
 
-def tpu_mesh(topology: str, count: int) -> Mesh:
+def tpu_mesh(topology: str, count: int, tensor_parallel: int = 1) -> Mesh:
     """The mesh of the first cores of a topology such as `v5e:2x4`, which can only compile."""
     found = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    return make_mesh(found[:count])
+    return make_mesh(found[:count], tensor_parallel)
 
 
 def sweep_programs(
     config: ji.WhisperConfig, dtype: str, n_tokens: int, mesh: Mesh
 ) -> Iterator[tuple[str, Figures]]:
-    """Compile each program of a sweep of `z` for one pair of runs on each device.
+    """Compile each program of a sweep of `z` for one pair of runs on each copy of the model.
 
     In "propagate, lanes" all devices have the same pair, and chunks of their own.
     """
-    size = mesh.size
-    shared, divided = (functools.partial(_placed, mesh, spec) for spec in (P(), P(AXIS)))
-    model = shared(jax.eval_shape(functools.partial(_make, config, dtype)))
+    size = mesh.shape[DATA]
+    shared, divided = (
+        functools.partial(_placed_alike, NamedSharding(mesh, spec)) for spec in (P(), P(DATA))
+    )
+    model = abstract_model(config, dtype)
+    model = _placed(model, shardings(model, mesh))
     blocks = model.decoder.blocks
     mels = divided(_array(size, config.n_mels, config.mel_frames, dtype="float32"))
     tokens, reads = divided((_array(size, n_tokens), _array(size, 1)))
@@ -123,12 +131,20 @@ def _figures(compiled: Any) -> Figures:
         memory.temp_size_in_bytes,
         compiled.cost_analysis()["flops"],
         tuple(name for name in COLLECTIVES if re.search(rf" {name}(-start)?\(", text)),
+        tuple(_groups(text)),
     )
 
 
-def _make(config: ji.WhisperConfig, dtype: str) -> ji.Whisper:
-    model = ji.Whisper(config, rngs=nnx.Rngs(0))
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), model)
+def _groups(program: str) -> Iterator[tuple[int, ...]]:
+    """Find the groups in lists such as `{{0,1},{2,3}}`, or `[2,2]<=[2,2]T(1,0)` for short."""
+    for found in re.findall(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", program):
+        for group in re.findall(r"\{([\d,]+)\}", found):
+            yield tuple(map(int, group.split(",")))
+    short = r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
+    for match in re.findall(short, program):
+        shape, sizes, order = (tuple(map(int, text.split(","))) if text else None for text in match)
+        every = np.arange(math.prod(sizes)).reshape(sizes).transpose(order).reshape(shape)
+        yield from map(tuple, every.tolist())
 
 
 def _readout(token: jax.Array, pos: jax.Array, clean_logits: jax.Array) -> MetricReadout:
@@ -139,11 +155,16 @@ def _array(*shape: int, dtype: str = "int32") -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _placed[Tree](mesh: Mesh, spec: P, tree: Tree) -> Tree:
-    sharding = NamedSharding(mesh, spec)
+def _placed[Tree](tree: Tree, shardings: Any) -> Tree:
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
     )
+
+
+def _placed_alike[Tree](sharding: NamedSharding, tree: Tree) -> Tree:
+    return _placed(tree, jax.tree.map(lambda _: sharding, tree))
 
 
 def _first[Tree](tree: Tree) -> Tree:

@@ -10,6 +10,7 @@ import jaxasr_interp as ji
 from helpers.files import sound
 from jaxasr_interp.patching.dataset import sweep_dataset
 from jaxasr_interp.patching.dataset_options import DatasetOptions
+from jaxasr_interp.runtime import placement
 from jaxasr_interp.runtime.devices import batch_size, mesh_of
 from jaxasr_interp.runtime.runner import RunOptions
 
@@ -88,15 +89,21 @@ PLANS = {
 
 
 @pytest.mark.parametrize(
-    ("count", "kind"), [*((1, kind) for kind in PLANS), (4, "cross"), (4, "states")]
+    ("count", "kind", "tensor_parallel"),
+    [
+        *((1, kind, 1) for kind in PLANS),
+        *((4, kind, 1) for kind in ("cross", "states")),
+        *((1, kind, 2) for kind in ("sites", "encoder")),
+        *((2, "sites", 2), (4, "cross", 2)),
+    ],
 )
-def test_pairs_on_four_devices_equal_one(tiny, golden, count, kind):
+def test_pairs_on_four_devices_equal_one(tiny, golden, count, kind, tensor_parallel):
     runs = pairs(golden, count)
     metric = [[ji.metrics.log_prob(int(golden["t"])), ji.metrics.kl()]] * count
     plan = ji.plan_sweep(tiny, tokens=golden["tokens_a"], **PLANS[kind])
     one, four = (
         ji.activation_patching_batch(model, plan, **runs, metric=metric)
-        for model in (tiny, ji.replicate(tiny))
+        for model in (tiny, ji.replicate(tiny, tensor_parallel=tensor_parallel))
     )
     for ours, theirs in zip(four, one, strict=True):
         assert_close(ours.to_dataset(), theirs.to_dataset(), "float64")
@@ -106,9 +113,26 @@ def test_a_model_is_placed_on_each_device(tiny):
     placed = ji.replicate(tiny, 2)
     mesh = mesh_of(placed)
     assert mesh is not None
-    assert list(mesh.devices) == jax.local_devices()[:2]
+    assert list(mesh.devices.flat) == jax.local_devices()[:2]
     assert placed.tokenizer is tiny.tokenizer
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(placed))
     assert ji.replicate(tiny, 1) is tiny
     with pytest.raises(ji.InputError, match="process has 4, choose 1 to 4"):
         ji.replicate(tiny, 5)
+
+
+def test_devices_share_a_model_that_one_cannot_hold(tiny, monkeypatch):
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(tiny))
+    monkeypatch.setattr(placement, "device_memory", lambda: 2 * size - 2)
+    placed = ji.replicate(tiny)
+    mesh = mesh_of(placed)
+    assert mesh is not None
+    assert dict(mesh.shape) == {"data": 2, "model": 2}
+    held = [
+        sum(leaf.addressable_shards[i].data.nbytes for leaf in jax.tree.leaves(placed))
+        for i in range(4)
+    ]
+    assert max(held) == min(held) < 0.8 * size
+    assert batch_size(placed, None) == 2
+    with pytest.raises(ji.InputError, match=r"tensor_parallel is 3: .* choose one of 1, 2"):
+        ji.replicate(tiny, tensor_parallel=3)

@@ -4,6 +4,7 @@ import pytest
 
 import jaxasr_interp as ji
 from helpers.tpu import sweep_programs, tpu_mesh
+from jaxasr_interp.runtime.ahead_of_time import not_cached
 
 MOST = 1.01
 OF_TOPOLOGY = 1 << 15
@@ -16,6 +17,8 @@ def compiler(monkeypatch):
     pytest.importorskip("libtpu", reason="the TPU's compiler is not installed: see the extra tpu")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    with not_cached():
+        yield
 
 
 def config(d_model, layers, heads, n_mels, d_vocab, max_frames=1500):
@@ -50,3 +53,15 @@ def test_devices_exchange_nothing_and_do_as_much_however_many_there_are(compiler
     for program, found in many.items():
         assert found.bytes <= MOST * few[program].bytes + OF_TOPOLOGY, program
         assert found.flops <= MOST * few[program].flops, program
+
+
+def test_devices_that_share_a_model_exchange_values_with_no_others(compiler):
+    whole, shared = (
+        dict(sweep_programs(SMALL, "bfloat16", 16, tpu_mesh("v5e:2x4", 8, tensor_parallel)))
+        for tensor_parallel in (1, 2)
+    )
+    assert any(found.groups for found in shared.values())
+    for program, found in shared.items():
+        assert all(len({device // 2 for device in group}) == 1 for group in found.groups), program
+        # The embeddings, with which logits are read, are on each device.
+        assert (found.bytes < whole[program].bytes) != (program == "unembed and read"), program
