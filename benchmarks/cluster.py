@@ -25,6 +25,7 @@ import jaxasr_interp as ji
 
 CORES = (0, 1)
 PORT = 8799
+WARM = 4
 
 
 def main() -> None:
@@ -65,9 +66,10 @@ def measure(manifest: Path, name: str, rounds: int, folder: Path) -> dict[str, A
     one = [sweep(model, manifest, folder / f"one {i}", ours) for i in range(rounds)]
     cluster.append(worker(1, address))
     parts = [Part(manifest, name, i) for i in range(len(CORES))]
-    for i in range(2):
+    together(parts, folder / "warm parts")
+    # Which worker takes a unit is chance at first: each has to trace the programs of all lengths.
+    for i in range(WARM):
         sweep(model, manifest, folder / f"warm two {i}", ours)
-        together(parts, folder / f"warm parts {i}")
     pairs = [
         (
             sweep(model, manifest, folder / f"two {i}", ours),
@@ -85,6 +87,7 @@ def measure(manifest: Path, name: str, rounds: int, folder: Path) -> dict[str, A
         "two": statistics.median(a for (a, _), _ in pairs),
         "processes": statistics.median(b for _, b in pairs),
         "share": statistics.median(a / b for (a, _), b in pairs),
+        "rounds": [{"two": a, "processes": b} for (a, _), b in pairs],
     }
 
 

@@ -12,6 +12,7 @@ from jaxasr_interp.report.plots import plot_aggregate
 from jaxasr_interp.report.tables import aggregate_table
 from jaxasr_interp.runtime.location import locate
 from jaxasr_interp.runtime.store import reserve, write_dataset
+from jaxasr_interp.speech.clips import read_table
 
 
 def aggregate_command(
@@ -21,7 +22,15 @@ def aggregate_command(
     ] = None,
     by: Annotated[
         str | None,
-        typer.Option(help="Column of the table: average the clips of each of its values apart."),
+        typer.Option(
+            help="Column of the table, or asked_word: average the questions of each value apart."
+        ),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Table with columns value and class, for --by: average each class apart instead."
+        ),
     ] = None,
     unit: Annotated[
         str,
@@ -45,11 +54,16 @@ def aggregate_command(
     """
     place = locate(folder)
     target = out or (place if isinstance(place, Path) else Path("runs/aggregate"))
-    name = "aggregate" + "".join(f"_{part}" for part in (metric, by) if part)
+    named = (metric, by, None if classes is None else classes.stem)
+    name = "aggregate" + "".join(f"_{part}" for part in named if part)
     store = target / f"{name}.zarr"
     reserve(store, overwrite)
     resampling = Resampling(unit, level, resamples, seed)
-    summary = aggregate(folder, metric=metric, by=by, resampling=resampling)
+    of_values = None
+    if classes is not None:
+        rows = read_table(classes, ("value", "class"), "give columns value and class")
+        of_values = {row["value"]: row["class"] for row in rows}
+    summary = aggregate(folder, metric=metric, by=by, classes=of_values, resampling=resampling)
     write_dataset(summary, store, overwrite=overwrite)
     picture = plot_aggregate(summary, str(folder), target / f"{name}.png")
     if as_json:

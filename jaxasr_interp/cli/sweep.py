@@ -43,6 +43,9 @@ def sweep(
     word: Annotated[
         str, typer.Option(help="Word that is asked for: last, each or column:NAME.")
     ] = "last",
+    times: Annotated[
+        bool, typer.Option("--times", help="Also find when the words of all tokens are said.")
+    ] = False,
     site: options.SweptSiteOption = None,
     window: options.WindowOption = None,
     alpha: options.AlphaOption = "1",
@@ -102,6 +105,7 @@ def sweep(
         language=language,
         metrics=metric or DatasetOptions.metrics,
         direction=direction,
+        times=times,
         seed=seed,
         where=options.parse_where(where or []),
         limit=limit,

@@ -5,6 +5,7 @@ interval is a percentile bootstrap over clips, or over groups of clips such as s
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,9 @@ TOKEN_GROUPS = ("prompt", "text", "last")
 
 TIME_GROUPS = ("before", "word", "after")
 """Groups of time windows: before, in and after the word that is asked for."""
+
+OTHER = "other"
+"""The class of values that have none."""
 
 _AT_ONCE = 64
 
@@ -63,6 +67,7 @@ def aggregate(
     *,
     metric: str | None = None,
     by: str | None = None,
+    classes: Mapping[str, str] | None = None,
     resampling: Resampling = _DEFAULT,
 ) -> "xarray.Dataset":
     """Average `recovered` over questions for every component, layer and group of positions.
@@ -76,7 +81,9 @@ def aggregate(
     Args:
         path: folder or URL of `sweep_dataset`, or its store.
         metric: name of the metric; by default the first.
-        by: column of the table, such as a word class: clips are averaged apart for each value.
+        by: column of the table, or `"asked_word"`: questions are averaged apart for each value.
+        classes: the class of each value of `by`, such as that of each word; values that it lacks
+            are of the class `"other"`. Questions are averaged apart for each class instead.
         resampling: the bootstrap.
 
     Returns:
@@ -84,8 +91,11 @@ def aggregate(
         `questions` [value, group], the number of questions that count.
 
     Raises:
-        InputError: there is no such store, metric or column, or no clip is done.
+        InputError: there is no such store, metric or column, or no clip is done; or there are
+            classes and no column.
     """
+    if classes is not None and by is None:
+        raise InputError("The classes are those of a column's values: name the column with by.")
     path = locate(path)
     inside = within(path, "sweep.zarr")
     path = inside if exists(inside) else path
@@ -102,6 +112,8 @@ def aggregate(
     groups, of_clips = _group_means(dataset)
     axes = tuple(str(name) for name in dataset.patched.dims if name not in ("clip", "pos"))
     split = _column(dataset, by) if by else np.full(len(fine), "")
+    if classes is not None:
+        split = np.asarray([classes.get(value, OTHER) for value in split.tolist()])
     units = np.unique(_column(dataset, resampling.unit), return_inverse=True)[1]
     values = np.unique(split)
     found = [_averages(of_clips[split == v], units[split == v], resampling) for v in values]

@@ -84,6 +84,11 @@ class DatasetInputs:
         return Pairs(table, reference, options.seed)
 
     @property
+    def timed(self) -> bool:
+        """Whether it is found when the words are said."""
+        return self.swept.timed or self.options.times
+
+    @property
     def texts(self) -> Texts:
         """Where the texts come from."""
         return Texts(self.options.text, self.options.language)
@@ -97,7 +102,7 @@ class DatasetInputs:
             clips=clips.rows,
             audio=[clips.digest(i) for i in range(len(clips.rows))],
             texts=self.texts,
-            timed=self.swept.timed,
+            timed=self.timed,
         )
 
     @functools.cached_property
@@ -146,7 +151,7 @@ class TextJob(Job):
     def open(self, *, must_exist: bool = False) -> OpenJob:
         """Make or open the store of texts."""
         given, clips = self.inputs, self.inputs.pairs.clips
-        work = TextWork(given.named.model, clips, given.texts, given.swept.timed)
+        work = TextWork(given.named.model, clips, given.texts, given.timed)
         layout = Layout(
             kind=TEXTS,
             rows=len(clips.rows),

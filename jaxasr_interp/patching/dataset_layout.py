@@ -57,10 +57,18 @@ def dataset_layout(work: DatasetWork, table: Clips, options: DatasetOptions) -> 
     if work.grids.sites.timed:
         known["seconds"] = ("pos",), np.asarray([a / FRAMES_PER_SECOND for a, _ in longest])
         known["heard"] = ("clip", "pos"), labels
-        spans = np.asarray([one.seconds or (np.nan, np.nan) for one in work.questions])
-        known["word_start"], known["word_stop"] = (("clip",), spans[:, 0]), (("clip",), spans[:, 1])
     else:
         known["token"] = ("clip", "pos"), labels
+        if options.times:
+            spans = np.full((*labels.shape, 2), np.nan)
+            for row, question, some in zip(spans, work.questions, windows, strict=True):
+                row[: len(some)] = [_seconds(question, start, stop) for start, stop in some]
+            known["token_start"], known["token_stop"] = (
+                (("clip", "pos"), spans[..., end]) for end in (0, 1)
+            )
+    if work.grids.sites.timed or options.times:
+        asked = np.asarray([one.seconds or (np.nan, np.nan) for one in work.questions])
+        known["word_start"], known["word_stop"] = (("clip",), asked[:, 0]), (("clip",), asked[:, 1])
     for name, values in columns.items():
         if name in {*known, *work.variables, "done", "clip"}:
             raise InputError(f"The column {name!r} has the name of an array of ours: rename it.")
@@ -82,6 +90,12 @@ def _label(tokenizer: Tokenizer, question: Question, start: int, stop: int, *, t
         return "".join(tokenizer.label(token) for token in question.tokens[start:stop])
     said = [w.text for w in question.text.words if w.frames[0] < stop and start < w.frames[1]]
     return " ".join(said)
+
+
+def _seconds(question: Question, start: int, stop: int) -> tuple[float, float]:
+    """Return when the words of some tokens are said; NaN if they are of no word."""
+    said = [w.seconds for w in question.text.words if w.tokens[0] < stop and start < w.tokens[1]]
+    return (said[0][0], said[-1][1]) if said else (np.nan, np.nan)
 
 
 def _attributes(work: DatasetWork, options: DatasetOptions) -> dict[str, Any]:

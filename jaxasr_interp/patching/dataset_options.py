@@ -25,6 +25,8 @@ class DatasetOptions:
         metrics: names of the metrics; see `ji.metrics`.
         direction: `"clean_to_corrupted"` patches the corrupted runs, `"corrupted_to_clean"` the
             clean ones.
+        times: whether a decoder sweep also finds when the words are said, which runs each clip once
+            more; an encoder sweep always does.
         seed: seed of the noise; each clip's noise depends on it and on the clip's path.
         where: values allowed in a column, by column; other clips are left out.
         limit: largest number of clips.
@@ -36,6 +38,7 @@ class DatasetOptions:
     language: str | None = None
     metrics: Sequence[str] = ("log_prob", "kl")
     direction: str = "clean_to_corrupted"
+    times: bool = False
     seed: int = 0
     where: Mapping[str, Sequence[str]] | None = None
     limit: int | None = None

@@ -158,7 +158,12 @@ class DatasetWork(Work[Loaded]):
             for start in range(0, len(rows), self.batch_size)
         ]
         # In the table's order, the words of one clip come together and share its encoder runs.
-        return [Unit(rows, sum(map(self._patches, rows))) for rows in sorted(units)]
+        return [
+            Unit(rows, sum(map(self._patches, rows)), self._clips(rows)) for rows in sorted(units)
+        ]
+
+    def _clips(self, rows: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self.questions[row].clip for row in rows)
 
     def _patches(self, row: int) -> int:
         across = int(np.prod([n for name, n in self.axes.items() if name not in ("metric", "pos")]))

@@ -1,8 +1,9 @@
 """Running a job's units in this process, or on the workers of a Dask cluster.
 
-A worker opens the job once, from a small description, and keeps it. Each unit is computed and
-written to the store by a worker; the process that asks for it only waits. A worker whose model or
-clips are others is refused by the identity in the store. Units of lost workers go to other workers.
+A worker opens the job once, from a small description, and keeps it. Units that share their inputs
+are computed and written to the store by one worker; the process that asks for them only waits.
+A worker whose model or clips are others is refused by the identity in the store. Units of lost
+workers go to other workers.
 """
 
 import abc
@@ -15,12 +16,12 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.runtime.progress import Progress
-from jaxasr_interp.runtime.runner import RunOptions, Unit, Work, not_done, run_units
+from jaxasr_interp.runtime.runner import RunOptions, Unit, Work, by_inputs, not_done, run_units
 from jaxasr_interp.runtime.slot_store import SlotStore
 
 if TYPE_CHECKING:
@@ -100,13 +101,15 @@ def _run_on_cluster(
     with _connected(scheduler) as client:
         from distributed import as_completed
 
+        # The largest go first, so that all workers end at about the same time.
+        groups = sorted(by_inputs(missing), key=_size, reverse=True)
         # The names are what the dashboard shows; no two calls may have the same ones.
         call = uuid.uuid4().hex[:8]
-        names = [f"{phase}-{call}-rows-{'-'.join(map(str, unit.rows))}" for unit in missing]
+        names = [f"{phase}-{call}-rows-{_rows(units)}" for units in groups]
         futures = client.map(
-            _run_unit, missing, description=_pickled(job), key=names, retries=_RETRIES
+            _run_on_worker, groups, description=_pickled(job), key=names, retries=_RETRIES
         )
-        sizes = {future.key: unit.size for future, unit in zip(futures, missing, strict=True)}
+        sizes = {future.key: _size(units) for future, units in zip(futures, groups, strict=True)}
         for future, problem in as_completed(futures, loop=client.loop, with_results=True):
             if isinstance(problem, CancelledError):
                 raise problem
@@ -164,17 +167,31 @@ def _pickled(job: Job) -> bytes:
         ) from None
 
 
-def _run_unit(unit: Unit, description: bytes) -> str:
-    """Compute and write one unit on a worker; return why that cannot be done, or `""`."""
+def _size(units: Sequence[Unit]) -> int:
+    return sum(unit.size for unit in units)
+
+
+def _rows(units: Sequence[Unit]) -> str:
+    """Name some units by their first and last row."""
+    rows = [row for unit in units for row in unit.rows]
+    return str(rows[0]) if len(rows) == 1 else f"{min(rows)}-to-{max(rows)}"
+
+
+def _run_on_worker(units: Sequence[Unit], description: bytes) -> str:
+    """Compute and write units of the same inputs; return why that cannot be done, or `""`."""
     try:
         with _OPENING:
             job = _opened(description)
-        if not job.store.is_done(unit.rows):
-            loaded = job.work.load(unit)
-            # A worker's other threads read and write meanwhile; the devices are used in turn.
-            with _RUNNING:
-                arrays = job.work.run(unit, loaded)
-            job.store.write(unit.rows, arrays)
+        missing = [unit for unit in units if not job.store.is_done(unit.rows)]
+        loaded = [job.work.load(unit) for unit in missing]
+        # A worker's other threads read and write meanwhile; the devices are used in turn.
+        with ThreadPoolExecutor(1) as writing, _RUNNING:
+            written = [
+                writing.submit(job.store.write, unit.rows, job.work.run(unit, inputs))
+                for unit, inputs in zip(missing, loaded, strict=True)
+            ]
+        for one in written:
+            one.result()
     except InputError as error:
         # Tried again, it would be the same.
         return f"The worker on {socket.gethostname()} stopped: {error}"

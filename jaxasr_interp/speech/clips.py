@@ -23,17 +23,24 @@ type AudioSource = Path | bytes | tuple[np.ndarray, int]
 
 
 def read_manifest(path: Path) -> list[dict[str, str]]:
-    """Read a table of clips.
+    """Read a table of clips, which has a column `path`; see `read_table`."""
+    return read_table(path, ("path",), "give columns path and text, and labels")
+
+
+def read_table(path: Path, needed: Sequence[str], advice: str) -> list[dict[str, str]]:
+    """Read a table.
 
     Args:
         path: a `.tsv` (tab-separated without quoting, the first line names the columns), or a
             `.jsonl` (one object a line, whose values become text; see `as_label`).
+        needed: columns that it must have.
+        advice: what to do if it has none of them.
 
     Returns:
-        The rows. All have the same columns, among them `path`; a missing cell is `""`.
+        The rows. All have the same columns; a missing cell is `""`.
 
     Raises:
-        InputError: the table cannot be read, has no rows or no column `path`, or a row has more
+        InputError: the table cannot be read, has no rows or not the columns, or a row has more
             cells than there are columns.
     """
     try:
@@ -42,9 +49,10 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
         raise InputError(f"{path} cannot be read as a table: {error}.") from None
     rows = _json_rows(path, text) if path.suffix == ".jsonl" else _tab_rows(path, text)
     if not rows:
-        raise InputError(f"{path} has no rows: give columns path and text, and labels.")
-    if "path" not in rows[0]:
-        raise InputError(f"{path} has no column 'path': give columns path and text, and labels.")
+        raise InputError(f"{path} has no rows: {advice}.")
+    for name in needed:
+        if name not in rows[0]:
+            raise InputError(f"{path} has no column {name!r}: {advice}.")
     return rows
 
 

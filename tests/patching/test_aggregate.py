@@ -9,7 +9,7 @@ import xarray
 
 import jaxasr_interp as ji
 from helpers.datasets import make_folder
-from helpers.files import PNG
+from helpers.files import PNG, write_table
 from jaxasr_interp.patching.aggregate import _averages, top_cells
 from jaxasr_interp.patching.metrics import recovered
 
@@ -70,6 +70,28 @@ def test_values_of_a_column_are_averaged_apart(swept):
     )
 
 
+def test_values_are_averaged_apart_by_their_classes(swept):
+    words = ji.aggregate(swept, by="asked_word")
+    classes = {"b": "short", "c": "short", "d": "short", "ab": "long"}
+    found = ji.aggregate(swept, by="asked_word", classes=classes)
+    assert found["value"].values.tolist() == ["long", "other", "short"]
+    number, mean = (words[name].values for name in ("questions", "mean"))
+    for value in found["value"].values:
+        own = [classes.get(word, "other") == value for word in words["value"].values]
+        counts = found["questions"].sel(value=value).values
+        np.testing.assert_array_equal(counts, number[own].sum(0))
+        total = np.nansum(mean[own] * number[own][..., None, None], axis=0)
+        some = counts > 0
+        np.testing.assert_allclose(
+            total[some] / counts[some][:, None, None],
+            found["mean"].sel(value=value).values[some],
+            rtol=1e-6,
+            atol=1e-9,
+        )
+    with pytest.raises(ji.InputError, match="name the column with by"):
+        ji.aggregate(swept, classes=classes)
+
+
 def test_the_interval_of_a_mean_is_the_normal_one():
     """For many clips the bootstrap's interval is the mean ± 1.96 standard errors."""
     values = np.random.default_rng(0).standard_normal((400, 1, 1))
@@ -110,7 +132,16 @@ def test_the_command_writes_a_store_a_table_and_a_picture(swept, tmp_path, invok
     assert out.count("%") >= 6
     assert (tmp_path / "aggregate_speaker.png").read_bytes().startswith(PNG)
     assert ji.open_dataset(tmp_path / "aggregate_speaker.zarr").sizes["value"] == 2
+    words = write_table(tmp_path / "kinds.tsv", [{"value": "b", "class": "short"}])
+    asked = ("--by", "asked_word", "--classes")
+    code, out, _ = invoke("aggregate", swept, *asked, words, "--out", tmp_path)
+    assert code == 0
+    assert "short" in out
+    summary = ji.open_dataset(tmp_path / "aggregate_asked_word_kinds.zarr")
+    assert summary["value"].values.tolist() == ["other", "short"]
     for arguments, message in (
+        ((*asked, swept.parent / "clips.tsv"), "has no column 'value': give columns value and"),
+        (("--classes", words), "name the column with by"),
         (("--metric", "rank"), "no metric 'rank'"),
         (("--by", "age"), "no column 'age'"),
         (("--unit", "age"), "no column 'age'"),

@@ -10,6 +10,7 @@ import jaxasr_interp as ji
 from helpers.datasets import TEXTS, make_folder
 from helpers.files import GLASS, GRASS, contents, write_table
 from helpers.real import real_model
+from jaxasr_interp.patching import dataset_work
 from jaxasr_interp.patching.contrast import ask_word
 from jaxasr_interp.patching.dataset_work import DatasetWork
 from jaxasr_interp.patching.engine.decoder import propagate_rows
@@ -156,7 +157,7 @@ def test_a_real_clip_in_a_data_set_is_the_clip_against_noise(tmp_path):
     """The model's own transcript, its last word, and noise that is named by its seed."""
     model = real_model("tiny.en")
     table = write_table(tmp_path / "clips.tsv", [{"path": GRASS}, {"path": GLASS}])
-    options = ji.DatasetOptions(metrics=("log_prob", "kl"))
+    options = ji.DatasetOptions(metrics=("log_prob", "kl"), times=True)
     found = ji.sweep_dataset(model, table, tmp_path / "out", options=options, run=ONE)
     dataset = ji.open_dataset(found.path)
     for i, path in enumerate((GRASS, GLASS)):
@@ -174,6 +175,12 @@ def test_a_real_clip_in_a_data_set_is_the_clip_against_noise(tmp_path):
         effect = np.abs(result.clean - result.corrupted)[:, None, None]
         patched = one.patched.values[:, 0, :, : len(contrast.tokens)]
         assert (np.abs(patched - result.patched) / effect).max() < 1e-5
+        words = ji.align_words(model, ji.make_utterance(model, audio))
+        said = np.full((dataset.sizes["pos"], 2), np.nan)
+        for word in words[:-1]:
+            said[slice(*word.tokens)] = word.seconds
+        np.testing.assert_allclose(np.stack([one.token_start, one.token_stop], -1), said)
+        assert (float(one.word_start), float(one.word_stop)) == words[-1].seconds
 
 
 def test_shares_and_interruptions_give_the_same_bytes(tiny32, folder, tmp_path, monkeypatch):
@@ -206,6 +213,25 @@ def test_shares_and_interruptions_give_the_same_bytes(tiny32, folder, tmp_path, 
     again = ji.sweep_dataset(tiny32, table, tmp_path / "cut", options=TEXT, run=ONE)
     assert len(calls) == len(TEXTS) + 1
     assert contents(whole.path.parent) == contents(again.path.parent)
+
+
+def test_all_words_of_a_clip_are_of_one_share(tiny32, folder, tmp_path, monkeypatch):
+    """So that each clip and its reference are encoded once, however many processes there are."""
+    encode, encoded = dataset_work.encode_utterances, []
+
+    def counted(model, utterances, sites):
+        encoded.extend(utterances)
+        return encode(model, utterances, sites)
+
+    monkeypatch.setattr(dataset_work, "encode_utterances", counted)
+    options = dataclasses.replace(TEXT, word="each")
+    for share in (ji.Share(1, 3), ji.Share(2, 3), ji.Share(3, 3)):
+        run = ji.RunOptions(share, devices=1)
+        found = ji.sweep_dataset(
+            tiny32, folder / "clips.tsv", tmp_path / "out", options=options, run=run
+        )
+    assert found.done == found.questions > len(TEXTS)
+    assert len(encoded) == 2 * len(TEXTS)
 
 
 def test_another_sweep_is_refused(tiny32, folder, tmp_path):

@@ -1,6 +1,7 @@
 """Many processes on one store: shares of the work, and the workers of a Dask cluster."""
 
 import os
+import random
 import signal
 import socket
 import sys
@@ -99,6 +100,33 @@ def test_the_client_is_killed_and_called_again(model, folder, tmp_path, whole, d
     done = swept(model, folder, tmp_path, scheduler=dask.address)
     assert done.done == N_CLIPS
     assert contents(tmp_path) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "client"])
+def test_killed_at_twenty_random_moments(folder, tmp_path, whole, dask, victim):
+    moments, kills, stores = random.Random(0), 0, 0
+    while kills < 20:
+        out = tmp_path / str(stores)
+        client = sweeping(folder, out, scheduler=dask.address)
+        go(client)
+        # It takes about two seconds.
+        time.sleep(moments.uniform(0, 2))
+        if client.poll() is None:
+            kills += 1
+            if victim == "client":
+                client.kill()
+            else:
+                end(dask.workers.pop(moments.randrange(2)))
+                dask.workers.append(start_worker(dask.address))
+        code, said = client.wait(120), client.stdout.read()
+        end(client)
+        if code == 0:
+            assert contents(out) == whole
+            stores += 1
+        else:
+            assert (victim, code) == ("client", -signal.SIGKILL), said
+    assert stores > 0
 
 
 def test_a_worker_with_another_model_is_refused(folder, tmp_path, dask):
