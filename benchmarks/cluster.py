@@ -14,18 +14,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import harness
-from distributed import Client
+from distributed import Client, Status, Worker
 
 import jaxasr_interp as ji
 
 CORES = (0, 1)
 PORT = 8799
-WARM = 4
 
 
 def main() -> None:
@@ -60,16 +60,16 @@ def measure(manifest: Path, name: str, rounds: int, folder: Path) -> dict[str, A
     """Rates of one worker, two workers and two processes."""
     model, address = ji.load_model(name), f"tcp://127.0.0.1:{PORT}"
     cluster = [started("dask", "scheduler", "--port", str(PORT), "--no-dashboard")]
-    cluster.append(worker(0, address))
+    cluster += [worker(i, address) for i in range(len(CORES))]
     ours = ji.RunOptions(scheduler=address)
-    sweep(model, manifest, folder / "warm one", ours)
+    # Each worker meets the programs of all lengths before two of them share the units by chance.
+    for i in range(len(CORES)):
+        use(address, [i])
+        sweep(model, manifest, folder / f"warm {i}", ours)
     one = [sweep(model, manifest, folder / f"one {i}", ours) for i in range(rounds)]
-    cluster.append(worker(1, address))
+    use(address, range(len(CORES)))
     parts = [Part(manifest, name, i) for i in range(len(CORES))]
     together(parts, folder / "warm parts")
-    # Which worker takes a unit is chance at first: each has to trace the programs of all lengths.
-    for i in range(WARM):
-        sweep(model, manifest, folder / f"warm two {i}", ours)
     pairs = [
         (
             sweep(model, manifest, folder / f"two {i}", ours),
@@ -122,10 +122,22 @@ def started(*command: str, core: int | None = None) -> subprocess.Popen[bytes]:
 def worker(number: int, address: str) -> subprocess.Popen[bytes]:
     """Start a worker, and wait until the scheduler knows it."""
     options = ("--nthreads", "2", "--memory-limit", "0", "--no-nanny", "--no-dashboard")
-    process = started("dask", "worker", address, *options, core=CORES[number])
+    named = ("--name", str(number))
+    process = started("dask", "worker", address, *options, *named, core=CORES[number])
     with Client(address, timeout=60) as client:
         client.wait_for_workers(number + 1, timeout=60)
     return process
+
+
+def use(address: str, numbers: Sequence[int]) -> None:
+    """Let some workers take units, and pause the others."""
+
+    def work_or_pause(dask_worker: Worker) -> None:
+        chosen = int(dask_worker.name) in numbers
+        dask_worker.status = Status.running if chosen else Status.paused
+
+    with Client(address) as client:
+        client.run(work_or_pause)
 
 
 class Part:

@@ -1,13 +1,15 @@
 """The sweep of a data set against a loop of single sweeps, clips of unequal length.
 
-    python benchmarks/datasets.py CLIPS.tsv [--model base] [--clips 24] [--rounds 5] [--json FILE]
+    python benchmarks/datasets.py CLIPS.tsv [--model base] [--clips 24] [--rounds 5]
+        [--peers PYTHON] [--json FILE]
 
 Both sweep `resid_pre` of every layer and position for the last word of each clip's text against
 noise, warm, encodes included; in turn (A B A B …). The loop takes each clip at its own length, its
 spectrograms ready; the data set reads audio, shares programs between lengths and writes its store.
 `sweep phase` is the time in which patches run, `whole call` also finds the texts and hashes all
 inputs. `runner` is the share of the sweep phase in which no unit is computed. In the same line: the
-largest difference of the log-probabilities as a share of the effect.
+largest difference of the log-probabilities as a share of the effect. With `--peers` also against
+PyTorch hooks on the whole model: of each clip some patches run, and stand for all.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from jaxasr_interp.patching.dataset_work import DatasetWork
 from jaxasr_interp.speech.clips import read_manifest
 from jaxasr_interp.speech.noise import noise_like
 
+PATCHES_OF_HOOKS = 3
 OPTIONS = ji.DatasetOptions(text="text", metrics=("log_prob",), where={"lang": ["en"]})
 
 
@@ -38,6 +41,7 @@ def main() -> None:
     parser.add_argument("--model", default="base")
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", help="python of the peers' environment")
     parser.add_argument("--json", type=Path, help="also write the results here")
     given = parser.parse_args()
     model = ji.load_model(given.model)
@@ -50,6 +54,7 @@ def main() -> None:
             (DataSet(model, rows, Path(folder) / str(i)), loop.seconds())
             for i in range(given.rounds)
         ]
+    hooked = {} if given.peers is None else against_hooks(model, loop, given.peers)
     row = {
         "model": given.model,
         "clips": len(rows),
@@ -62,17 +67,53 @@ def main() -> None:
         "runner": statistics.median(1 - a.units / a.phase for a, _ in pairs),
         "difference": difference,
         "first_call_seconds": first.whole,
+        **hooked,
     }
+    if hooked:
+        row["times_hooks"] = row["patches_per_second"] / hooked["hooks_patches_per_second"]
     print(
         f"{row['clips']} clips of {row['lengths'][0]} to {row['lengths'][-1]} tokens, "
         f"{row['patches']} patches: {row['patches_per_second']:.0f} patches/s, "
         f"{row['sweep_phase']:.3f} x the loop ({row['whole_call']:.3f} x with the whole call), "
         f"runner {100 * row['runner']:.2f}%, difference {difference:.1e} of the effect, "
         f"first call {first.whole:.0f} s"
+        + (f", {row['times_hooks']:.0f} x hooks" if hooked else "")
     )
     if given.json is not None:
         content = {**harness.provenance(), "rounds": given.rounds, "rows": [row]}
         given.json.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def against_hooks(model: ji.Whisper, loop: "Loop", python: str) -> dict[str, float]:
+    """Patches a second of PyTorch hooks, each clip's clean run included, and how they differ."""
+    from peers.export import export_model
+
+    rng, peer = np.random.default_rng(0), harness.Peer(python)
+    seconds, worst = 0.0, 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        export_model(model, Path(folder))
+        peer("load", folder=folder, device="cpu", dtype=str(model.dtype))
+        for (plan, clean, corrupted, metric), result in zip(loop.inputs, loop.results, strict=True):
+            file = Path(folder) / "inputs.npz"
+            np.savez(
+                file,
+                clean_mel=np.asarray(clean.mel),
+                corrupted_mel=np.asarray(corrupted.mel),
+                clean_tokens=np.asarray(clean.tokens),
+                corrupted_tokens=np.asarray(corrupted.tokens),
+                token=metric.token,
+            )
+            peer("inputs", file=str(file))
+            _, layers, positions = result.patched[0].shape
+            some = rng.integers((layers, positions), size=(PATCHES_OF_HOOKS, 2)).tolist()
+            answer = peer("run", method="hooks_model", site="resid_pre", cells=some)
+            each = answer["sweep_seconds"] / len(some)
+            seconds += answer["clean_seconds"] + each * plan.runs
+            effect = abs(float(result.clean[0] - result.corrupted[0]))
+            theirs = [result.patched[0, 0, layer, pos] for layer, pos in some]
+            worst = max(worst, float(np.abs(np.subtract(answer["values"], theirs)).max()) / effect)
+    peer.close()
+    return {"hooks_patches_per_second": loop.patches / seconds, "hooks_difference": worst}
 
 
 def readable_rows(table: Path) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ from jaxasr_interp.interventions.intervention import (
 )
 from jaxasr_interp.model.run import EncoderRun
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
+from jaxasr_interp.runtime.copies import copies
 from jaxasr_interp.runtime.identity import identify
 from jaxasr_interp.runtime.runner import Unit, Work, units_of
 from jaxasr_interp.runtime.slot_store import Layout, SlotStore, Variable
@@ -100,6 +101,10 @@ class AblationWork(Work[list[Mel]]):
         return [
             log_mel_spectrogram(self.clips[i].audio, self.model.config.n_mels) for i in unit.rows
         ]
+
+    def on_copies(self) -> "list[AblationWork]":
+        """Return the same work on each copy of the model."""
+        return [dataclasses.replace(self, model=own) for own in copies(self.model)]
 
     def run(self, unit: Unit, loaded: list[Mel]) -> Mapping[str, np.ndarray]:
         """Transcribe a unit's clips."""

@@ -15,6 +15,7 @@ from jaxasr_interp.cli.ablations import default_sites, read_kind
 from jaxasr_interp.cli.clips import read_clips
 from jaxasr_interp.cli.options import (
     AlphaOption,
+    DevicesOption,
     DtypeOption,
     EditsOption,
     JsonOption,
@@ -37,6 +38,7 @@ from jaxasr_interp.interventions.kind_text import KindText
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.report.plots import plot_text_sweep
 from jaxasr_interp.report.tables import text_sweep_table
+from jaxasr_interp.runtime.placement import replicate
 from jaxasr_interp.runtime.store import reserve, save_dataset
 
 
@@ -64,6 +66,7 @@ def ablate_text(
     edit: EditsOption = None,
     max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens.")] = 100,
     memory: MemoryOption = None,
+    devices: DevicesOption = None,
     out: Annotated[Path, typer.Option(help="Folder for texts.zarr and PNGs.")] = Path(
         "runs/ablate-text"
     ),
@@ -83,7 +86,7 @@ def ablate_text(
     reserve(out / "texts.zarr", overwrite)
     partial = out / "texts.partial.zarr"
     clips = read_clips(files, language)
-    whisper = load_model(model, dtype)
+    whisper = replicate(load_model(model, dtype), devices)
     interventions = (
         [parse_edit(one, whisper) for one in edit]
         if edit

@@ -9,6 +9,7 @@ import typer
 
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.options import (
+    DevicesOption,
     DtypeOption,
     JsonOption,
     LanguageOption,
@@ -20,6 +21,7 @@ from jaxasr_interp.cli.options import (
 from jaxasr_interp.cli.output import print_json, say
 from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.extraction.extract import DEFAULT_SITES, ExtractOptions, extract
+from jaxasr_interp.runtime.placement import replicate
 from jaxasr_interp.runtime.store import open_dataset
 from jaxasr_interp.speech.texts import OWN
 
@@ -66,6 +68,7 @@ def extract_command(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Number of clips in a batch.")
     ] = None,
+    devices: DevicesOption = None,
     out: Annotated[Path, typer.Option(help="The Zarr store.")] = Path("runs/activations.zarr"),
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
@@ -86,7 +89,7 @@ def extract_command(
         dtype=store_dtype,
         batch_size=batch_size,
     )
-    whisper = load_model(model, dtype)
+    whisper = replicate(load_model(model, dtype), devices)
     with progress() as on_progress:
         done = extract(
             whisper,

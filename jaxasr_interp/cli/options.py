@@ -58,6 +58,9 @@ MethodOption = Annotated[
 MemoryOption = Annotated[
     str | None, typer.Option(help="Memory to use in addition to the model, such as 2GB.")
 ]
+DevicesOption = Annotated[
+    int | None, typer.Option(help="Number of devices of this machine; by default all.")
+]
 WhereOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -59,9 +59,7 @@ def sweep(
         str | None,
         typer.Option(help="Compute one part of all units, such as 2/8; all parts share --out."),
     ] = None,
-    devices: Annotated[
-        int | None, typer.Option(help="Number of devices of this machine; by default all.")
-    ] = None,
+    devices: options.DevicesOption = None,
     tensor_parallel: Annotated[
         int | None,
         typer.Option(

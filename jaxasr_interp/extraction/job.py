@@ -14,6 +14,7 @@ from jaxasr_interp.extraction.reductions import fit, narrowed
 from jaxasr_interp.extraction.request import Request
 from jaxasr_interp.extraction.slots import Slots
 from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.runtime.copies import copies
 from jaxasr_interp.runtime.runner import Unit, Work, units_of
 from jaxasr_interp.runtime.slot_store import Variable
 from jaxasr_interp.speech.batches import Batch, read_batch
@@ -127,6 +128,14 @@ class ExtractionJob(Work[Batch]):
             n_mels=config.n_mels,
             mel_frames=config.mel_frames,
         )
+
+    def on_copies(self) -> "list[ExtractionJob]":
+        """Return the same work on each copy of the models."""
+        both = zip(*(copies(one) for one in self.models.values()), strict=True)
+        return [
+            dataclasses.replace(self, model=own[0], control=own[1] if self.control else None)
+            for own in both
+        ]
 
     def run(self, unit: Unit, loaded: Batch) -> dict[str, np.ndarray]:
         """Compute the arrays of one batch, in the form of the store.

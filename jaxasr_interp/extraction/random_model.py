@@ -5,10 +5,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.runtime.devices import mesh_of
 
 
 def random_model(model: Whisper, seed: int = 0) -> Whisper:
-    """Make a model of the same shape, dtype, tokenizer and settings with random weights.
+    """Make a model of the same shape, dtype, tokenizer, settings and place with random weights.
 
     Args:
         model: the model that gives the shape.
@@ -22,6 +23,10 @@ def random_model(model: Whisper, seed: int = 0) -> Whisper:
     control = jax.tree.map(
         lambda x: x.astype(model.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, control
     )
+    leaves, structure = jax.tree.flatten(control)
+    if mesh_of(model) is not None:
+        places = [x.sharding for x in jax.tree.leaves(model)]
+        control = jax.tree.unflatten(structure, jax.device_put(leaves, places))
     control.generation, control.tokenizer = model.generation, model.tokenizer
     control.source = f"random weights (seed {seed}) in the shape of {model.source}"
     return control

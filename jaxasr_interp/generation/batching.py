@@ -1,6 +1,7 @@
 """Generation of many clips under many edits, in batches of one shape that fit the memory."""
 
-import math
+import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.batch import GeneratedRows, GenerationJob, Prompt, stack_edits
+from jaxasr_interp.generation.batch_sizes import batch_sizes
 from jaxasr_interp.generation.beam import search
 from jaxasr_interp.generation.kv_cache import CrossKV
 from jaxasr_interp.generation.logit_filters import make_logit_filter
@@ -19,11 +21,11 @@ from jaxasr_interp.model.config import WhisperConfig
 from jaxasr_interp.model.edits import Edit, EditLike, as_edit
 from jaxasr_interp.model.run import check_states, check_tokens
 from jaxasr_interp.model.whisper import Decoder, Whisper, require_tokenizer
+from jaxasr_interp.runtime.copies import copies, move_to, side_by_side
 from jaxasr_interp.runtime.memory import default_memory
 from jaxasr_interp.speech.tokenizer import Tokenizer
 
 _SMALLEST_PROMPT = 8
-_ROWS_ON_CPU = 128
 
 
 def generate_rows(
@@ -66,6 +68,11 @@ def generate_rows(
     _check_beams(model.config, choice)
     if not any(edit.needs_reference for of_clip in rows_of_clip for edit in of_clip):
         references = None
+    replicas = copies(model)
+    if len(replicas) > 1:
+        numbers = range(len(states)) if draws is None else draws
+        clips = _Clips(states, references, rows_of_clip, prompts, numbers)
+        return _on_copies(replicas, clips, choice, memory)
     n_clips, n_rows = len(states), len(edits[0])
     given = _stack_prompts(
         model.config, tokenizer, [tokenizer.prompt()] * n_clips if prompts is None else prompts
@@ -79,7 +86,7 @@ def generate_rows(
     logit_filter = make_logit_filter(
         model.config, model.generation, tokenizer, given[0], choice.suppress
     )
-    clips_at_once, rows_at_once = _batch_sizes(
+    clips_at_once, rows_at_once = batch_sizes(
         model,
         n_clips,
         n_rows,
@@ -111,6 +118,58 @@ def generate_rows(
                     for j in range(min(len(rows), n_rows - begin))
                 ]
     return results
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clips:
+    """What `generate_rows` is given for each clip."""
+
+    states: Float[Array, "clip frame d_model"]
+    references: Float[Array, "clip frame d_model"] | None
+    edits: Sequence[Sequence[Edit]]
+    prompts: Sequence[Sequence[int]] | None
+    draws: Sequence[int]
+
+    def part(self, clips: slice, rows: slice) -> "_Clips":
+        """Choose some clips, and some edits of each."""
+        return _Clips(
+            self.states[clips],
+            None if self.references is None else self.references[clips],
+            [of_clip[rows] for of_clip in self.edits[clips]],
+            None if self.prompts is None else self.prompts[clips],
+            self.draws[clips],
+        )
+
+
+def _on_copies(
+    replicas: Sequence[Whisper], clips: _Clips, choice: Choice, memory: int | None
+) -> list[list[Generated]]:
+    """Generate some clips on each copy of the model; some edits of every clip if clips are few."""
+    n_clips, n_rows, every = len(clips.edits), len(clips.edits[0]), slice(None)
+    by_clip = n_clips >= min(n_rows, len(replicas))
+    ends = np.linspace(0, n_clips if by_clip else n_rows, len(replicas) + 1).astype(int)
+    parts = [
+        slice(start, stop) for start, stop in itertools.pairwise(ends.tolist()) if start < stop
+    ]
+
+    def run(own: Whisper, part: slice) -> list[list[Generated]]:
+        some = clips.part(part, every) if by_clip else clips.part(every, part)
+        states, references, edits = move_to(own, (some.states, some.references, some.edits))
+        return generate_rows(
+            own,
+            states,
+            edits,
+            prompts=some.prompts,
+            references=references,
+            choice=choice,
+            draws=some.draws,
+            memory=memory,
+        )
+
+    found = side_by_side(replicas, run, parts)
+    if by_clip:
+        return [of_clip for part in found for of_clip in part]
+    return [[one for part in of_clip for one in part] for of_clip in zip(*found, strict=True)]
 
 
 def _run(job: GenerationJob, choice: Choice, draws: Int[np.ndarray, " clip"]) -> GeneratedRows:
@@ -172,36 +231,6 @@ def _cross_keys_values(
 def _filled(numbers: range, size: int) -> Int[np.ndarray, " some"]:
     """Take `size` numbers, repeating the last one if needed: every batch has the same shape."""
     return np.minimum(np.arange(size) + numbers.start, numbers.stop - 1)
-
-
-def _batch_sizes(
-    model: Whisper,
-    n_clips: int,
-    n_rows: int,
-    *,
-    n_tokens: int,
-    n_streams: int,
-    beam_size: int,
-    memory: int,
-) -> tuple[int, int]:
-    """Return how many clips, and how many rows of each, fit the memory at once."""
-    config = model.config
-    position = 2 * config.decoder_layers * config.d_model * model.dtype.itemsize
-    scores = 4 * (8 * config.d_vocab + 4 * config.decoder_heads * config.max_frames)
-    row = beam_size * (n_streams * 2 * position * n_tokens + scores)
-    clip = 2 * n_streams * position * config.max_frames
-    if clip + row > memory:
-        raise InputError(
-            f"A memory budget of {memory} bytes is too small: one transcript takes {clip + row}."
-        )
-    most = _ROWS_ON_CPU if jax.default_backend() == "cpu" else n_clips * n_rows
-    rows = _evenly(n_rows, min(most, (memory - clip) // row))
-    return _evenly(n_clips, min(max(1, most // rows), memory // (clip + rows * row))), rows
-
-
-def _evenly(count: int, most: int) -> int:
-    """Return the size of batches of about equal size, each of at most `most`."""
-    return math.ceil(count / math.ceil(count / most))
 
 
 def _stack_prompts(

@@ -15,6 +15,7 @@ from jaxasr_interp.generation.word_times import Word, align_words
 from jaxasr_interp.model.run import EncoderRun, with_encoded
 from jaxasr_interp.model.sites import EncoderActivations
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
+from jaxasr_interp.runtime.copies import copies
 from jaxasr_interp.runtime.runner import Unit, Work, units_of
 from jaxasr_interp.runtime.slot_store import Variable
 from jaxasr_interp.speech.batches import Batch, read_batch
@@ -95,6 +96,10 @@ class TextWork(Work[Batch]):
             n_mels=config.n_mels,
             mel_frames=config.mel_frames,
         )
+
+    def on_copies(self) -> "list[TextWork]":
+        """Return the same work on each copy of the model."""
+        return [dataclasses.replace(self, model=own) for own in copies(self.model)]
 
     def run(self, unit: Unit, loaded: Batch) -> Mapping[str, np.ndarray]:
         """Find the texts of one batch, or the reasons why there are none."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxasr_interp.checkpoint.by_name import ModelByName
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.model.whisper import require_tokenizer
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.patching.clip_texts import TEXT_VARIABLES, ClipText, TextWork
 from jaxasr_interp.patching.dataset_layout import dataset_layout
 from jaxasr_interp.patching.dataset_options import DatasetOptions
@@ -83,6 +83,12 @@ class DatasetInputs:
             reference = choose(others, options.where, options.limit)
         return Pairs(table, reference, options.seed)
 
+    @functools.cached_property
+    def placed(self) -> Whisper:
+        """The model on the devices of this process."""
+        run = self.run
+        return replicate(self.named.model, run.devices, tensor_parallel=run.tensor_parallel)
+
     @property
     def timed(self) -> bool:
         """Whether it is found when the words are said."""
@@ -151,7 +157,7 @@ class TextJob(Job):
     def open(self, *, must_exist: bool = False) -> OpenJob:
         """Make or open the store of texts."""
         given, clips = self.inputs, self.inputs.pairs.clips
-        work = TextWork(given.named.model, clips, given.texts, given.timed)
+        work = TextWork(given.placed, clips, given.texts, given.timed)
         layout = Layout(
             kind=TEXTS,
             rows=len(clips.rows),
@@ -182,7 +188,7 @@ class SweepJob(Job):
         """Make or open the store of the sweep."""
         given, options = self.inputs, self.inputs.options
         questions, run = tuple(given.asked[0]), given.run
-        model = replicate(given.named.model, run.devices, tensor_parallel=run.tensor_parallel)
+        model = given.placed
         grids = Grids(model, given.swept, given.plan, tuple(options.metrics))
         size = batch_size(model, run.batch_size)
         work = DatasetWork(grids, given.pairs, questions, options.direction, size)

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from jaxasr_interp.probes.options import FitOptions
 from jaxasr_interp.probes.result import LayerProbes, Probes, collect, parse_features, read_layer
 from jaxasr_interp.probes.solve import Search, Solution, fit_splits
 from jaxasr_interp.probes.targets import Labels, Target, is_missing, read_target
+from jaxasr_interp.runtime.copies import side_by_side
 from jaxasr_interp.runtime.memory import default_memory
 from jaxasr_interp.runtime.progress import Progress
 
@@ -119,7 +120,10 @@ def _fit_together(
     memory: int | None,
     advance: Callable[[int], None],
 ) -> list[list[LayerProbes]]:
-    """Fit the probes of every layer for targets of one kind; return a list for each layer."""
+    """Fit the probes of every layer for targets of one kind; return a list for each layer.
+
+    Each device fits other layers.
+    """
     known = np.flatnonzero(targets[0].known)
     # Rows without weight are added, so that similar targets share programs and rows are aligned.
     rows = np.resize(known, -(-len(known) // _ROWS) * _ROWS)
@@ -135,18 +139,15 @@ def _fit_together(
     hard = np.array([split.labelling.shuffled for split in splits])
     order = np.argsort(hard, kind="stable")
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    wide = bool(jax.config.read("jax_enable_x64"))
 
-    def one_layer(layer: Float[np.ndarray, "example feature"]) -> list[LayerProbes]:
-        # A thread does not know by itself that the caller computes in float64; and matrix products
-        # in TF32 would spoil searches and factorisations.
-        with jax.enable_x64(wide), jax.default_matmul_precision("highest"):
+    def one_layer(device: Any, layer: Float[np.ndarray, "example feature"]) -> list[LayerProbes]:
+        # Matrix products in TF32 would spoil searches and factorisations.
+        with jax.default_device(device), jax.default_matmul_precision("highest"):
             features = standardise(jnp.asarray(layer[rows]), weights)
             solution = _fit_layer(features, weights, targets[0], options, batches, advance)
             return [read_layer(solution, features, splits, target) for target in targets]
 
-    with ThreadPoolExecutor(_CPU_WORKERS if on_cpu else 1) as workers:
-        return list(workers.map(one_layer, x))
+    return side_by_side([None] * _CPU_WORKERS if on_cpu else jax.local_devices(), one_layer, x)
 
 
 def _fit_layer(

@@ -8,6 +8,7 @@ import abc
 import collections
 import dataclasses
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.runtime.copies import side_by_side
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.runtime.slot_store import SlotStore
 
@@ -61,6 +63,13 @@ class Work[Loaded](abc.ABC):
     @abc.abstractmethod
     def load(self, unit: Unit) -> Loaded:
         """Read the inputs of a unit; called in a thread, ahead of `run`."""
+
+    def on_copies(self) -> "Sequence[Work[Loaded]]":
+        """Return the same work on each copy of its model, so that the copies share the units.
+
+        Work that spreads a unit over all devices is the only one, as by default.
+        """
+        return [self]
 
     @abc.abstractmethod
     def run(self, unit: Unit, loaded: Loaded) -> Mapping[str, Shaped[np.ndarray, "row ..."]]:
@@ -140,7 +149,9 @@ def run_units[Loaded](
     phase: str,
     on_progress: Progress | None = None,
 ) -> None:
-    """Compute the units that are not done and write them to the store, one after the other.
+    """Compute the units that are not done and write them to the store.
+
+    They run one after the other, or side by side on the copies of the work's model.
 
     Args:
         store: the store.
@@ -155,11 +166,18 @@ def run_units[Loaded](
     done = total - sum(unit.size for unit in missing)
     say: Callable[[int, int, str], None] = on_progress or (lambda done, total, phase: None)
     say(done, total, phase)
-    for unit, loaded in _read_ahead(missing, work.load):
+    counting = threading.Lock()
+
+    def run(own: Work[Loaded], given: tuple[Unit, Loaded]) -> None:
+        nonlocal done
+        unit, loaded = given
         if not store.is_done(unit.rows):
-            store.write(unit.rows, work.run(unit, loaded))
-        done += unit.size
-        say(done, total, phase)
+            store.write(unit.rows, own.run(unit, loaded))
+        with counting:
+            done += unit.size
+            say(done, total, phase)
+
+    side_by_side(work.on_copies(), run, _read_ahead(missing, work.load))
     store.tidy()
 
 

@@ -9,8 +9,7 @@ import pytest
 import jaxasr_interp as ji
 from helpers.decoding import END, PROMPT, log_softmax
 from helpers.generating import encoded, ending, expect_same, louder, of_each_clip, written
-from jaxasr_interp.generation import batching as batches
-from jaxasr_interp.generation import rollout
+from jaxasr_interp.generation import batch_sizes, rollout
 from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.generation.options import Choice
 
@@ -104,7 +103,7 @@ def test_drawn_texts_do_not_depend_on_the_batch(model, states, monkeypatch):
     kept.clear()
     expect_same(run(), results)
     assert not kept
-    monkeypatch.setattr(batches, "_ROWS_ON_CPU", 4)
+    monkeypatch.setattr(batch_sizes, "_ROWS_ON_CPU", 4)
     expect_same(run(), results)
 
 
