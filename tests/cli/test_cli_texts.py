@@ -117,7 +117,7 @@ def test_edits_are_compared_and_an_interrupted_sweep_goes_on(model, invoke, tmp_
 
         return swept(*arguments, on_progress=stop, **options)
 
-    command = ["ablate-text", GRASS, GLASS, "--out", "out", *SHORT]
+    command = ["ablate-text", GRASS, GLASS, "--devices", "1", "--out", "out", *SHORT]
     command += ["--edit", "scale:decoder.mlp_out@1:factor=-2"]
     command += ["--edit", "scale:decoder.mlp_out@2:factor=-2:alpha=0.5"]
     monkeypatch.setattr(ablate_text, "ablation_sweep", interrupted)
