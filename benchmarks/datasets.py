@@ -104,13 +104,13 @@ def against_hooks(model: ji.Whisper, loop: "Loop", python: str) -> dict[str, flo
                 token=metric.token,
             )
             peer("inputs", file=str(file))
-            _, layers, positions = result.patched[0].shape
+            layers, positions = result.patched[0].shape
             some = rng.integers((layers, positions), size=(PATCHES_OF_HOOKS, 2)).tolist()
             answer = peer("run", method="hooks_model", site="resid_pre", cells=some)
             each = answer["sweep_seconds"] / len(some)
             seconds += answer["clean_seconds"] + each * plan.runs
             effect = abs(float(result.clean[0] - result.corrupted[0]))
-            theirs = [result.patched[0, 0, layer, pos] for layer, pos in some]
+            theirs = [result.patched[0, layer, pos] for layer, pos in some]
             worst = max(worst, float(np.abs(np.subtract(answer["values"], theirs)).max()) / effect)
     peer.close()
     return {"hooks_patches_per_second": loop.patches / seconds, "hooks_difference": worst}

@@ -11,6 +11,7 @@ from flax import nnx
 import jaxasr_interp as ji
 
 SIZES = {
+    "tiny": (384, 4, 6, 80, 51865),
     "base": (512, 6, 8, 80, 51865),
     "small": (768, 12, 12, 80, 51865),
     "large-v3": (1280, 32, 20, 128, 51866),

@@ -29,7 +29,7 @@ from jaxasr_interp.interventions.intervention import (
 )
 from jaxasr_interp.model.run import EncoderRun
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
-from jaxasr_interp.runtime.copies import copies
+from jaxasr_interp.runtime.copies import copies, move_to
 from jaxasr_interp.runtime.identity import identify
 from jaxasr_interp.runtime.runner import Unit, Work, units_of
 from jaxasr_interp.runtime.slot_store import Layout, SlotStore, Variable
@@ -104,7 +104,16 @@ class AblationWork(Work[list[Mel]]):
 
     def on_copies(self) -> "list[AblationWork]":
         """Return the same work on each copy of the model."""
-        return [dataclasses.replace(self, model=own) for own in copies(self.model)]
+        replicas = copies(self.model)
+        return [self] if len(replicas) == 1 else [self._on(own) for own in replicas]
+
+    def _on(self, model: Whisper) -> "AblationWork":
+        edits = move_to(model, [(one.encoder, one.decoder, one.steps) for one in self.edits])
+        moved = [
+            dataclasses.replace(one, encoder=encoder, decoder=decoder, steps=steps)
+            for one, (encoder, decoder, steps) in zip(self.edits, edits, strict=True)
+        ]
+        return dataclasses.replace(self, model=model, edits=tuple(moved))
 
     def run(self, unit: Unit, loaded: list[Mel]) -> Mapping[str, np.ndarray]:
         """Transcribe a unit's clips."""

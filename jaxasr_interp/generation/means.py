@@ -117,8 +117,6 @@ def resolve_means(model: Whisper, interventions: Sequence[Intervention]) -> list
             sites=sorted({mean.site for mean in means}),
             n_tokens=model.config.max_tokens,
         )
-        # Without a device of their own, the values can be used with every copy of the model.
-        acts = jax.tree.map(jnp.asarray, jax.device_get(acts))
         # Step 0 is the position of the prompt's last token.
         first_step = heard[references[0]].prompt - 1
         known |= {mean: Interchange(_values(acts, mean, first_step)) for mean in means}

@@ -13,6 +13,8 @@ from helpers.by_hand import brief_clips, hear_briefly
 from helpers.dataset_sweeps import N_CLIPS, swept
 from helpers.files import contents
 from jaxasr_interp.generation.batching import generate_rows
+from jaxasr_interp.interventions.intervention import Intervention
+from jaxasr_interp.interventions.where import At
 from jaxasr_interp.runtime.copies import copies, move_to, side_by_side
 from jaxasr_interp.runtime.devices import mesh_of
 
@@ -123,19 +125,24 @@ def test_extraction_and_texts_on_four_devices_give_the_bytes_of_one(folder, mode
         np.testing.assert_array_equal(one[name].values, four[name].values)
 
 
-def test_text_sweeps_on_four_devices_equal_one(tiny, monkeypatch):
+def test_text_sweeps_on_four_devices_equal_one(tiny, golden, monkeypatch):
     hear_briefly(monkeypatch)
     clips = [
         ji.Clip(f"{name}{i}", (i + 1) / 4 * audio, "a b", "en")
         for i in range(3)
         for name, audio in zip(("tone", "noise"), brief_clips(), strict=True)
     ]
-    edits = ["zero:decoder.mlp_out@0", "mix:encoder.resid_post@0:ref=noise"]
-    choice = ji.Choice(max_new_tokens=6)
-    one, four = (
-        ji.ablation_sweep(model, clips[:5], edits, choice=choice)
-        for model in (tiny, ji.replicate(tiny))
-    )
+
+    def transcribed(model):
+        """Also under an edit whose values are where the model is."""
+        states = ji.encode(model, jnp.asarray(golden["mel_b"])).states
+        acts = ji.decode(model, [1] * model.config.max_tokens, states, sites="mlp_out").acts
+        held = Intervention("held", decoder=At(ji.Interchange(acts), 1, site="mlp_out"))
+        edits = ["zero:decoder.mlp_out@0", "mix:encoder.resid_post@0:ref=noise", held]
+        choice = ji.Choice(max_new_tokens=6)
+        return ji.ablation_sweep(model, clips[:5], edits, choice=choice)
+
+    one, four = map(transcribed, (tiny, ji.replicate(tiny)))
     tokens = [[[row.tokens for row in rows] for rows in found.generated] for found in (one, four)]
     assert tokens[0] == tokens[1]
 
