@@ -259,11 +259,16 @@ def batch(case: Case) -> list[Check]:
     return checks
 
 
+def _rounds_products() -> bool:
+    """Tell whether products of float32 are rounded here, unless a precision is asked for."""
+    return jax.default_backend() != "cpu"
+
+
 def precision(case: Case) -> list[Check]:
     """Measure how much rounding changes the effects of patches."""
     swept = {name: _swept_as(case, name) for name in ("float64", "float32", "bfloat16")}
     rows = [("float32", "float64", _SINGLE_PRECISION_BOUND), ("bfloat16", "float32", None)]
-    if jax.default_backend() != "cpu":
+    if _rounds_products():
         with jax.default_matmul_precision("default"):
             swept["float32 by default"] = _swept_as(case, "float32")
         rows.append(("float32 by default", "float64", None))

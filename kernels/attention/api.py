@@ -33,7 +33,7 @@ def attend(
     Raises:
         InputError: the implementation does not exist, or does not take this dtype or device.
     """
-    problem = _unsuitable(q.dtype, jax.devices()[0].platform)
+    problem = _unsuitable(q.dtype, jax.default_backend())
     if implementation is None:
         implementation = "xla" if problem else "cudnn"
     if implementation not in _IMPLEMENTATIONS:

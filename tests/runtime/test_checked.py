@@ -13,7 +13,7 @@ from helpers.files import sound
 from jaxasr_interp.cli import main
 from jaxasr_interp.runtime.store import write_dataset
 
-FLIPS, REMOVED = 500, 100
+FLIPS, REMOVED = 1000, 100
 ORBAX_LEAVES_TASKS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 """Where one of its reads fails, it leaves the others to themselves."""
 
