@@ -55,10 +55,11 @@ def main() -> None:
             for i in range(given.rounds)
         ]
     hooked = {} if given.peers is None else against_hooks(model, loop, given.peers)
+    lengths = sorted(first.dataset.length.values.tolist())
     row = {
         "model": given.model,
-        "clips": len(rows),
-        "lengths": sorted(first.dataset.length.values.tolist()),
+        "clips": len(lengths),
+        "lengths": lengths,
         "patches": loop.patches,
         "patches_per_second": loop.patches / statistics.median(a.phase for a, _ in pairs),
         "loop_patches_per_second": loop.patches / statistics.median(b for _, b in pairs),
@@ -72,7 +73,7 @@ def main() -> None:
     if hooked:
         row["times_hooks"] = row["patches_per_second"] / hooked["hooks_patches_per_second"]
     print(
-        f"{row['clips']} clips of {row['lengths'][0]} to {row['lengths'][-1]} tokens, "
+        f"{len(lengths)} clips of {lengths[0]} to {lengths[-1]} tokens, "
         f"{row['patches']} patches: {row['patches_per_second']:.0f} patches/s, "
         f"{row['sweep_phase']:.3f} x the loop ({row['whole_call']:.3f} x with the whole call), "
         f"runner {100 * row['runner']:.2f}%, difference {difference:.1e} of the effect, "

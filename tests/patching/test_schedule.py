@@ -9,7 +9,8 @@ import jaxasr_interp as ji
 from jaxasr_interp.patching import chunks
 from jaxasr_interp.patching.schedule import Schedule, make_schedule
 
-SITES = ["embed", "resid_pre", "k", "v", "z", "attn_out", "cross_q", "mlp_out"]
+# One of each way to enter: as the embeddings, in the layer (rows; keys), in the next one.
+SITES = ["embed", "resid_pre", "k", "cross_q"]
 
 
 @pytest.mark.parametrize("site", SITES)

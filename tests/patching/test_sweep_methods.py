@@ -10,7 +10,16 @@ import jaxasr_interp as ji
 from helpers.patches import OneOf, random_edits
 from jaxasr_interp.model.sites import SITES, head_axis, sweepable_sites
 
-CELLS = [(stack, site) for stack in SITES for site in sweepable_sites(stack)]
+# With few kinds of edits, `test_verify` compares all sites.
+WITH_ALL_KINDS = {
+    "encoder": ("conv2_out", "resid_pre", "v", "pattern", "z", "mlp_out", "ln_final"),
+    "decoder": ("embed", "resid_pre", "k", "pattern", "result", "cross_q", "cross_k", "cross_v"),
+}
+CELLS = [
+    pytest.param(stack, site, marks=() if site in chosen else pytest.mark.slow)
+    for stack, chosen in WITH_ALL_KINDS.items()
+    for site in sweepable_sites(stack)
+]
 MOST = 1e-9
 
 
@@ -103,7 +112,7 @@ def test_vmap_equals_one_run_per_patch(tiny, utterances, metrics, stack, site):
     np.testing.assert_allclose(batched.patched, looped.patched, rtol=MOST, atol=MOST)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))])
 def test_random_plans_of_several_sites(tiny, utterances, metrics, seed):
     """Whole sites and heads, windows that overlap, strengths of 0 and below, some cells only."""
     clean, corrupted = utterances
@@ -134,7 +143,7 @@ def test_random_plans_of_several_sites(tiny, utterances, metrics, seed):
     np.testing.assert_array_equal(np.flatnonzero(done[0]), np.sort(plan.only))
 
 
-@pytest.mark.parametrize("n_tokens", [1, 2])
+@pytest.mark.parametrize("n_tokens", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_one_layer_and_hardly_any_token(x64, n_tokens):
     config = ji.WhisperConfig(
         n_mels=4, d_vocab=20, d_model=12, encoder_layers=1, decoder_layers=1, encoder_heads=3,

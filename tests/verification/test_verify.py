@@ -94,6 +94,15 @@ def test_every_site_is_in_one_group(case, stack, monkeypatch):
         case.plan(stack=stack, site=sites)
 
 
+@pytest.mark.parametrize("stack", SITES)
+def test_every_site_of_the_engine_equals_whole_runs(case, stack):
+    groups = site_invariants.site_groups(case, stack)
+    checks = [check for sites in groups for check in site_invariants.minimal(case, stack, sites)]
+    assert len(checks) == 2 * len(sweepable_sites(stack))
+    assert not failing(checks)
+    assert max(check.error for check in checks) < 1e-9
+
+
 def test_it_holds_at_float32(tiny32, golden):
     runs = [
         ji.Utterance(
