@@ -116,11 +116,12 @@ def print_plan(sweep: SweepRequest, request: PlanRequest) -> None:
     clips = choose(find_clips(sweep.clips), sweep.options.where, sweep.options.limit)
     grids = Grids(model, sweep.sites, sweep.plan, tuple(sweep.options.metrics))
     shapes = find_shapes(grids, clips, locate(sweep.out), sweep.options, request.tokens)
-    if machine.topology is not None:
+    if machine.platform != "cpu" and request.on is not None:
         say(
             f"compiling the programs of the sweep for {machine.name}, which takes minutes"
-            if has_compiler()
-            else "the bytes are the plan's own: pip install 'jaxasr-interp[tpu]' for the compiler's"
+            if has_compiler(machine)
+            else "the bytes are the plan's own: pip install "
+            f"'jaxasr-interp[{machine.platform}]' for the compiler's"
         )
     found = forecast_sweep(grids, shapes, machine, sweep.run.batch_size)
     if request.as_json:

@@ -19,7 +19,7 @@ from jaxasr_interp.patching.methods import group_chunks, run_chunks
 from jaxasr_interp.patching.metrics import Metric, MetricPositions
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.runs import BaseRun, decode_each, encode_each, kept_sites
-from jaxasr_interp.runtime.ahead_of_time import ProgramMemory, TpuCompiler
+from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, ProgramMemory
 from jaxasr_interp.runtime.devices import Lanes
 
 
@@ -69,7 +69,7 @@ class Peak:
     bytes: int
 
 
-def find_peak(programs: Sequence[Program], compiler: TpuCompiler, memory: int) -> Peak:
+def find_peak(programs: Sequence[Program], compiler: DeviceCompiler, memory: int) -> Peak:
     """Compile programs, and find the one during which the device holds the most.
 
     Args:

@@ -15,7 +15,7 @@ from jaxasr_interp.patching.metric_names import make_metric
 from jaxasr_interp.patching.metrics import Metric, MetricPositions
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.question_shapes import QuestionShapes, Shape
-from jaxasr_interp.runtime.ahead_of_time import TpuCompiler, has_compiler
+from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, has_compiler
 from jaxasr_interp.runtime.devices import examples_each
 from jaxasr_interp.runtime.targets import TargetMachine
 
@@ -80,8 +80,8 @@ def forecast_sweep(
 ) -> Forecast:
     """Foretell what a data-set sweep takes on a machine.
 
-    On a TPU whose compiler is installed here, the bytes are the compiler's: every program of the
-    largest question is compiled for one device. Elsewhere they are the plan's own estimate.
+    For TPUs and GPUs whose compiler is installed here, the bytes are the compiler's: every program
+    of the largest question is compiled for one device. Else they are the plan's own estimate.
 
     `seconds = Σ max(FLOPs / rate, bytes / bandwidth) / (share · devices)`, where the share of this
     roofline that sweeps reach is 0.6 (0.75 on a processor, whose rate is measured).
@@ -118,7 +118,7 @@ def forecast_sweep(
         bytes=peak.bytes,
         memory=machine.memory,
         peak=peak.program,
-        compiler="libtpu" if job.compiler is not None else None,
+        compiler=job.compiler.name if job.compiler is not None else None,
         seconds=sum(job.seconds(plans[shape], n, each) for shape, n in shapes.counts.items()),
     )
 
@@ -142,10 +142,9 @@ class _Job:
     machine: TargetMachine
 
     @functools.cached_property
-    def compiler(self) -> TpuCompiler | None:
+    def compiler(self) -> DeviceCompiler | None:
         """The compiler of the machine's devices, if it is here."""
-        topology = self.machine.topology
-        return None if topology is None or not has_compiler() else TpuCompiler(topology)
+        return DeviceCompiler(self.machine) if has_compiler(self.machine) else None
 
     def plan(self, shape: Shape) -> SweepPlan:
         """The plan of one question, as the machine will run it."""

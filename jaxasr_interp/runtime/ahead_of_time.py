@@ -1,12 +1,14 @@
-"""Compiling programs for a TPU core on a machine that has none, to learn what memory they take.
+"""Compiling programs for a device that is not here, to learn what memory they take.
 
-The compiler is libtpu's own (the extra `tpu`), so its figures are those of the device: with the
-padding of every layout, and all temporaries.
+The compiler is the device's own (libtpu, the extra `tpu`; for GPUs JAX's CUDA plugin, the extra
+`gpu`), so its figures are those of the device: with the padding of every layout, and all
+temporaries.
 """
 
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -18,14 +20,43 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxasr_interp.runtime.devices import make_mesh
+from jaxasr_interp.runtime.targets import TargetMachine
 
-# libtpu looks for the TPU of this machine and for its other users, unless it is told these.
-_NO_TPU_HERE = {
+# The compilers look for the devices of this machine and for their users, unless told these.
+_NO_DEVICE_HERE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
 }
+_HOPPER = """
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  cuda_compute_capability {{ major: 9 feature_extension: ACCELERATED_FEATURES }}
+  memory_bandwidth: {bandwidth:.0f}
+  device_memory_size: {memory}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+runtime_version {{ major: 13 }}
+device_description_str: "{name}"
+"""
+"""What XLA is told of a Hopper GPU (NVIDIA's H100 white paper)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,28 +74,42 @@ class ProgramMemory:
     code: int
 
 
-def has_compiler() -> bool:
-    """Tell whether the TPU's compiler is installed here."""
-    return importlib.util.find_spec("libtpu") is not None
+def has_compiler(machine: TargetMachine) -> bool:
+    """Tell whether the compiler for a machine that is not this one is installed here."""
+    if machine.topology is not None:
+        return importlib.util.find_spec("libtpu") is not None
+    named = machine.platform == "gpu" and machine.bandwidth is not None
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return named and any("cuda" in plugin.name for plugin in plugins)
 
 
-class TpuCompiler:
-    """The compiler of one TPU core.
+class DeviceCompiler:
+    """The compiler of one device of a machine that need not be here.
 
     Args:
-        topology: the core's name in the compiler, such as `v5e:1x1`.
+        machine: a machine with TPUs or Hopper GPUs, from `TargetMachine.parse`.
     """
 
-    def __init__(self, topology: str):
+    def __init__(self, machine: TargetMachine):
         from jax.experimental import topologies
 
-        for name, value in _NO_TPU_HERE.items():
-            os.environ.setdefault(name, value)
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        for variable, value in _NO_DEVICE_HERE.items():
+            os.environ.setdefault(variable, value)
+        if machine.topology is not None:
+            self.name = "libtpu"
+            found = topologies.get_topology_desc(machine.topology, "tpu")
+        else:
+            self.name = "XLA"
+            told = _HOPPER.format(
+                name=machine.name, memory=machine.memory, bandwidth=machine.bandwidth
+            )
+            found = topologies.get_topology_desc(
+                machine.name, "cuda", target_config=told, topology="1x1x1"
+            )
         self.mesh: Mesh = make_mesh(found.devices[:1])
 
     def size(self, tree: Any) -> int:
-        """Return the bytes that arrays take on the core, with the padding of their layouts."""
+        """Return the bytes that arrays take on the device, with the padding of their layouts."""
         return sum(self._size(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree))
 
     def compile(self, program: Any, arguments: Any, static: dict[str, Any]) -> ProgramMemory | None:
@@ -76,9 +121,9 @@ class TpuCompiler:
             static: its static arguments.
 
         Returns:
-            What it takes; `None` if it does not fit the core's memory at all.
+            What it takes; `None` if it does not fit the memory at all.
         """
-        lowered = program.lower(*self._placed(arguments), **static)
+        lowered = program.lower(*self.placed(arguments), **static)
         try:
             with not_cached():
                 compiled = lowered.compile()
@@ -95,18 +140,23 @@ class TpuCompiler:
 
     @functools.cache  # noqa: B019
     def _size(self, shape: tuple[int, ...], dtype: Any) -> int:
-        array = self._placed(jax.ShapeDtypeStruct(shape, dtype))
+        array = self.placed(jax.ShapeDtypeStruct(shape, dtype))
         with not_cached():
             compiled = jax.jit(lambda x: x).lower(array).compile()
         found = compiled.memory_analysis()
         assert found is not None
         return found.argument_size_in_bytes
 
-    def _placed[Tree](self, tree: Tree) -> Tree:
+    def placed[Tree](self, tree: Tree) -> Tree:
+        """Return the shapes of arrays, on the device; anything else stays as it is."""
         sharding = NamedSharding(self.mesh, P())
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-        )
+
+        def place(leaf: Any) -> Any:
+            if not hasattr(leaf, "shape"):
+                return leaf
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(place, tree)
 
 
 @contextlib.contextmanager

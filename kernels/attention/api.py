@@ -1,5 +1,8 @@
 """The public function of shared-key attention."""
 
+import functools
+import importlib.metadata
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -33,12 +36,17 @@ def attend(
     Raises:
         InputError: the implementation does not exist, or does not take this dtype or device.
     """
-    problem = _unsuitable(q.dtype, jax.default_backend())
     if implementation is None:
-        implementation = "xla" if problem else "cudnn"
+        if jnp.dtype(q.dtype) not in _OF_CUDNN or not _has_cudnn():
+            return reference.attend(q, k, v, mask)
+        # Decided where the program is compiled for, which need not be where it is traced.
+        return jax.lax.platform_dependent(
+            q, k, v, mask, cuda=cudnn.attend, default=reference.attend
+        )
     if implementation not in _IMPLEMENTATIONS:
         names = ", ".join(_IMPLEMENTATIONS)
         raise InputError(f"No attention kernel {implementation!r}: choose one of {names}.")
+    problem = _unsuitable(q.dtype, jax.default_backend())
     if implementation == "cudnn" and problem:
         raise InputError(f"cuDNN's attention {problem}: choose the implementation 'xla'.")
     return _IMPLEMENTATIONS[implementation].attend(q, k, v, mask)
@@ -54,3 +62,10 @@ def _unsuitable(dtype: jnp.dtype | str, platform: str) -> str | None:
     if jnp.dtype(dtype) not in _OF_CUDNN:
         return f"takes bfloat16 or float16, not {dtype}"
     return None if platform == "gpu" else f"runs on NVIDIA GPUs, not on {platform.upper()}"
+
+
+@functools.cache
+def _has_cudnn() -> bool:
+    """Tell whether JAX can write programs for cuDNN here, on a GPU or not."""
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return any("cuda" in plugin.name for plugin in plugins)

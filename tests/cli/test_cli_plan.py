@@ -14,7 +14,7 @@ from jaxasr_interp.patching import forecast
 @pytest.fixture
 def without_compiler(monkeypatch):
     for module in (sweep_plan, forecast):
-        monkeypatch.setattr(module, "has_compiler", lambda: False)
+        monkeypatch.setattr(module, "has_compiler", lambda machine: False)
 
 
 @pytest.fixture

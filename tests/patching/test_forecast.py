@@ -14,7 +14,7 @@ from jaxasr_interp.patching.footprint import sweep_programs
 from jaxasr_interp.patching.forecast import forecast_sweep
 from jaxasr_interp.patching.question_shapes import QuestionShapes
 from jaxasr_interp.patching.swept_sites import SweptSites
-from jaxasr_interp.runtime.ahead_of_time import ProgramMemory, TpuCompiler
+from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, ProgramMemory
 from jaxasr_interp.runtime.devices import Lanes, make_mesh
 from jaxasr_interp.runtime.targets import TargetMachine
 
@@ -23,11 +23,12 @@ pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 V5E = TargetMachine.parse("v5e-8")
 
 
-class Told(TpuCompiler):
+class Told(DeviceCompiler):
     """A compiler that says that every program takes some bytes for each question."""
 
     def __init__(self, each):
-        self.mesh, self.each, self.asked = make_mesh(jax.devices()[:1]), each, []
+        self.name, self.mesh = "libtpu", make_mesh(jax.devices()[:1])
+        self.each, self.asked = each, []
 
     def size(self, tree):
         return 0
@@ -44,8 +45,8 @@ def told(monkeypatch):
 
     def tell(each):
         compiler = Told(each)
-        monkeypatch.setattr(forecast, "has_compiler", lambda: True)
-        monkeypatch.setattr(forecast, "TpuCompiler", lambda topology: compiler)
+        monkeypatch.setattr(forecast, "has_compiler", lambda machine: True)
+        monkeypatch.setattr(forecast, "DeviceCompiler", lambda machine: compiler)
         return compiler
 
     return tell
@@ -144,7 +145,7 @@ def test_a_batch_beyond_the_budget_is_refused(grids, told):
 
 @pytest.mark.parametrize("machine", ["v5e-8", "h100-1", "cpu"])
 def test_without_a_compiler_the_bytes_are_the_plans_own(grids, monkeypatch, machine):
-    monkeypatch.setattr(forecast, "has_compiler", lambda: False)
+    monkeypatch.setattr(forecast, "has_compiler", lambda machine: False)
     found = forecast_sweep(grids, shapes(), TargetMachine.parse(machine))
     assert found.compiler is None
     assert found.bytes > 0 < found.seconds
@@ -152,7 +153,7 @@ def test_without_a_compiler_the_bytes_are_the_plans_own(grids, monkeypatch, mach
 
 
 def test_time_grows_with_the_batches_and_shrinks_with_the_devices(grids, monkeypatch):
-    monkeypatch.setattr(forecast, "has_compiler", lambda: False)
+    monkeypatch.setattr(forecast, "has_compiler", lambda machine: False)
     one, eight = (TargetMachine.parse(f"v5e-{n}") for n in (1, 8))
     few, many = (forecast_sweep(grids, shapes(6, n), one).seconds for n in (32, 320))
     assert many == pytest.approx(10 * few)

@@ -82,8 +82,9 @@ def stream_at(acts: Activations, entry: Int[Array, ""]) -> Float[Array, "pos d_m
     """The residual stream that enters a layer; past the last one, what leaves it."""
     assert acts.resid_pre is not None
     assert acts.resid_post is not None
-    stream = jnp.concatenate([acts.resid_pre, acts.resid_post[-1:]])
-    return jax.lax.dynamic_index_in_dim(stream, entry, keepdims=False)
+    # Joining the two would copy all layers.
+    last = acts.resid_post[-1]
+    return jnp.where(entry < len(acts.resid_pre), at_layer(acts.resid_pre, entry), last)
 
 
 def where_rows(
