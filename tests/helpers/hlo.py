@@ -1,0 +1,115 @@
+"""What a compiled program does, read from the text that XLA gives of it."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+    "reduce-scatter",
+)
+LEAST_OF_STACK = 4 << 20
+"""Elements of the smallest stack that counts: less than the weights of any map of `small`."""
+
+_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(")
+_ARRAY = re.compile(r"\b([a-z]+\d+)\[([\d,]*)\](\{[^}]*\})?")
+_FAST_MEMORY = re.compile(r"S\([1-9]\)")
+_SOURCE = re.compile(r'op_name="([^"]*)"')
+_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "f64": 8}
+# They name, pass on or pick what exists.
+_MAKES_NOTHING = {
+    "parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "conditional",
+    "call", "copy-done", "slice-done", "async-done", "opt-barrier", "optimization-barrier",
+    "custom-call",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffer:
+    """A floating-point array that an instruction writes to memory.
+
+    Attributes:
+        op: the instruction's kind.
+        dtype: its dtype in XLA's words.
+        shape: its shape.
+        source: where it comes from in the program.
+    """
+
+    op: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: str
+
+    @property
+    def size(self) -> int:
+        """Number of its elements."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its elements."""
+        return self.size * _BYTES[self.dtype]
+
+
+def buffers(text: str) -> Iterator[Buffer]:
+    """Yield the arrays that a program writes to the device's main memory.
+
+    What exists within fusions alone is not written; weights on their way to the product that takes
+    them are in fast memory.
+    """
+    fused = set(re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", text))
+    computation = ""
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            computation = head[1]
+        elif computation not in fused and (found := _INSTRUCTION.match(line)):
+            _, results, op = found.groups()
+            if op in _MAKES_NOTHING:
+                continue
+            source = _SOURCE.search(line)
+            arrays = _ARRAY.findall(results)
+            # Behind what an asynchronous copy makes is what it copies.
+            for dtype, dimensions, layout in arrays[:1] if op.endswith("-start") else arrays:
+                if dtype in _BYTES and not _FAST_MEMORY.search(layout):
+                    shape = tuple(map(int, filter(None, dimensions.split(","))))
+                    yield Buffer(op, dtype, shape, source[1] if source else "")
+
+
+def collectives(text: str) -> list[str]:
+    """List the exchanges between devices."""
+    return [name for name in COLLECTIVES if re.search(rf" {name}(-start)?\(", text)]
+
+
+def problems(lowered: Any, compiled: Any, n_layers: int) -> list[str]:
+    """Say what no program of the library should do, and where it does.
+
+    Args:
+        lowered: the program, lowered for a device.
+        compiled: the same, compiled.
+        n_layers: number of the model's layers: arguments with such an axis at the front or behind
+            that of the runs are stacks, which a program takes a layer at a time.
+    """
+    text = compiled.as_text()
+    found = [f"exchanges values between devices: {name}" for name in collectives(text)]
+    if wide := re.search(r".*(?:x|<)f64>.*", lowered.as_text()):
+        found.append(f"float64: {wide[0].strip()[:200]}")
+    stacks = _sizes(lowered.in_avals, n_layers) - _sizes(lowered.out_info, n_layers)
+    for one in buffers(text):
+        if one.size in stacks:
+            of = "x".join(map(str, one.shape))
+            found.append(f"{one.op} of a whole stack, {one.dtype}[{of}], in {one.source}")
+    return found
+
+
+def _sizes(tree: Any, n_layers: int) -> set[int]:
+    shapes = [leaf.shape for leaf in jax.tree.leaves(tree)]
+    return {math.prod(s) for s in shapes if n_layers in s[:2] and math.prod(s) >= LEAST_OF_STACK}
