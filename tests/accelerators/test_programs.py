@@ -76,8 +76,11 @@ def test_all_programs_are_used(calls):
 def test_a_program_does_nothing_that_it_should_not(compiler, calls, name, others):
     """A call of each program, and (slow) its other calls, with other shapes and sites."""
     first, *rest = (call for call in calls if call.name == name)
+    chosen = rest if others else [first]
+    if not chosen:
+        pytest.skip("no other call")
     found = {}
-    for call in rest if others else [first]:
+    for call in chosen:
         lowered, program = compile_for(compiler, call)
         said = dict.fromkeys(problems(lowered, program, SMALL.decoder_layers))
         found[str(call.keywords)] = [*said]

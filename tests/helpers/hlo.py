@@ -24,7 +24,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)
 _ARRAY = re.compile(r"\b([a-z]+\d+)\[([\d,]*)\](\{[^}]*\})?")
 _FAST_MEMORY = re.compile(r"S\([1-9]\)")
 _SOURCE = re.compile(r'op_name="([^"]*)"')
-_BYTES = {"bf16": 2, "f16": 2, "f32": 4, "f64": 8}
+_FLOATS = {"bf16", "f16", "f32", "f64"}
 # They name, pass on or pick what exists.
 _MAKES_NOTHING = {
     "parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "conditional",
@@ -54,11 +54,6 @@ class Buffer:
         """Number of its elements."""
         return math.prod(self.shape)
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of its elements."""
-        return self.size * _BYTES[self.dtype]
-
 
 def buffers(text: str) -> Iterator[Buffer]:
     """Yield the arrays that a program writes to the device's main memory.
@@ -79,7 +74,7 @@ def buffers(text: str) -> Iterator[Buffer]:
             arrays = _ARRAY.findall(results)
             # Behind what an asynchronous copy makes is what it copies.
             for dtype, dimensions, layout in arrays[:1] if op.endswith("-start") else arrays:
-                if dtype in _BYTES and not _FAST_MEMORY.search(layout):
+                if dtype in _FLOATS and not _FAST_MEMORY.search(layout):
                     shape = tuple(map(int, filter(None, dimensions.split(","))))
                     yield Buffer(op, dtype, shape, source[1] if source else "")
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxasr_interp as ji
+from helpers.hlo import collectives
 from jaxasr_interp.checkpoint.convert import abstract_model
 from jaxasr_interp.patching.engine.decoder import propagate_rows
 from jaxasr_interp.patching.engine.inject import inject
@@ -23,15 +24,6 @@ from jaxasr_interp.patching.metrics import LogProb, MetricPositions
 from jaxasr_interp.patching.runs import CARRIED, BaseRun, decode_each, encode_each, kept_sites
 from jaxasr_interp.runtime.devices import DATA, Lanes, make_mesh
 from jaxasr_interp.runtime.placement import shardings
-
-COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-    "reduce-scatter",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +122,7 @@ def _figures(compiled: Any) -> Figures:
         memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes,
         memory.temp_size_in_bytes,
         compiled.cost_analysis()["flops"],
-        tuple(name for name in COLLECTIVES if re.search(rf" {name}(-start)?\(", text)),
+        tuple(collectives(text)),
         tuple(_groups(text)),
     )
 
