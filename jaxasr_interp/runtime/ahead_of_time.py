@@ -8,7 +8,6 @@ temporaries.
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import importlib.util
 import math
 import os
@@ -19,6 +18,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxasr_interp.kernels.attention import has_cudnn  # pyright: ignore[reportMissingImports]
 from jaxasr_interp.runtime.devices import make_mesh
 from jaxasr_interp.runtime.targets import TargetMachine
 
@@ -78,9 +78,7 @@ def has_compiler(machine: TargetMachine) -> bool:
     """Tell whether the compiler for a machine that is not this one is installed here."""
     if machine.topology is not None:
         return importlib.util.find_spec("libtpu") is not None
-    named = machine.platform == "gpu" and machine.bandwidth is not None
-    plugins = importlib.metadata.entry_points(group="jax_plugins")
-    return named and any("cuda" in plugin.name for plugin in plugins)
+    return machine.platform == "gpu" and machine.bandwidth is not None and has_cudnn()
 
 
 class DeviceCompiler:

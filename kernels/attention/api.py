@@ -37,7 +37,7 @@ def attend(
         InputError: the implementation does not exist, or does not take this dtype or device.
     """
     if implementation is None:
-        if jnp.dtype(q.dtype) not in _OF_CUDNN or not _has_cudnn():
+        if jnp.dtype(q.dtype) not in _OF_CUDNN or not has_cudnn():
             return reference.attend(q, k, v, mask)
         # Decided where the program is compiled for, which need not be where it is traced.
         return jax.lax.platform_dependent(
@@ -65,7 +65,7 @@ def _unsuitable(dtype: jnp.dtype | str, platform: str) -> str | None:
 
 
 @functools.cache
-def _has_cudnn() -> bool:
+def has_cudnn() -> bool:
     """Tell whether JAX can write programs for cuDNN here, on a GPU or not."""
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     return any("cuda" in plugin.name for plugin in plugins)
