@@ -75,16 +75,17 @@ def main() -> None:
     parser.add_argument("--size", action="append", choices=shapes.SIZES)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", action="append", choices=STAGES, help="these stages alone")
     parser.add_argument("--seconds", type=float, default=360, help="when no more is begun")
     parser.add_argument("--json", type=Path, help="also write the results here")
     given = parser.parse_args()
     run = Run(given.size or ["small", "large-v3"], given.dtype, given.peers, given.rounds)
     started, rows, left_out = time.perf_counter(), [], []
-    for name, stage in STAGES.items():
+    for name in given.only or STAGES:
         if time.perf_counter() - started > given.seconds:
             left_out.append(name)
             continue
-        for row in stage(run):
+        for row in STAGES[name](run):
             rows.append({"what": name, **row, "at_seconds": time.perf_counter() - started})
             print(line(rows[-1]), flush=True)
             if given.json is not None:
@@ -95,9 +96,16 @@ def main() -> None:
 
 
 def kernels(run: Run) -> Iterator[Row]:
-    """Attention to shared keys against float64, by each implementation that takes the dtype."""
+    """Attention to shared keys against float64: of a sweep's rows, and of the encoder's frames."""
+    for queries in (528, 1500):
+        yield from attention(run, queries)
+
+
+def attention(run: Run, queries: int) -> Iterator[Row]:
+    """The error of each implementation that takes the dtype."""
     rng = np.random.default_rng(0)
-    q, k, v = (rng.normal(size=size) for size in ((528, 20, 64), (20, 1500, 64), (20, 1500, 64)))
+    sizes = (queries, 20, 64), (20, 1500, 64), (20, 1500, 64)
+    q, k, v = (rng.normal(size=size) for size in sizes)
     scores = np.einsum("qhd,hkd->hqk", q, k) / np.sqrt(q.shape[-1])
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     right = np.einsum("hqk,hkd->qhd", weights / weights.sum(-1, keepdims=True), v)
@@ -110,7 +118,8 @@ def kernels(run: Run) -> Iterator[Row]:
             yield {"shape": implementation, "note": str(refusal)}
             continue
         error = float(np.abs(np.asarray(found, np.float64) - right).max() / np.abs(right).max())
-        yield {"shape": f"attention, {implementation}", "error": error, "bar": EXACT[run.dtype]}
+        shape = f"attention of {queries} queries, {implementation}"
+        yield {"shape": shape, "error": error, "bar": EXACT[run.dtype]}
 
 
 def exactness(run: Run) -> Iterator[Row]:

@@ -27,7 +27,8 @@ import shapes
 from harness import Peer, alternate, seconds
 
 import jaxasr_interp as ji
-from jaxasr_interp.patching.inputs import Prepared, SweepInputs, prepare
+from jaxasr_interp.patching.inputs import SweepInputs
+from jaxasr_interp.patching.prepared import Prepared, prepare
 from jaxasr_interp.patching.sweep import run_prepared
 
 RESIDUAL = "resid_pre"

@@ -4,6 +4,8 @@ A part is row-wise unless its docstring says otherwise: it takes and returns `[r
 computes each row independently of the others.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -73,8 +75,12 @@ class Conv1d(nnx.Module):
 
 
 def gelu(x: Array) -> Array:
-    """Compute `x · Φ(x)` with the exact error function."""
-    return jax.nn.gelu(x, approximate=False)
+    """Compute `x · Φ(x) = x (1 + erf(x / √2)) / 2`, in float32 or wider.
+
+    `jax.nn.gelu` computes it by `erfc`, whose tail is exact and which takes 2.5 times as long.
+    """
+    wide = x.astype(accumulation_dtype(x.dtype))
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 @pytree_dataclass
@@ -153,7 +159,7 @@ class Attention(nnx.Module):
     ) -> Float[Array, "query head d_head"]:
         """Compute `softmax(q kᵀ / sqrt(d_head)) v` for each head, before `z` is edited."""
         if not tap.wants_patterns:
-            return attend(q, kv.k, kv.v, mask, implementation="xla")
+            return attend(q, kv.k, kv.v, mask)
         wide = accumulation_dtype(q.dtype)
         # Heads come first on both sides of each dot: on CPU other layouts are twice as slow.
         q = jnp.swapaxes(q * q.shape[-1] ** -0.5, 0, 1)

@@ -21,9 +21,10 @@ from jaxasr_interp.model.sites import SITES, Stack, position_axis
 from jaxasr_interp.model.whisper import Encoder, Whisper
 from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.patching.engine.readout import MetricReadout
-from jaxasr_interp.patching.inputs import Prepared, SweepInputs, prepare
+from jaxasr_interp.patching.inputs import SweepInputs
 from jaxasr_interp.patching.metrics import Metric, Rank
 from jaxasr_interp.patching.plan import SweepPlan
+from jaxasr_interp.patching.prepared import Prepared, prepare
 from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.patching.runs import BaseRun
 from jaxasr_interp.pytree import pytree_dataclass
@@ -117,7 +118,7 @@ def attribution_patching(
         slopes = _integrate(ready, steps, together, on_progress)
     effects = _effects(plan, slopes).astype(ready.readout.clean_logits.dtype)
     base = ready.corrupted if options.direction == "clean_to_corrupted" else ready.clean
-    (result,) = ready.results(base[:, None, :] + effects.T[None])
+    (result,) = ready.results(np.asarray(base)[:, None, :] + effects.T[None])
     method = "attribution" if steps == 1 else f"integrated gradients, {steps} steps"
     return dataclasses.replace(result, method=method)
 
@@ -199,7 +200,7 @@ def _slopes(
         together: number of steps that run at once.
     """
     shapes = {site: _cell_shape(model, base, stack, site) for site in strengths}
-    at_read = readout.positions.pos
+    at_read = jnp.asarray(readout.positions.pos)
 
     def metrics_of(nudges: dict[str, Array]) -> Array:
         nudged = _Nudged(edit, nudges)

@@ -66,7 +66,7 @@ class PatchGrid:
     memory: int
     reads: int = 1
     dtype: str = "float32"
-    platform: str = dataclasses.field(default_factory=jax.default_backend)
+    platform: str = dataclasses.field(default_factory=lambda: jax.default_backend())
     only: tuple[int, ...] | None = None
 
     @property

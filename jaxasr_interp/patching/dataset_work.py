@@ -11,20 +11,17 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.run import EncoderRun
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.contrast import most_probable_other
-from jaxasr_interp.patching.inputs import SweepInputs, prepare
+from jaxasr_interp.patching.inputs import SweepInputs
 from jaxasr_interp.patching.metric_names import make_metric
 from jaxasr_interp.patching.metrics import Metric
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.planning import PlanOptions, plan_sweep
+from jaxasr_interp.patching.prepared import prepare
 from jaxasr_interp.patching.questions import Question
-from jaxasr_interp.patching.runs import (
-    Sites,
-    encode_utterances,
-    kept_sites,
-    run_utterances,
-)
+from jaxasr_interp.patching.runs import kept_sites
 from jaxasr_interp.patching.sweep import run_prepared
 from jaxasr_interp.patching.swept_sites import SweptSites
+from jaxasr_interp.patching.unpatched import RunSet, encode_utterances, run_utterances
 from jaxasr_interp.runtime.buckets import bucket
 from jaxasr_interp.runtime.runner import Unit, Work
 from jaxasr_interp.runtime.slot_store import Variable
@@ -270,8 +267,8 @@ class DatasetWork(Work[Loaded]):
         """Make each question's metrics; a logit difference looks at the reference runs first."""
         others = [question.target for question in questions]
         if "logit_diff" in self.grids.metrics:
-            last = jnp.asarray([[len(question.tokens) - 1] for question in questions], jnp.int32)
-            run = run_utterances(self.model, references, Sites(), last, encoded)
+            last = np.array([[len(question.tokens) - 1] for question in questions])
+            run = run_utterances(self.model, RunSet(references, encoded, frozenset(), last))
             others = [
                 most_probable_other(logits, target)
                 for (logits,), target in zip(np.asarray(run.logits), others, strict=True)

@@ -14,11 +14,13 @@ from jaxtyping import Array, Float, Int
 from jaxasr_interp.interventions.kinds import Interchange
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.engine.readout import MetricReadout
-from jaxasr_interp.patching.inputs import Prepared, SweepInputs
+from jaxasr_interp.patching.inputs import SweepInputs
 from jaxasr_interp.patching.methods import group_chunks, run_chunks
 from jaxasr_interp.patching.metrics import Metric, MetricPositions
 from jaxasr_interp.patching.plan import SweepPlan
-from jaxasr_interp.patching.runs import BaseRun, decode_each, encode_each, kept_sites
+from jaxasr_interp.patching.prepared import Prepared
+from jaxasr_interp.patching.runs import BaseRun, kept_sites
+from jaxasr_interp.patching.unpatched import decode_both, decode_each, encode_each
 from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, ProgramMemory
 from jaxasr_interp.runtime.devices import Lanes
 
@@ -145,11 +147,16 @@ def _sweep(
     # The other clip's run stays beside this one's.
     encoded = encoding.run(encode_each, *given, own=(), sites=kept.encoder, mesh=mesh)
     decoding = _Recorder(None, programs, (model, clips, encoded, encoded, tokens))
-    given = (model.decoder, tokens, encoded.states, positions.pos)
-    options = {"sites": kept.decoder, "mesh": None}
-    ran = jax.eval_shape(functools.partial(decode_each, **options), *given)
-    decoding = dataclasses.replace(decoding, resident=(decoding.resident, ran))
-    cross, acts, logits = decoding.run(decode_each, *given, own=(), **options)
+    given = (tokens, encoded.states, jnp.asarray(positions.pos))
+    if plan.platform == "gpu":
+        both = (model.decoder, given, given)
+        (cross, acts, logits), _ = decoding.run(decode_both, *both, own=(), sites=kept.decoder)
+    else:
+        options = {"sites": kept.decoder, "mesh": None}
+        given = (model.decoder, *given)
+        ran = jax.eval_shape(functools.partial(decode_each, **options), *given)
+        decoding = dataclasses.replace(decoding, resident=(decoding.resident, ran))
+        cross, acts, logits = decoding.run(decode_each, *given, own=(), **options)
 
     base = BaseRun(mels, tokens, encoded.states, cross, encoded.acts, acts, logits)
     edits = Interchange(base.acts(plan.stack))
@@ -163,8 +170,8 @@ def _sweep(
         base=base,
         edits=edits,
         readout=readout,
-        clean=np.zeros((pairs, len(metrics))),
-        corrupted=np.zeros((pairs, len(metrics))),
+        clean=jnp.zeros((pairs, len(metrics))),
+        corrupted=jnp.zeros((pairs, len(metrics))),
         mesh=None,
         lanes=_Recorder(None, programs, resident),
     )

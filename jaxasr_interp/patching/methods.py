@@ -17,7 +17,7 @@ from jaxasr_interp.patching.engine.full_run import run_batched, run_patched
 from jaxasr_interp.patching.engine.inject import inject
 from jaxasr_interp.patching.engine.packing import pack
 from jaxasr_interp.patching.engine.readout import MetricReadout, unembed_and_read
-from jaxasr_interp.patching.inputs import Prepared
+from jaxasr_interp.patching.prepared import Prepared
 from jaxasr_interp.patching.runs import CARRIED, BaseRun
 
 METHODS = ("minimal", "vmap", "reference")
@@ -53,8 +53,8 @@ def group_chunks(sweep: Prepared, method: str) -> Iterator[tuple[list[Chunk], in
 
 def run_chunks(
     sweep: Prepared, method: str, chunks: Sequence[Chunk], together: int
-) -> list[Float[np.ndarray, "batch patch metric"]]:
-    """Run chunks of one shape.
+) -> list[Float[Array, "*lane batch patch metric"]]:
+    """Begin to run chunks of one shape; the device may go on when the call returns.
 
     Args:
         sweep: the sweep.
@@ -63,17 +63,24 @@ def run_chunks(
         together: see `group_chunks`.
 
     Returns:
-        Every metric of every patch for each chunk, and further values after them.
+        Every metric of every patch, for each step of all lanes, and further values after them.
     """
     if method == "reference":
         return [_one_by_one(sweep, chunk) for chunk in chunks]
     lanes = sweep.lanes
     steps = [chunks[i : i + len(lanes)] for i in range(0, len(chunks), len(lanes))]
     if method == "minimal":
-        values = _minimal(sweep, steps, together)
-    else:
-        values = [_batched(sweep, step) for step in steps]
-    return [part for value in values for part in lanes.take(value)]
+        return _minimal(sweep, steps, together)
+    return [_batched(sweep, step) for step in steps]
+
+
+def fetch_chunks(
+    sweep: Prepared, method: str, values: Sequence[Array]
+) -> list[Float[np.ndarray, "batch patch metric"]]:
+    """Wait for what `run_chunks` began, and return the values of each chunk."""
+    if method == "reference":
+        return [np.asarray(value) for value in values]
+    return [part for value in values for part in sweep.lanes.take(value)]
 
 
 def _minimal(sweep: Prepared, steps: Sequence[Sequence[Chunk]], together: int) -> list[Array]:
@@ -105,11 +112,11 @@ def _batched(sweep: Prepared, step: Sequence[Chunk]) -> Array:
     )
 
 
-def _one_by_one(sweep: Prepared, chunk: Chunk) -> Float[np.ndarray, "batch patch metric"]:
+def _one_by_one(sweep: Prepared, chunk: Chunk) -> Float[Array, "batch patch metric"]:
     """Run every patch from the beginning, one after the other."""
     pairs = [sweep.pair(i) for i in range(sweep.utterances)]
     runs = [_run_each(sweep, chunk, base, edit, readout) for base, edit, readout in pairs]
-    return np.asarray(jnp.stack(runs))
+    return jnp.stack(runs)
 
 
 def _run_each(

@@ -135,7 +135,7 @@ class MetricPositions:
         wanted: for each metric, indices into `pos`.
     """
 
-    pos: Int[Array, "*batch read"]
+    pos: Int[Array, "*batch read"] | Int[np.ndarray, "*batch read"]
     wanted: tuple[tuple[int, ...], ...] = static()
 
     @property
@@ -153,7 +153,7 @@ class MetricPositions:
         rows = [range(n_tokens) if one.rows is None else one.rows for one in metrics]
         named = sorted({row for some in rows for row in some})
         wanted = tuple(tuple(named.index(row) for row in some) for some in rows)
-        return cls(jnp.asarray([row % n_tokens for row in named], jnp.int32), wanted)
+        return cls(np.asarray([row % n_tokens for row in named], np.int32), wanted)
 
 
 def log_prob(token: int, pos: int = -1, name: str = "log_prob") -> LogProb:

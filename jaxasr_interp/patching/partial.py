@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.patching.inputs import Prepared
+from jaxasr_interp.patching.prepared import Prepared
 from jaxasr_interp.runtime.identity import check_identity, identify
 
 _SECONDS_BETWEEN_WRITES = 10

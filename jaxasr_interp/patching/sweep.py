@@ -1,20 +1,23 @@
 """Running a sweep: two unpatched runs, then the chunks of the plan one after the other."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from jaxasr_interp.model.edits import EditLike
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.patching.inputs import Prepared, SweepInputs, prepare
-from jaxasr_interp.patching.methods import check_method, group_chunks, run_chunks
+from jaxasr_interp.patching.chunks import Chunk
+from jaxasr_interp.patching.inputs import SweepInputs
+from jaxasr_interp.patching.methods import check_method, fetch_chunks, group_chunks, run_chunks
 from jaxasr_interp.patching.metrics import Metric
 from jaxasr_interp.patching.partial import Partial
 from jaxasr_interp.patching.plan import SweepPlan
+from jaxasr_interp.patching.prepared import Prepared, prepare
 from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.speech.utterance import Utterance
@@ -170,12 +173,14 @@ def run_prepared(
 def _run_missing(
     prepared: Prepared, method: str, partial: Partial, on_progress: Progress | None
 ) -> None:
-    """Run the cells that are not done yet."""
+    """Run the cells that are not done yet.
+
+    An accelerator has the next group of chunks before the host fetches the one that it computes.
+    """
     left_out = partial.done.size - prepared.plan.runs
-    for chunks, together in group_chunks(prepared, method):
-        if all(partial.done[chunk.where].all() for chunk in chunks):
-            continue
-        parts = run_chunks(prepared, method, chunks, together)
+    ahead = 0 if prepared.plan.platform == "cpu" else 1
+    for chunks, begun in _ahead(_begin_missing(prepared, method, partial), ahead):
+        parts = fetch_chunks(prepared, method, begun)
         for chunk, part in zip(chunks, parts, strict=False):
             partial.values[:, chunk.where] = chunk.held(part)
             partial.done[chunk.where] = True
@@ -183,3 +188,22 @@ def _run_missing(
         if on_progress is not None:
             done = (int(partial.done.sum()) - left_out) * prepared.utterances
             on_progress(done, prepared.plan.runs * prepared.utterances, "patches")
+
+
+def _begin_missing(
+    prepared: Prepared, method: str, partial: Partial
+) -> Iterator[tuple[list[Chunk], list[Array]]]:
+    """Yield the groups of chunks that are not done yet, and what has begun to run of each."""
+    for chunks, together in group_chunks(prepared, method):
+        if not all(partial.done[chunk.where].all() for chunk in chunks):
+            yield chunks, run_chunks(prepared, method, chunks, together)
+
+
+def _ahead[T](items: Iterable[T], n: int) -> Iterator[T]:
+    """Yield items, each when `n` further ones have been made."""
+    made: deque[T] = deque()
+    for item in items:
+        made.append(item)
+        if len(made) > n:
+            yield made.popleft()
+    yield from made

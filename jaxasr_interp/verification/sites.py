@@ -22,7 +22,8 @@ from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.engine.full_run import patched_logits
 from jaxasr_interp.patching.metrics import Metric
 from jaxasr_interp.patching.plan import SweepPlan
-from jaxasr_interp.patching.runs import BaseRun, Sites, run_utterances
+from jaxasr_interp.patching.runs import BaseRun
+from jaxasr_interp.patching.unpatched import RunSet, encode_utterances, run_utterances
 from jaxasr_interp.pytree import pytree_dataclass, static
 from jaxasr_interp.speech.utterance import Utterance
 from jaxasr_interp.verification.invariants import Case, Check, random_windows
@@ -136,8 +137,9 @@ def _run_each(
     """Compute the metric under some patches of a plan, with a whole run for each patch."""
     model, run, cells = case.model, case.corrupted, plan.cells()
     sites = tuple(site for site, acts in vars(edit.source.source).items() if acts is not None)
-    last = jnp.asarray([[len(run.tokens) - 1]], jnp.int32)
-    base = jax.tree.map(lambda leaf: leaf[0], run_utterances(model, [run], Sites(), last))
+    nothing, last = frozenset[str](), np.array([[len(run.tokens) - 1]])
+    alone = RunSet([run], encode_utterances(model, [run], nothing), nothing, last)
+    base = jax.tree.map(lambda leaf: leaf[0], run_utterances(model, alone))
     values = []
     for number in numbers:
         site, _ = plan.components[cells["component"][number]]

@@ -13,6 +13,8 @@ from . import cudnn, reference
 
 _IMPLEMENTATIONS = {"xla": reference, "cudnn": cudnn}
 _OF_CUDNN = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+_FEW_SCORES = 1 << 14
+"""Up to so many scores of a head, a fused kernel costs more than it saves."""
 
 
 def attend(
@@ -37,7 +39,8 @@ def attend(
         InputError: the implementation does not exist, or does not take this dtype or device.
     """
     if implementation is None:
-        if jnp.dtype(q.dtype) not in _OF_CUDNN or not has_cudnn():
+        few = len(q) * k.shape[1] <= _FEW_SCORES
+        if few or jnp.dtype(q.dtype) not in _OF_CUDNN or not has_cudnn():
             return reference.attend(q, k, v, mask)
         # Decided where the program is compiled for, which need not be where it is traced.
         return jax.lax.platform_dependent(

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not has_compiler(V5E), reason="no TPU compiler: 
 
 NOT_COMPILED = {
     # Programs of several devices: see `tests/patching/test_tpu.py`.
-    "patching.runs.encode_each",
+    "patching.unpatched.encode_each",
     "runtime.devices._run_lanes",
     # They copy what they are given, and compute nothing.
     "generation.rollout._grow",

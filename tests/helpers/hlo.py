@@ -71,12 +71,19 @@ def buffers(text: str) -> Iterator[Buffer]:
             if op in _MAKES_NOTHING:
                 continue
             source = _SOURCE.search(line)
-            arrays = _ARRAY.findall(results)
-            # Behind what an asynchronous copy makes is what it copies.
-            for dtype, dimensions, layout in arrays[:1] if op.endswith("-start") else arrays:
+            for dtype, dimensions, layout in _ARRAY.findall(_made(op, results)):
                 if dtype in _FLOATS and not _FAST_MEMORY.search(layout):
                     shape = tuple(map(int, filter(None, dimensions.split(","))))
                     yield Buffer(op, dtype, shape, source[1] if source else "")
+
+
+def _made(op: str, results: str) -> str:
+    """What an instruction makes: those that begin something name what they are given, too."""
+    if not op.endswith("-start"):
+        return results
+    # Of a copy what it makes comes first; of all else it is behind a tuple of what is given.
+    given = re.match(r"\(\(.*?\), ", results)
+    return results[given.end() :] if given else results.partition("}, ")[0]
 
 
 def collectives(text: str) -> list[str]:

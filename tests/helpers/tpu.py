@@ -21,7 +21,8 @@ from jaxasr_interp.patching.engine.inject import inject
 from jaxasr_interp.patching.engine.packing import pack
 from jaxasr_interp.patching.engine.readout import MetricReadout, unembed_and_read
 from jaxasr_interp.patching.metrics import LogProb, MetricPositions
-from jaxasr_interp.patching.runs import CARRIED, BaseRun, decode_each, encode_each, kept_sites
+from jaxasr_interp.patching.runs import CARRIED, BaseRun, kept_sites
+from jaxasr_interp.patching.unpatched import decode_each, encode_each
 from jaxasr_interp.runtime.devices import DATA, Lanes, make_mesh
 from jaxasr_interp.runtime.placement import shardings
 

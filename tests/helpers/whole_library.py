@@ -17,6 +17,10 @@ SMALL = ji.WhisperConfig(
     n_mels=80, d_vocab=51865, d_model=768, encoder_layers=12, decoder_layers=12, encoder_heads=12,
     decoder_heads=12, encoder_d_mlp=3072, decoder_d_mlp=3072,
 )  # fmt: skip
+LARGE = ji.WhisperConfig(
+    n_mels=128, d_vocab=51866, d_model=1280, encoder_layers=32, decoder_layers=32,
+    encoder_heads=20, decoder_heads=20, encoder_d_mlp=5120, decoder_d_mlp=5120,
+)  # fmt: skip
 TOKENS = 32
 CLIPS = 4
 

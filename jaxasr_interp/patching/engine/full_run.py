@@ -7,6 +7,7 @@ Everything faster is held against this.
 import functools
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.interventions.where import At
@@ -52,7 +53,8 @@ def run_patched(
 ) -> Float[Array, " metric"]:
     """One patch in one run."""
     at = At(edit, cell.layer, cell.start, cell.stop, cell.head, cell.alpha, site)
-    return readout(patched_logits(model, base, at, stack, readout.positions.pos))
+    reads = jnp.asarray(readout.positions.pos)
+    return readout(patched_logits(model, base, at, stack, reads))
 
 
 def patched_logits(
