@@ -19,7 +19,10 @@ from jaxasr_interp.patching.engine.inject import entry_layer
 from jaxasr_interp.patching.runs import kept_sites
 from jaxasr_interp.patching.schedule import Schedule, make_schedule
 
-_ROWS_IN_CACHE = 1056
+_MOST_ROWS = 1056
+_ROWS_OF_PRODUCT = 1056
+"""Rows of a product on a TPU, four times as many as hide the reading of its weights: more gain
+nothing, and of each layer's last group of entry layers more are computed in vain."""
 _ROW_MULTIPLE = 16
 
 
@@ -133,7 +136,9 @@ def row_bytes(grid: PatchGrid) -> int:
     """Estimate the bytes that one row takes in a decoder layer."""
     c, size, wide = grid.config, _itemsize(grid.dtype), max(4, _itemsize(grid.dtype))
     dots = (
-        2 * wide * c.decoder_heads * c.max_frames if holds_scores(grid.dtype, grid.platform) else 0
+        2 * wide * c.decoder_heads * c.max_frames
+        if holds_scores(grid.dtype, grid.platform, c.decoder_heads, c.d_model // c.decoder_heads)
+        else 0
     )
     return dots + size * (2 * c.decoder_d_mlp + 12 * c.d_model)
 
@@ -167,9 +172,12 @@ def _cut(
     rows, n_layers = _rows(grid, cells, method), len(groups[0])
     width = int(max((cells["stop"] - cells["start"])[group].max() for group in groups))
     one_layer = _costs(grid, site, method, width, utterances)
+    in_layer = max(int(rows[group[0]].sum()) for group in groups) * utterances
     budget = grid.memory - base_bytes(grid, utterances)
     most_rows = int(rows.max())
-    together, costs = _together(grid, one_layer, n_layers, most_rows, budget, width, utterances)
+    together, costs = _together(
+        grid, one_layer, n_layers, most_rows, in_layer, budget, width, utterances
+    )
     if costs(1, most_rows) > budget:
         least = base_bytes(grid, utterances) + costs(1, most_rows)
         raise InputError(
@@ -182,9 +190,14 @@ def _cut(
     most = budget
     if grid.platform == "cpu":
         # More rows do not fit the processor's caches and run no faster.
-        in_cache = max(costs(1, _ROWS_IN_CACHE // utterances), costs(1, most_rows))
+        in_cache = max(costs(1, _MOST_ROWS // utterances), costs(1, most_rows))
         most = min(budget, in_cache)
     cuts = [cut for group in groups for cut in _fill(group, rows, costs, most)]
+    if grid.platform == "tpu" and method == "minimal" and grid.stack == "decoder":
+        # All rows of a layer see each other's keys, the cost of which grows with their square.
+        by_rows = max(_MOST_ROWS // utterances, most_rows)
+        short = [cut for group in groups for cut in _fill(group, rows, _Costs(0, 1), by_rows)]
+        cuts = max(cuts, short, key=len)
     patches = max(cut.shape[1] for cut in cuts)
     room = -(-max(int(rows[cut[0]].sum()) for cut in cuts) // _ROW_MULTIPLE) * _ROW_MULTIPLE
     chunks = []
@@ -204,6 +217,7 @@ def _together(
     one_layer: _Costs,
     layers: int,
     rows: int,
+    in_layer: int,
     budget: int,
     width: int,
     utterances: int,
@@ -212,7 +226,8 @@ def _together(
     size = _itemsize(grid.dtype)
     vector = utterances * size * grid.config.d_model
     kept = _Costs(layers * vector * (4 * width + 2 * grid.reads), layers * 2 * vector)
-    together = 1 if grid.platform == "cpu" else layers
+    most = {"cpu": 1, "tpu": -(-_ROWS_OF_PRODUCT // min(in_layer, _MOST_ROWS))}
+    together = min(layers, most.get(grid.platform, layers))
     while True:
         costs = _Costs(together * one_layer.patch + kept.patch, together * one_layer.row + kept.row)
         if together == 1 or costs(1, rows) <= budget:

@@ -148,9 +148,10 @@ def _propagate(sweep: Prepared, step: Sequence[Chunk]) -> Array:
         for of in (lambda chunk: chunk.layers, lambda chunk: chunk.enters)
     )
     blocks = (model.encoder if sweep.plan.stack == "encoder" else model.decoder).blocks
-    entries = lanes.run(
-        inject, blocks, base, edits, cells, layers, own=(3, 4), site=site, width=width
-    )
+    # Where one layer's rows run alone, those that enter need no projection there.
+    project = sweep.plan.stack == "encoder" or step[0].schedule.together == 1
+    where = {"site": site, "width": width, "project": project}
+    entries = lanes.run(inject, blocks, base, edits, cells, layers, own=(3, 4), **where)
     base = base.only(CARRIED)
     if sweep.plan.stack == "encoder":
         return lanes.run(

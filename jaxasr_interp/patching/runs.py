@@ -2,8 +2,10 @@
 values."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -84,6 +86,18 @@ def kept_sites(stack: Stack, sites: frozenset[str]) -> Sites:
     stem = {"conv2_out", "pos_embed"}
     needed = {*CARRIED, "resid_mid", *sites}
     return Sites(frozenset(needed | stem if sites & stem else needed), of_decoder)
+
+
+def for_each_run(f: Callable[..., Any], *runs: Any) -> Any:
+    """Do `jax.vmap(f)(*runs)`; a single run gets no batch axis.
+
+    Batching makes every slice of a layer a gather, and every update a scatter, which compilers
+    treat worse.
+    """
+    if len(jax.tree.leaves(runs)[0]) > 1:
+        return jax.vmap(f)(*runs)
+    single = f(*jax.tree.map(lambda leaf: leaf[0], runs))
+    return jax.tree.map(lambda leaf: leaf[None], single)
 
 
 def align(acts: DecoderActivations, alignment: Int[np.ndarray, " aligned"]) -> DecoderActivations:

@@ -20,11 +20,13 @@ class Schedule:
         segments: number of parts of a known span within which the number of rows is fixed. More
             parts save work (a part computes the rows of all that enter within it) and take longer
             to compile. 0 if loops are as long as the rows need, for which a GPU waits in each.
+        joined: whether self-attention is one dense product for all rows of an entry layer.
     """
 
     together: int = 1
     span: tuple[int, int] | None = None
     segments: int = 0
+    joined: bool = False
 
     def parts(self, last: int) -> Iterator[tuple[int, int, int]]:
         """Yield first layer, layer after the last one and number of entry layers of each part.
@@ -48,8 +50,9 @@ def make_schedule(enters: Sequence[int], together: int, platform: str) -> Schedu
         platform: the device's kind: `"cpu"`, `"gpu"` or `"tpu"`.
     """
     span = (enters[0], enters[-1])
+    joined = platform == "tpu"
     if len(enters) == 1 or span[1] - span[0] + 1 > len(enters):
-        return Schedule(together)
+        return Schedule(together, joined=joined)
     if platform != "gpu":
-        return Schedule(together, span)
+        return Schedule(together, span, joined=joined)
     return Schedule(together, span, min(_SEGMENTS, len(enters)))

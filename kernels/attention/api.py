@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Float
 
 from jaxasr_interp.errors import InputError
 
-from . import cudnn, reference
+from . import cudnn, mosaic_tpu, reference
 
-_IMPLEMENTATIONS = {"xla": reference, "cudnn": cudnn}
+_IMPLEMENTATIONS = ("xla", "cudnn", "mosaic_tpu")
 _OF_CUDNN = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
 _FEW_SCORES = 1 << 14
 """Up to so many scores of a head, a fused kernel costs more than it saves."""
@@ -33,30 +33,48 @@ def attend(
         v: values, heads first.
         mask: true where a query may attend to a key; by default everywhere.
         implementation: `"xla"`, which holds all scores; `"cudnn"`, NVIDIA's fused attention, which
-            holds none and takes 16-bit numbers only; `None` for the best one available here.
+            holds none and takes 16-bit numbers only; `"mosaic_tpu"`, a kernel for TPUs, which holds
+            none either (on other devices it is interpreted, slowly); `None` for the best one on
+            the device that the program is compiled for.
+
+    Returns:
+        The mixed values; 0 for a query that may attend to no key.
 
     Raises:
         InputError: the implementation does not exist, or does not take this dtype or device.
     """
     if implementation is None:
-        few = len(q) * k.shape[1] <= _FEW_SCORES
-        if few or jnp.dtype(q.dtype) not in _OF_CUDNN or not has_cudnn():
+        if len(q) * k.shape[1] <= _FEW_SCORES:
             return reference.attend(q, k, v, mask)
+        fused = {}
+        if jnp.dtype(q.dtype) in _OF_CUDNN and has_cudnn():
+            fused["cuda"] = cudnn.attend
+        if mosaic_tpu.unsuitable(q, k) is None:
+            fused["tpu"] = mosaic_tpu.attend
         # Decided where the program is compiled for, which need not be where it is traced.
-        return jax.lax.platform_dependent(
-            q, k, v, mask, cuda=cudnn.attend, default=reference.attend
-        )
+        return jax.lax.platform_dependent(q, k, v, mask, **fused, default=reference.attend)
     if implementation not in _IMPLEMENTATIONS:
         names = ", ".join(_IMPLEMENTATIONS)
         raise InputError(f"No attention kernel {implementation!r}: choose one of {names}.")
-    problem = _unsuitable(q.dtype, jax.default_backend())
-    if implementation == "cudnn" and problem:
-        raise InputError(f"cuDNN's attention {problem}: choose the implementation 'xla'.")
-    return _IMPLEMENTATIONS[implementation].attend(q, k, v, mask)
+    if implementation == "xla":
+        return reference.attend(q, k, v, mask)
+    backend = jax.default_backend()
+    if implementation == "cudnn":
+        name, problem = "cuDNN's attention", _unsuitable(q.dtype, backend)
+    else:
+        name, problem = "The attention kernel for TPUs", mosaic_tpu.unsuitable(q, k)
+    if problem:
+        raise InputError(f"{name} {problem}: choose the implementation 'xla'.")
+    if implementation == "cudnn":
+        return cudnn.attend(q, k, v, mask)
+    return mosaic_tpu.attend(q, k, v, mask, interpret=backend != "tpu")
 
 
-def holds_scores(dtype: jnp.dtype | str, platform: str) -> bool:
+def holds_scores(dtype: jnp.dtype | str, platform: str, heads: int, d_head: int) -> bool:
     """Return whether the implementation chosen on a platform holds the scores of all queries."""
+    if platform == "tpu":
+        q = jax.ShapeDtypeStruct((1, heads, d_head), dtype)
+        return mosaic_tpu.unsuitable(q, jax.ShapeDtypeStruct((heads, 1, d_head), dtype)) is not None
     return _unsuitable(dtype, platform) is not None
 
 

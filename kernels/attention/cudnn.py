@@ -1,6 +1,7 @@
 """Shared-key attention by NVIDIA's fused kernels, through JAX: no scores are written."""
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
@@ -12,5 +13,7 @@ def attend(
 ) -> Float[Array, "query head d_head"]:
     """See `api.attend`."""
     k, v = (x.swapaxes(0, 1)[None] for x in (k, v))
-    mask = None if mask is None else mask[None, None]
-    return jax.nn.dot_product_attention(q[None], k, v, mask=mask, implementation="cudnn")[0]
+    among = None if mask is None else mask[None, None]
+    (z,) = jax.nn.dot_product_attention(q[None], k, v, mask=among, implementation="cudnn")
+    # Where no key may be seen, cuDNN takes the mean of all values.
+    return z if mask is None else jnp.where(mask.any(-1)[:, None, None], z, jnp.zeros_like(z))

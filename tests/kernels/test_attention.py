@@ -1,5 +1,8 @@
 """Shared-key attention against float64 numpy."""
 
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import jax.test_util
@@ -8,7 +11,12 @@ import pytest
 from jaxasr_interp.kernels.attention import attend, holds_scores
 
 import jaxasr_interp as ji
+from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, has_compiler
+from jaxasr_interp.runtime.targets import TargetMachine
 
+V5E = TargetMachine.parse("v5e-1")
+# Rows and keys that fill no block, and more rows than one block has.
+FULL_REGISTERS = [(1, 2, 1, 64), (77, 4, 150, 64), (1300, 8, 33, 16)]
 SHAPES = [(1, 1, 1, 4), (7, 2, 5, 64), (33, 3, 150, 16)]
 BARS = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2e-2}
 
@@ -31,12 +39,17 @@ def random_inputs(shape, dtype, scale=1.0):
 
 
 @pytest.mark.parametrize("scale", [1.0, 300.0])
-@pytest.mark.parametrize("dtype", BARS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_attention_equals_numpy(shape, dtype, scale):
+@pytest.mark.parametrize(
+    ("implementation", "dtype", "shape"),
+    [
+        *itertools.product([None], BARS, SHAPES),
+        *itertools.product(["mosaic_tpu"], ["float32", "bfloat16"], FULL_REGISTERS),
+    ],
+)
+def test_attention_equals_numpy(implementation, dtype, shape, scale):
     with jax.enable_x64(dtype == "float64"):
         q, k, v = random_inputs(shape, dtype, scale)
-        found = np.asarray(attend(q, k, v), np.float64)
+        found = np.asarray(attend(q, k, v, implementation=implementation), np.float64)
     # A score of 1000 is known to 1e-4 in float32, and so are the ratios of its weights.
     largest = float(np.abs(np.einsum("qhd,hkd->hqk", *map(np.float64, (q, k)))).max())
     wide = np.finfo("float64" if dtype == "float64" else "float32")
@@ -44,12 +57,57 @@ def test_attention_equals_numpy(shape, dtype, scale):
     np.testing.assert_allclose(found, by_hand(q, k, v), rtol=0, atol=bar * np.abs(v).max())
 
 
-def test_a_mask_hides_keys(x64):
-    q, k, v = random_inputs((6, 2, 6, 8), "float64")
+@pytest.mark.parametrize("implementation", ["xla", "mosaic_tpu"])
+def test_a_mask_hides_keys(implementation):
+    q, k, v = random_inputs((6, 2, 6, 64), "float32")
     mask = np.tril(np.ones((6, 6), bool))
-    found = attend(q, k, v, jnp.asarray(mask))
-    np.testing.assert_allclose(found, by_hand(q, k, v, mask), rtol=1e-12)
-    np.testing.assert_allclose(found[0], v[:, 0], rtol=1e-12)
+    found = attend(q, k, v, jnp.asarray(mask), implementation=implementation)
+    np.testing.assert_allclose(found, by_hand(q, k, v, mask), atol=1e-5)
+    np.testing.assert_allclose(found[0], v[:, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "mosaic_tpu"])
+def test_a_query_that_sees_no_key_gets_zero_and_spoils_no_other(implementation):
+    q, k, v = random_inputs((9, 2, 70, 64), "float32")
+    mask = jnp.ones((9, 70), bool).at[4].set(False)
+    found = attend(q, k, v, mask, implementation=implementation)
+    seen = np.delete(np.arange(9), 4)
+    np.testing.assert_array_equal(found[4], 0)
+    np.testing.assert_allclose(found[seen], by_hand(q, k, v)[seen], atol=1e-5)
+
+
+def test_what_lies_behind_a_block_does_not_leak():
+    """A block of queries that they do not fill is padded, when interpreted, with NaN."""
+    q, k, v = random_inputs((700, 2, 50, 64), "float32")
+    found = attend(q, k, v, implementation="mosaic_tpu")
+    assert np.isfinite(np.asarray(found)).all()
+    np.testing.assert_allclose(found, by_hand(q, k, v), atol=1e-5)
+
+
+def test_gradients_of_the_kernel_are_those_of_xla():
+    arrays = random_inputs((40, 2, 70, 64), "float32")
+    mask = jnp.asarray(np.random.default_rng(1).random((40, 70)) < 0.7)
+
+    def total(implementation, *arrays):
+        return jnp.sin(attend(*arrays, mask, implementation=implementation)).sum()
+
+    found, expected = (
+        jax.grad(functools.partial(total, name), argnums=(0, 1, 2))(*arrays)
+        for name in ("mosaic_tpu", "xla")
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.skipif(not has_compiler(V5E), reason="no TPU compiler: see the extra tpu")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("queries", "keys", "masked"), [(1056, 1500, False), (528, 560, True)])
+def test_on_a_tpu_no_scores_are_written(dtype, queries, keys, masked):
+    shapes = (queries, 20, 64), (20, keys, 64), (20, keys, 64)
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    mask = [jax.ShapeDtypeStruct((queries, keys), bool)] * masked
+    found = DeviceCompiler(V5E).compile(jax.jit(attend), [*arrays, *mask], {})
+    assert found.temporaries < 4 * 20 * queries * keys / 10
 
 
 def test_it_can_be_differentiated(x64):
@@ -66,8 +124,15 @@ def test_what_an_implementation_does_not_take_is_said():
     half = (x.astype("bfloat16") for x in (q, k, v))
     with pytest.raises(ji.InputError, match="runs on NVIDIA GPUs, not on CPU"):
         attend(*half, implementation="cudnn")
+    with pytest.raises(ji.InputError, match=r"heads that fill registers of 128 lanes, not 2 of 8"):
+        attend(q[..., :8], k[..., :8], v[..., :8], implementation="mosaic_tpu")
     with pytest.raises(ji.InputError, match="No attention kernel 'magic': choose one of xla"):
         attend(q, k, v, implementation="magic")
-    assert holds_scores("bfloat16", "cpu")
-    assert holds_scores("float32", "gpu")
-    assert not holds_scores("bfloat16", "gpu")
+
+
+def test_which_scores_are_held():
+    assert holds_scores("bfloat16", "cpu", 12, 64)
+    assert holds_scores("float32", "gpu", 12, 64)
+    assert not holds_scores("bfloat16", "gpu", 12, 64)
+    assert not holds_scores("float32", "tpu", 12, 64)
+    assert holds_scores("float32", "tpu", 5, 64)

@@ -15,10 +15,20 @@ SITES = ["embed", "resid_pre", "k", "cross_q"]
 
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize(
-    ("together", "segments"), [(1, 0), (2, 0), (3, 0), (1, 1), (2, 2), (3, 1), (3, 3)]
+    ("together", "segments", "joined"),
+    [
+        (1, 0, False),
+        (2, 0, False),
+        (1, 0, True),
+        (2, 0, True),
+        (1, 1, False),
+        (2, 2, True),
+        (3, 1, False),
+        (3, 3, False),
+    ],
 )
 def test_schedules_differ_in_nothing_but_speed(
-    tiny, utterances, golden, monkeypatch, site, together, segments
+    tiny, utterances, golden, monkeypatch, site, together, segments, joined
 ):
     clean, corrupted = utterances
     plan = ji.plan_sweep(tiny, tokens=corrupted.tokens, site=site)
@@ -29,7 +39,7 @@ def test_schedules_differ_in_nothing_but_speed(
     def forced(enters, _, platform):
         chosen = make_schedule(enters, min(together, len(enters)), platform)
         span = chosen.span is not None
-        return dataclasses.replace(chosen, segments=segments if span else 0)
+        return dataclasses.replace(chosen, segments=segments if span else 0, joined=joined)
 
     monkeypatch.setattr(chunks, "make_schedule", forced)
     patched = ji.activation_patching(tiny, plan, **runs)

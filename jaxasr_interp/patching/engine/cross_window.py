@@ -18,7 +18,7 @@ from jaxasr_interp.model.whisper import Decoder
 from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.patching.cells import Cells
 from jaxasr_interp.patching.engine.inject import at_layer, patched_rows, window_rows
-from jaxasr_interp.patching.runs import BaseRun
+from jaxasr_interp.patching.runs import BaseRun, for_each_run
 from jaxasr_interp.pytree import pytree_dataclass
 
 
@@ -49,7 +49,7 @@ def propagate_states(
     def one(base: BaseRun, edit: Edit, reads: Array) -> Array:
         return _decode(decoder, base, _write(base, edit, cells, width), reads)
 
-    return jax.vmap(one)(bases, edits, reads)
+    return for_each_run(one, bases, edits, reads)
 
 
 @pytree_dataclass

@@ -23,7 +23,8 @@ from jaxasr_interp.model.layers import KeysValues
 from jaxasr_interp.model.whisper import Decoder
 from jaxasr_interp.patching.engine.inject import Entry, at_layer, stream_at
 from jaxasr_interp.patching.engine.packing import Packing, Places
-from jaxasr_interp.patching.runs import BaseRun
+from jaxasr_interp.patching.engine.self_attention import ByPatch, Joined
+from jaxasr_interp.patching.runs import BaseRun, for_each_run
 from jaxasr_interp.patching.schedule import Schedule
 
 
@@ -56,10 +57,11 @@ def propagate_rows(
     """
 
     def one(base: BaseRun, entries: Entry, reads: Array) -> Array:
-        read = _Pass(decoder, base, entries, enters, packing).run(reads, schedule)
+        sweep = _Pass(decoder, base, entries, enters, packing, schedule.joined)
+        read = sweep.run(reads, schedule)
         return read.reshape(-1, *read.shape[2:])
 
-    return jax.vmap(one)(bases, entries, reads)
+    return for_each_run(one, bases, entries, reads)
 
 
 class _Pass:
@@ -72,6 +74,7 @@ class _Pass:
         entries: Entry,
         enters: Int[Array, " layer"],
         packing: Packing,
+        joined: bool,
     ):
         self.blocks: DecoderBlock = decoder.blocks
         self.n_layers = decoder.n_layers
@@ -79,6 +82,7 @@ class _Pass:
         self.base, self.acts = base, base.decoder
         self.entries, self.enters, self.packing = entries, enters, packing
         self.places = Places(packing, len(base.tokens))
+        self.attention = (Joined if joined else ByPatch)(self.places)
 
     def run(
         self, reads: Int[Array, " read"], schedule: Schedule
@@ -132,14 +136,14 @@ class _Pass:
     def _layer(self, layer: Array, rows: Array, n: Array | int, most: int) -> Array:
         """Run a layer on the first `n` slots, `most` at a time."""
         block: DecoderBlock = at_layer(self.blocks, layer)
-        packing, places = self.packing, self.places
+        before = self._before(layer)
 
         def some(i: Array, rows: Array) -> Array:
             start = i * most
             resid = jax.lax.dynamic_slice_in_dim(rows, start, most)
-            q, kv = self._project(block, layer, start, resid)
-            z = self._mix(block, q[:, places.row], kv, places.causal)
-            done = self._finish(block, layer, resid, z[:, packing.patch, packing.pos])
+            q, own = self._project(block, layer, start, resid)
+            z = self.attention.rows(q, before, own)
+            done = self._finish(block, layer, resid, z)
             return jax.lax.dynamic_update_slice_in_dim(rows, done, start, 0)
 
         return _loop(0, -(-n // most), some, rows)
@@ -149,15 +153,15 @@ class _Pass:
     ) -> Float[Array, "slot patch read d_model"]:
         """The last layer of the rows that are read alone; all others give it keys and values."""
         block: DecoderBlock = at_layer(self.blocks, self.last)
-        mask, before = self.places.causal[reads], stream_at(self.acts, self.last)
+        stream, before = stream_at(self.acts, self.last), self._before(self.last)
 
         def some(i: Array, out: Array) -> Array:
             start = i * most
             resid = jax.lax.dynamic_slice_in_dim(rows, start, most)
-            _, kv = self._project(block, self.last, start, resid)
-            read = self._read(resid, before, reads)
-            q = block.attn.queries(block.attn_norm(_flat(read)))
-            z = self._mix(block, _like(read, q), kv, mask)
+            _, own = self._project(block, self.last, start, resid)
+            read = self._read(resid, stream, reads)
+            q = _like(read, block.attn.queries(block.attn_norm(_flat(read))))
+            z = self.attention.reads(q, before, own, reads)
             done = self._finish(block, self.last, read, z)
             return jax.lax.dynamic_update_slice_in_dim(out, done, start, 0)
 
@@ -178,38 +182,39 @@ class _Pass:
     def _project(
         self, block: DecoderBlock, layer: Array, start: Array, resid: Array
     ) -> tuple[Float[Array, "slot row head d_head"], KeysValues]:
-        """Queries of the rows of some slots from `start` on, and each patch's keys and values.
+        """Queries, keys and values of the rows of some slots from `start` on.
 
         Where rows enter, they come with them: patches may give other keys than the rows' own.
         """
         slot, there = self._slot(layer)
         own = there & (jnp.arange(len(resid), dtype=jnp.int32) + start == slot)
-        before = [at_layer(one, layer) for one in (self.acts.q, self.acts.k, self.acts.v)]
+        base = [at_layer(one, layer) for one in (self.acts.q, self.acts.k, self.acts.v)]
 
         def given() -> list[Array]:
             entry = at_layer(self.entries, slot)
-            rows = zip(before, (entry.q, entry.k, entry.v), strict=True)
-            return [self.places.packed(base, changed)[None] for base, changed in rows]
+            assert entry.k is not None
+            rows = zip(base, (entry.q, entry.k, entry.v), strict=True)
+            return [self.places.packed(before, changed)[None] for before, changed in rows]
 
         def projected() -> list[Array]:
             normed = block.attn_norm(_flat(resid))
             q, k, v = block.attn.queries(normed), *block.attn.keys_values(normed)
             return [_like(resid, x) for x in (q, k, v)]
 
-        if len(resid) == 1:
+        if self.entries.k is None:
+            q, k, v = projected()
+        elif len(resid) == 1:
             q, k, v = jax.lax.cond(own[0], given, projected)
         else:
             pairs = zip(given(), projected(), strict=True)
             q, k, v = (jnp.where(own[:, None, None, None], a, b) for a, b in pairs)
-        return q, KeysValues(self.places.spread(before[1], k), self.places.spread(before[2], v))
+        return q, KeysValues(k, v)
 
-    def _mix(self, block: DecoderBlock, q: Array, kv: KeysValues, mask: Array) -> Array:
-        """Self-attention's `z` of each slot's and patch's queries."""
-
-        def one(q: Array, kv: KeysValues) -> Array:
-            return block.attn.mix(untouched(), q, kv, mask)
-
-        return jax.vmap(jax.vmap(one))(q, kv)
+    def _before(self, layer: Array) -> KeysValues:
+        """The base run's keys and values, positions first."""
+        assert self.acts.k is not None
+        assert self.acts.v is not None
+        return KeysValues(at_layer(self.acts.k, layer), at_layer(self.acts.v, layer))
 
     def _finish(self, block: DecoderBlock, layer: Array, resid: Array, z: Array) -> Array:
         """The rest of a layer, after self-attention."""

@@ -16,7 +16,7 @@ from jaxasr_interp.model.layers import KeysValues
 from jaxasr_interp.model.whisper import Encoder, Whisper
 from jaxasr_interp.patching.cells import Cells
 from jaxasr_interp.patching.engine.inject import Entry, at_layer, stream_at, where_rows
-from jaxasr_interp.patching.runs import BaseRun
+from jaxasr_interp.patching.runs import BaseRun, for_each_run
 
 
 @jax.jit
@@ -54,7 +54,7 @@ def propagate_frames(
         read = jax.lax.map(of_layer, (entries, enters))
         return read.reshape(-1, *read.shape[2:])
 
-    return jax.vmap(one)(bases, entries, reads)
+    return for_each_run(one, bases, entries, reads)
 
 
 def _encode(
@@ -70,7 +70,8 @@ def _encode(
     offset = jnp.clip(frames - start, 0, len(rows.resid) - 1)
     inside = (frames >= start) & (frames < stop)
 
-    def given(before: Array, changed: Array) -> Array:
+    def given(before: Array, changed: Array | None) -> Array:
+        assert changed is not None
         return where_rows(inside, changed[offset], before)
 
     def entry_layer(resid: Array) -> Array:

@@ -16,7 +16,7 @@ from jaxasr_interp.model.sites import Stack
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.cells import Cells
 from jaxasr_interp.patching.engine.readout import MetricReadout
-from jaxasr_interp.patching.runs import BaseRun
+from jaxasr_interp.patching.runs import BaseRun, for_each_run
 
 
 @functools.partial(jax.jit, static_argnames=("stack", "site"))
@@ -37,7 +37,7 @@ def run_batched(
             lambda cell: run_patched(model, base, edit, cell, readout, stack=stack, site=site)
         )(cells)
 
-    return jax.vmap(one)(bases, edits, readouts)
+    return for_each_run(one, bases, edits, readouts)
 
 
 @functools.partial(jax.jit, static_argnames=("stack", "site"))

@@ -28,7 +28,7 @@ from jaxasr_interp.model.edits import (
 from jaxasr_interp.model.layers import KeysValues
 from jaxasr_interp.model.sites import SITES, EncoderActivations, head_axis, position_axis
 from jaxasr_interp.patching.cells import Cells
-from jaxasr_interp.patching.runs import BaseRun
+from jaxasr_interp.patching.runs import BaseRun, for_each_run
 from jaxasr_interp.pytree import pytree_dataclass
 
 _ENTERING = ("resid_pre", "k", "v")
@@ -47,15 +47,15 @@ class Entry:
 
     Attributes:
         resid: their `resid_pre` (after the last layer, their `resid_post`).
-        q: their queries.
+        q: their queries; `None` with keys and values, if the layer is to project the rows itself.
         k: their keys.
         v: their values.
     """
 
-    resid: Float[Array, "patch row d_model"]
-    q: Float[Array, "patch row head d_head"]
-    k: Float[Array, "patch row head d_head"]
-    v: Float[Array, "patch row head d_head"]
+    resid: Float[Array, "*layer patch row d_model"]
+    q: Float[Array, "*layer patch row head d_head"] | None = None
+    k: Float[Array, "*layer patch row head d_head"] | None = None
+    v: Float[Array, "*layer patch row head d_head"] | None = None
 
 
 @pytree_dataclass
@@ -133,7 +133,7 @@ def patched_rows(
     return jnp.where(chosen, mixed, before)
 
 
-@functools.partial(jax.jit, static_argnames=("site", "width"))
+@functools.partial(jax.jit, static_argnames=("site", "width", "project"))
 def inject(
     blocks: EncoderBlock | DecoderBlock,
     bases: BaseRun,
@@ -143,6 +143,7 @@ def inject(
     *,
     site: str,
     width: int,
+    project: bool = True,
 ) -> Entry:
     """The rows that some patches of each layer change, at the layer they enter.
 
@@ -154,6 +155,8 @@ def inject(
         layers: the layers.
         site: their site.
         width: positions of the widest patch.
+        project: whether to compute queries, keys and values of the rows, which patches at `k` and
+            `v` have in any case.
 
     Returns:
         For each run, layer and patch `width` rows from its `start` on; those past its `stop` are
@@ -162,11 +165,13 @@ def inject(
     """
 
     def one(base: BaseRun, edit: Edit) -> Entry:
-        return jax.lax.map(
-            lambda layer: _inject(blocks, base, edit, cells, layer, site, width), layers
-        )
+        def enter(layer: Array) -> Entry:
+            entry = _inject(blocks, base, edit, cells, layer, site, width)
+            return entry if project or site in ("k", "v") else Entry(entry.resid)
 
-    return jax.vmap(one)(bases, edits)
+        return jax.lax.map(enter, layers)
+
+    return for_each_run(one, bases, edits)
 
 
 def _inject(

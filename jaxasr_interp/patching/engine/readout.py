@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxasr_interp.model.whisper import Decoder
 from jaxasr_interp.patching.metrics import Metric, MetricPositions
+from jaxasr_interp.patching.runs import for_each_run
 from jaxasr_interp.pytree import pytree_dataclass
 
 
@@ -79,4 +80,4 @@ def unembed_and_read(
             values = jax.lax.map(metrics_of, rows, batch_size=batch_size)
         return jnp.split(values, len(resid))
 
-    return jax.vmap(one)(resid, readouts)
+    return for_each_run(one, resid, readouts)
