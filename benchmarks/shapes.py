@@ -64,10 +64,10 @@ def real(name: str, n_tokens: int) -> Shape:
     return Shape(f"{name}-{n_tokens}", model, clean, corrupted, tokenizer.encode(" grass")[0])
 
 
-def random(name: str, n_tokens: int, dtype: str) -> Shape:
-    """Random weights of a real size, random spectrograms and tokens."""
+def config(name: str) -> ji.WhisperConfig:
+    """The sizes of a model."""
     d_model, layers, heads, n_mels, d_vocab = SIZES[name]
-    config = ji.WhisperConfig(
+    return ji.WhisperConfig(
         n_mels=n_mels,
         d_vocab=d_vocab,
         d_model=d_model,
@@ -78,7 +78,12 @@ def random(name: str, n_tokens: int, dtype: str) -> Shape:
         encoder_d_mlp=4 * d_model,
         decoder_d_mlp=4 * d_model,
     )
-    model = ji.Whisper(config, rngs=nnx.Rngs(0))
+
+
+def random(name: str, n_tokens: int, dtype: str) -> Shape:
+    """Random weights of a real size, random spectrograms and tokens."""
+    _, _, _, n_mels, d_vocab = SIZES[name]
+    model = ji.Whisper(config(name), rngs=nnx.Rngs(0))
     model = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, model)
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(0, d_vocab, n_tokens), jnp.int32)

@@ -160,7 +160,11 @@ def _run_lanes(
 
 
 def _shard_map(f: Callable[..., Any], mesh: Mesh, specs: tuple[P, ...]) -> Callable[..., Any]:
-    """Make `f` run on every part of the data; the compiler divides it along the model's axis."""
+    """Make `f` run on every part of the data; the compiler divides it along the model's axis.
+
+    Without such an axis the compiler has nothing to divide: it takes kernels only then.
+    """
+    mapped = {DATA} if mesh.shape[MODEL] > 1 else {DATA, MODEL}
     return jax.shard_map(
-        f, mesh=mesh, in_specs=specs, out_specs=P(DATA), axis_names={DATA}, check_vma=False
+        f, mesh=mesh, in_specs=specs, out_specs=P(DATA), axis_names=mapped, check_vma=False
     )

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -46,13 +47,12 @@ def attend(
     if implementation is None:
         if len(q) * k.shape[1] <= _FEW_SCORES:
             return reference.attend(q, k, v, mask)
-        fused = {}
-        if jnp.dtype(q.dtype) in _OF_CUDNN and has_cudnn():
-            fused["cuda"] = cudnn.attend
-        if mosaic_tpu.unsuitable(q, k) is None:
-            fused["tpu"] = mosaic_tpu.attend
         # Decided where the program is compiled for, which need not be where it is traced.
-        return jax.lax.platform_dependent(q, k, v, mask, **fused, default=reference.attend)
+        for_tpus = has_libtpu() and mosaic_tpu.unsuitable(q, k) is None
+        elsewhere = mosaic_tpu.attend if for_tpus else reference.attend
+        if jnp.dtype(q.dtype) not in _OF_CUDNN or not has_cudnn():
+            return elsewhere(q, k, v, mask)
+        return jax.lax.platform_dependent(q, k, v, mask, cuda=cudnn.attend, default=elsewhere)
     if implementation not in _IMPLEMENTATIONS:
         names = ", ".join(_IMPLEMENTATIONS)
         raise InputError(f"No attention kernel {implementation!r}: choose one of {names}.")
@@ -83,6 +83,12 @@ def _unsuitable(dtype: jnp.dtype | str, platform: str) -> str | None:
     if jnp.dtype(dtype) not in _OF_CUDNN:
         return f"takes bfloat16 or float16, not {dtype}"
     return None if platform == "gpu" else f"runs on NVIDIA GPUs, not on {platform.upper()}"
+
+
+@functools.cache
+def has_libtpu() -> bool:
+    """Tell whether JAX can write programs for TPUs here, on a TPU or not."""
+    return importlib.util.find_spec("libtpu") is not None
 
 
 @functools.cache

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 from jaxtyping import Array, Bool, Float
 
 from . import reference
@@ -45,35 +47,125 @@ def attend(
     *,
     interpret: bool = False,
 ) -> Float[Array, "query head d_head"]:
-    """See `api.attend`; `interpret` runs the kernel on any device."""
+    """See `api.attend`; `interpret` runs the kernel on any device.
+
+    Otherwise it is the kernel on a TPU, and XLA elsewhere, and where the compiler divides arrays
+    among devices, which it cannot do with a kernel.
+    """
     return _attend(q, k, v, mask, interpret)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend(q: Array, k: Array, v: Array, mask: Array | None, interpret: bool) -> Array:
-    n_queries, heads, d_head = q.shape
+    rows, keys, values = q.reshape(len(q), -1), *(_flat(x) for x in (k, v))
+    masks = [] if mask is None else [mask[None]]
+    arrays = (rows[None], keys[None], values[None], *masks)
+    run = functools.partial(_run, interpret=True) if interpret else attend_p.bind
+    return run(*arrays, d_head=q.shape[-1])[0].reshape(q.shape)
+
+
+def _flat(by_head: Float[Array, "head key d_head"]) -> Float[Array, "key d_model"]:
+    return by_head.swapaxes(0, 1).reshape(by_head.shape[1], -1)
+
+
+def _run(
+    q: Float[Array, "batch query d_model"],
+    k: Float[Array, "#batch key d_model"],
+    v: Float[Array, "#batch key d_model"],
+    *masks: Bool[Array, "#batch query key"],
+    d_head: int,
+    interpret: bool = False,
+) -> Float[Array, "batch query d_model"]:
+    """Run the kernel; examples may share keys, values and mask."""
     n_keys = k.shape[1]
-    k, v = (x.swapaxes(0, 1).reshape(n_keys, heads * d_head) for x in (k, v))
-    block = _block(n_queries, n_keys)
-    of_rows = pl.BlockSpec((block, _LANES), lambda group, i: (i, group))
-    of_keys = pl.BlockSpec((n_keys, _LANES), lambda group, i: (0, group))
-    masks = [] if mask is None else [mask.astype(jnp.int8)]
-    found = pl.pallas_call(
+    block = _block(q.shape[1], n_keys)
+
+    def spec(array: Array, shape: tuple[int, int], place: Any) -> pl.BlockSpec:
+        shared = len(array) == 1
+        return pl.BlockSpec(
+            (None, *shape), lambda b, group, i: (0 if shared else b, *place(group, i))
+        )
+
+    of_rows = spec(q, (block, _LANES), lambda group, i: (i, group))
+    of_keys = [spec(x, (n_keys, _LANES), lambda group, i: (0, group)) for x in (k, v)]
+    return pl.pallas_call(
         functools.partial(_kernel, d_head=d_head),
-        grid=(heads * d_head // _LANES, pl.cdiv(n_queries, block)),
+        grid=grid(q.shape, n_keys),
         in_specs=[
             of_rows,
-            of_keys,
-            of_keys,
-            *(pl.BlockSpec((block, n_keys), lambda group, i: (i, 0)) for _ in masks),
+            *of_keys,
+            *(spec(mask, (block, n_keys), lambda group, i: (i, 0)) for mask in masks),
         ],
         out_specs=of_rows,
-        out_shape=jax.ShapeDtypeStruct((n_queries, heads * d_head), q.dtype),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary")
+        ),
         interpret=interpret,
         name="attend",
-    )(q.reshape(n_queries, heads * d_head), k, v, *masks)
-    return found.reshape(q.shape)
+    )(q, k, v, *(mask.astype(jnp.int8) for mask in masks))
+
+
+def _by_xla(
+    q: Float[Array, "batch query d_model"],
+    k: Float[Array, "#batch key d_model"],
+    v: Float[Array, "#batch key d_model"],
+    *masks: Bool[Array, "#batch query key"],
+    d_head: int,
+) -> Float[Array, "batch query d_model"]:
+    def one(q: Array, k: Array, v: Array, *masks: Array) -> Array:
+        q, k, v = (x.reshape(len(x), -1, d_head) for x in (q, k, v))
+        mask = masks[0] if masks else None
+        z = reference.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1), mask)
+        return z.reshape(len(z), -1)
+
+    shared = [None if len(x) == 1 else 0 for x in (k, v, *masks)]
+    rest = [x[0] if axis is None else x for x, axis in zip((k, v, *masks), shared, strict=True)]
+    return jax.vmap(one, (0, *shared))(q, *rest)
+
+
+attend_p = Primitive("attend")
+attend_p.def_impl(jax.jit(_by_xla, static_argnames="d_head"))
+attend_p.def_abstract_eval(lambda q, *_, d_head: q.update(weak_type=False))
+
+
+def _lower(ctx: Any, *arrays: Any, d_head: int) -> Any:
+    """Lower to the kernel where each device runs the program on arrays of its own."""
+    context = ctx.module_context.axis_context
+    if hasattr(context, "num_devices"):
+        alone = context.num_devices == 1
+    else:
+        alone = set(context.manual_axes) == set(context.mesh.axis_names)
+    lowered = mlir.lower_fun(_run if alone else _by_xla, multiple_results=False)
+    return lowered(ctx, *arrays, d_head=d_head)
+
+
+def _batch(arrays: Any, axes: Any, *, d_head: int) -> tuple[Array, int]:
+    """Make a batch of batches one batch; what all share stays shared."""
+    size = next(x.shape[a] for x, a in zip(arrays, axes, strict=True) if a is not None)
+    moved = [x if a is None else jnp.moveaxis(x, a, 0) for x, a in zip(arrays, axes, strict=True)]
+    inner = max(x.shape[0 if a is None else 1] for x, a in zip(moved, axes, strict=True))
+
+    def joined(x: Array, axis: int | None, shared: bool) -> Array:
+        rest = x.shape[-2:]
+        if shared and axis is None and len(x) == 1:
+            return x
+        x = x[None] if axis is None else x
+        return jnp.broadcast_to(x, (size, inner, *rest)).reshape(-1, *rest)
+
+    q, *others = [joined(x, a, n > 0) for n, (x, a) in enumerate(zip(moved, axes, strict=True))]
+    return attend_p.bind(q, *others, d_head=d_head).reshape(size, inner, *q.shape[1:]), 0
+
+
+mlir.register_lowering(attend_p, mlir.lower_fun(_by_xla, multiple_results=False))
+mlir.register_lowering(attend_p, _lower, platform="tpu")
+batching.primitive_batchers[attend_p] = _batch
+
+
+def grid(shape: tuple[int, ...], n_keys: int) -> tuple[int, int, int]:
+    """Return the kernel's steps for queries of some shape: examples, registers, blocks of rows."""
+    batch, n_queries, d_model = shape
+    return batch, d_model // _LANES, pl.cdiv(n_queries, _block(n_queries, n_keys))
 
 
 def _block(n_queries: int, n_keys: int) -> int:
