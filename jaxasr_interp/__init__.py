@@ -25,6 +25,7 @@ from jaxasr_interp.extraction.extract import Extraction, ExtractOptions, extract
 from jaxasr_interp.extraction.random_model import random_model
 from jaxasr_interp.extraction.reading import open_activations
 from jaxasr_interp.generation.batching import generate_rows
+from jaxasr_interp.generation.fixed_length import GeneratedTokens, generate_fixed
 from jaxasr_interp.generation.generate import generate, generate_batch
 from jaxasr_interp.generation.language import detect_language
 from jaxasr_interp.generation.means import mean_activations, resolve_means
@@ -108,6 +109,7 @@ __all__ = [
     "Extraction",
     "FitOptions",
     "Generated",
+    "GeneratedTokens",
     "GenerationSettings",
     "InputError",
     "Interchange",
@@ -159,6 +161,7 @@ __all__ = [
     "fit_probes",
     "generate",
     "generate_batch",
+    "generate_fixed",
     "generate_rows",
     "identity",
     "keep_compiled_programs",

@@ -11,7 +11,7 @@ from jaxasr_interp.extraction.places import anywhere, positions
 from jaxasr_interp.extraction.programs import Where
 from jaxasr_interp.extraction.request import Request
 from jaxasr_interp.extraction.texts import GivenText, given_texts, with_words
-from jaxasr_interp.generation.batching import padded_length
+from jaxasr_interp.generation.prompts import padded_length
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.speech.batches import Batch
 from jaxasr_interp.speech.clips import Row

@@ -11,29 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.kv_cache import CrossKV
 from jaxasr_interp.generation.logit_filters import LogitFilter
+from jaxasr_interp.generation.prompts import Prompt, limit_new_tokens
 from jaxasr_interp.model.edits import Edit
 from jaxasr_interp.model.whisper import Decoder
 from jaxasr_interp.pytree import pytree_dataclass, static
-
-
-@pytree_dataclass
-class Prompt:
-    """The tokens with which every row begins.
-
-    Attributes:
-        tokens: prompt of each clip, padded.
-        length: number of tokens without the padding.
-        start: position of the start-of-transcript token.
-    """
-
-    tokens: Int[Array, "clip pos"]
-    length: Int[Array, ""]
-    start: Int[Array, ""]
 
 
 @pytree_dataclass
@@ -81,7 +68,8 @@ class GenerationJob:
 
     def limit(self, max_new_tokens: int) -> int:
         """Count the new tokens that fit the decoder's context, at most `max_new_tokens`."""
-        return min(max_new_tokens, len(self.decoder.pos_embed[...]) - int(self.prompt.length) + 1)
+        max_tokens = len(self.decoder.pos_embed[...])
+        return limit_new_tokens(max_new_tokens, int(self.prompt.length), max_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +81,15 @@ class GeneratedRows:
     lengths: Int[np.ndarray, "clip row"]
     finished: Bool[np.ndarray, "clip row"]
     no_speech: Float[np.ndarray, "clip row"]
+
+
+def refuse_tracers(tree: Any) -> None:
+    """Raise `InputError` if one of the leaves is traced: its value is not known on the host."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+        raise InputError(
+            "Generation asks on the host which rows have finished, so it cannot be transformed: "
+            "use generate_fixed under jax.jit, jax.vmap or jax.grad."
+        )
 
 
 def stack_edits(edits: Sequence[Sequence[Edit]]) -> EditRows:

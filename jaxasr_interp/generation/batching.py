@@ -10,22 +10,31 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.generation.batch import GeneratedRows, GenerationJob, Prompt, stack_edits
+from jaxasr_interp.generation.batch import (
+    GeneratedRows,
+    GenerationJob,
+    refuse_tracers,
+    stack_edits,
+)
 from jaxasr_interp.generation.batch_sizes import batch_sizes
 from jaxasr_interp.generation.beam import search
 from jaxasr_interp.generation.kv_cache import CrossKV
 from jaxasr_interp.generation.logit_filters import make_logit_filter
 from jaxasr_interp.generation.options import GREEDY, Choice, Generated
-from jaxasr_interp.generation.rollout import Sampling, roll_out
+from jaxasr_interp.generation.prompts import (
+    limit_new_tokens,
+    make_prompt,
+    padded_length,
+    stack_prompts,
+)
+from jaxasr_interp.generation.rollout import make_sampling, roll_out
 from jaxasr_interp.model.config import WhisperConfig
 from jaxasr_interp.model.edits import Edit, EditLike, as_edit
-from jaxasr_interp.model.run import check_states, check_tokens
+from jaxasr_interp.model.run import check_states
 from jaxasr_interp.model.whisper import Decoder, Whisper, require_tokenizer
 from jaxasr_interp.runtime.copies import copies, move_to, side_by_side
 from jaxasr_interp.runtime.memory import default_memory
 from jaxasr_interp.speech.tokenizer import Tokenizer
-
-_SMALLEST_PROMPT = 8
 
 
 def generate_rows(
@@ -64,7 +73,9 @@ def generate_rows(
     """
     tokenizer = require_tokenizer(model)
     rows_of_clip = [[as_edit(edit) for edit in of_clip] for of_clip in edits]
-    _check_edits(model, states, rows_of_clip, references)
+    # Under `jax.jit` every new array is traced.
+    refuse_tracers((model, states, rows_of_clip, references, jnp.zeros(())))
+    check_edits(model, states, rows_of_clip, references)
     _check_beams(model.config, choice)
     if not any(edit.needs_reference for of_clip in rows_of_clip for edit in of_clip):
         references = None
@@ -74,15 +85,13 @@ def generate_rows(
         clips = _Clips(states, references, rows_of_clip, prompts, numbers)
         return _on_copies(replicas, clips, choice, memory)
     n_clips, n_rows = len(states), len(edits[0])
-    given = _stack_prompts(
+    given = stack_prompts(
         model.config, tokenizer, [tokenizer.prompt()] * n_clips if prompts is None else prompts
     )
     if len(given) != n_clips:
         raise InputError(f"There are {len(given)} prompts for {n_clips} clips: give each one.")
     length = given.shape[1]
-    padded = np.zeros((n_clips, padded_length(length, model.config.max_tokens)), np.int32)
-    padded[:, :length] = given
-    starts = np.flatnonzero(given[0] == tokenizer.start_of_transcript)
+    max_tokens = model.config.max_tokens
     logit_filter = make_logit_filter(
         model.config, model.generation, tokenizer, given[0], choice.suppress
     )
@@ -90,7 +99,8 @@ def generate_rows(
         model,
         n_clips,
         n_rows,
-        n_tokens=padded.shape[1] + min(choice.max_new_tokens, model.config.max_tokens - length + 1),
+        n_tokens=padded_length(length, max_tokens)
+        + limit_new_tokens(choice.max_new_tokens, length, max_tokens),
         n_streams=1 if references is None else 2,
         beam_size=choice.beam_size,
         memory=default_memory() if memory is None else memory,
@@ -98,14 +108,10 @@ def generate_rows(
     results: list[list[Generated]] = [[] for _ in range(n_clips)]
     for first in range(0, n_clips, clips_at_once):
         clips = _filled(range(first, n_clips), clips_at_once)
-        cross = _cross_keys_values(
+        cross = cross_keys_values(
             model.decoder, states[clips], None if references is None else references[clips]
         )
-        prompt = Prompt(
-            jnp.asarray(padded[clips]),
-            jnp.asarray(length, jnp.int32),
-            jnp.asarray(starts[-1] if len(starts) else 0, jnp.int32),
-        )
+        prompt = make_prompt(model.config, tokenizer, given[clips])
         for begin in range(0, n_rows, rows_at_once):
             rows = _filled(range(begin, n_rows), rows_at_once)
             some = stack_edits([[rows_of_clip[clip][row] for row in rows] for clip in clips])
@@ -175,11 +181,7 @@ def _on_copies(
 def _run(job: GenerationJob, choice: Choice, draws: Int[np.ndarray, " clip"]) -> GeneratedRows:
     if choice.beam_size > 1:
         return search(job, choice.max_new_tokens, choice.beam_size)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(choice.seed), draws)
-    temperature = jnp.asarray(choice.temperature, jnp.float32)
-    return roll_out(
-        job, Sampling(temperature, keys, choice.temperature == 0), choice.max_new_tokens
-    )
+    return roll_out(job, make_sampling(choice, draws), choice.max_new_tokens)
 
 
 def _check_beams(config: WhisperConfig, choice: Choice) -> None:
@@ -191,7 +193,7 @@ def _check_beams(config: WhisperConfig, choice: Choice) -> None:
         )
 
 
-def _check_edits(
+def check_edits(
     model: Whisper,
     states: Float[Array, "clip frame d_model"],
     edits: Sequence[Sequence[Edit]],
@@ -218,11 +220,12 @@ def _check_edits(
 
 
 @jax.jit
-def _cross_keys_values(
+def cross_keys_values(
     decoder: Decoder,
     states: Float[Array, "clip frame d_model"],
     references: Float[Array, "clip frame d_model"] | None,
 ) -> CrossKV:
+    """Compute the cross-attention keys and values of each clip and its reference, if it has one."""
     # The clip axis comes after that of the layers, which are scanned: else each step transposes.
     of_clips = jax.vmap(decoder.cross_keys_values, out_axes=1)
     return CrossKV(of_clips(states), None if references is None else of_clips(references))
@@ -231,26 +234,6 @@ def _cross_keys_values(
 def _filled(numbers: range, size: int) -> Int[np.ndarray, " some"]:
     """Take `size` numbers, repeating the last one if needed: every batch has the same shape."""
     return np.minimum(np.arange(size) + numbers.start, numbers.stop - 1)
-
-
-def _stack_prompts(
-    config: WhisperConfig, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]]
-) -> Int[np.ndarray, "clip pos"]:
-    if len({len(prompt) for prompt in prompts}) != 1:
-        raise InputError("The prompts differ in length: give together those of equal length.")
-    given = np.stack([np.asarray(check_tokens(config, prompt)) for prompt in prompts])
-    for mark in (tokenizer.start_of_transcript, tokenizer.timestamp_begin - 1):
-        if ((given == mark) != (given[:1] == mark)).any():
-            raise InputError(
-                "The prompts start, or ask for timestamps, at different places: give such clips "
-                "apart."
-            )
-    return given
-
-
-def padded_length(length: int, max_tokens: int) -> int:
-    """Round a length up to one of a few sizes, because each size takes a compilation."""
-    return min(max_tokens, max(_SMALLEST_PROMPT, 1 << (length - 1).bit_length()))
 
 
 def _unpack(

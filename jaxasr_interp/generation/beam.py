@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.generation.batch import GeneratedRows, GenerationJob
+from jaxasr_interp.generation.batch import GeneratedRows, GenerationJob, refuse_tracers
 from jaxasr_interp.generation.kv_cache import CrossKV, KVCache, decode_step, prefill, unstacked
 from jaxasr_interp.generation.logit_filters import LogitFilter
 from jaxasr_interp.pytree import pytree_dataclass
@@ -50,9 +50,9 @@ def search(job: GenerationJob, max_new_tokens: int, beam_size: int) -> Generated
         max_new_tokens: largest number of tokens to generate.
         beam_size: number of sequences that are kept.
     """
-    best, finished, no_speech = jax.device_get(
-        _search(job, max_new_tokens=job.limit(max_new_tokens), beam_size=beam_size)
-    )
+    found = _search(job, max_new_tokens=job.limit(max_new_tokens), beam_size=beam_size)
+    refuse_tracers(found)
+    best, finished, no_speech = jax.device_get(found)
     return GeneratedRows(best.tokens, best.log_probs, best.length, finished, no_speech)
 
 

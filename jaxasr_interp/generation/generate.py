@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxasr_interp.generation.batching import generate_rows, padded_length
+from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.generation.options import GREEDY, Choice, Generated
+from jaxasr_interp.generation.prompts import padded_length
 from jaxasr_interp.interventions.where import CountedFrom
 from jaxasr_interp.model.edits import Edit, EditLike, as_edit, identity
 from jaxasr_interp.model.run import decode

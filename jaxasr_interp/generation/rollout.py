@@ -7,15 +7,17 @@ unfinished rows are gathered in arrays of a quarter of the size, and the loop go
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.generation.batch import GeneratedRows, GenerationJob
+from jaxasr_interp.generation.batch import GeneratedRows, GenerationJob, refuse_tracers
 from jaxasr_interp.generation.kv_cache import CrossKV, KVCache, decode_step, prefill, unstacked
 from jaxasr_interp.generation.logit_filters import LogitFilter
+from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.pytree import pytree_dataclass, replace, static
 
 _SHRINK = 4
@@ -37,6 +39,13 @@ class Sampling:
     temperature: Float[Array, ""]
     keys: Array
     greedy: bool = static()
+
+
+def make_sampling(choice: Choice, draws: Int[np.ndarray, " clip"]) -> Sampling:
+    """Make the sampling of clips; those with the same number and seed draw the same tokens."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(choice.seed), draws)
+    temperature = jnp.asarray(choice.temperature, jnp.float32)
+    return Sampling(temperature, keys, choice.temperature == 0)
 
 
 @pytree_dataclass
@@ -70,7 +79,9 @@ def roll_out(job: GenerationJob, sampling: Sampling, max_new_tokens: int) -> Gen
     row_bytes = sum(x.nbytes for x in jax.tree.leaves(cross)) // cross.clip.k.shape[-2] // n_clips
     small = n_clips * n_rows * row_bytes * most <= _SMALL_MEMORY
     capacity = most if small else min(most, max(_FIRST_CAPACITY, 2 * padded))
-    rows = _begin(job, sampling, max_new_tokens=max_new_tokens, capacity=capacity)
+    rows = begin(job, sampling, max_new_tokens=max_new_tokens, capacity=capacity)
+    # A plain function may hold a traced value that cannot be seen before.
+    refuse_tracers(rows)
     # Each `Row` holds its own leaves now.
     job = replace(job, edits=replace(job.edits, own=()))
     shape = (n_clips, n_rows)
@@ -127,10 +138,21 @@ def _size(needed: int, size: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnames=("max_new_tokens", "capacity"))
-def _begin(job: GenerationJob, sampling: Sampling, *, max_new_tokens: int, capacity: int) -> Row:
+def begin(job: GenerationJob, sampling: Sampling, *, max_new_tokens: int, capacity: int) -> Row:
+    """Run the prompt of every row and choose its first token.
+
+    Args:
+        job: the rows.
+        sampling: how tokens are chosen.
+        max_new_tokens: number of tokens that each row has room for.
+        capacity: number of positions that fit each row's cache.
+
+    Returns:
+        The rows, `[clip, row, ...]`.
+    """
     prompt, logit_filter = job.prompt, job.logit_filter
 
-    def begin(own: tuple[Array, ...], tokens: Array, cross: CrossKV, key: Array) -> Row:
+    def begin_one(own: tuple[Array, ...], tokens: Array, cross: CrossKV, key: Array) -> Row:
         reads = prompt.length - 1, prompt.start
         (first, start), cache = prefill(
             job.decoder, tokens, reads, cross, job.edits.edit(own), capacity
@@ -146,30 +168,20 @@ def _begin(job: GenerationJob, sampling: Sampling, *, max_new_tokens: int, capac
         return _write(row, first, logit_filter, sampling, key, jnp.zeros((), jnp.int32))
 
     # The axis size is needed because rows may have no leaves of their own.
-    of_clip = jax.vmap(begin, in_axes=(0, None, None, None), axis_size=job.edits.count)
+    of_clip = jax.vmap(begin_one, in_axes=(0, None, None, None), axis_size=job.edits.count)
     of_clips = jax.vmap(of_clip, in_axes=(0, 0, 1, 0))
     return of_clips(job.edits.own, prompt.tokens, job.cross, sampling.keys)
 
 
-@functools.partial(jax.jit, donate_argnames="rows")
-def _advance(
-    job: GenerationJob,
-    rows: Row,
-    sampling: Sampling,
-    step: Int[Array, ""],
-    clips_left: Int[Array, ""],
-    rows_left: Int[Array, ""],
-) -> tuple[Int[Array, ""], Row]:
+def advance_rows(
+    job: GenerationJob, sampling: Sampling
+) -> Callable[[tuple[Array, Row]], tuple[Array, Row]]:
+    """Make the function of `(step, rows)` that generates the token `step` of every row.
+
+    It returns the next step and the rows; it is made before a loop, which then copies no layers.
+    """
     blocks = unstacked(job.decoder.blocks, job.decoder.n_layers)
     layers = unstacked(job.cross, job.decoder.n_layers)
-    max_new_tokens, capacity = rows.tokens.shape[-1], rows.cache.run[0].k.shape[-2]
-
-    def at_work(state: tuple[Array, Row]) -> Array:
-        step, rows = state
-        busy = ~rows.finished
-        many = (busy.any(1).sum() > clips_left) & (busy.sum(1).max() > rows_left)
-        room = job.prompt.length + step - 1 < capacity
-        return busy.any() & many & room & (step < max_new_tokens)
 
     def advance(state: tuple[Array, Row]) -> tuple[Array, Row]:
         step, rows = state
@@ -184,6 +196,28 @@ def _advance(
 
         of_clip = jax.vmap(one, in_axes=(0, None, None))
         return step + 1, jax.vmap(of_clip)(rows, layers, sampling.keys)
+
+    return advance
+
+
+@functools.partial(jax.jit, donate_argnames="rows")
+def _advance(
+    job: GenerationJob,
+    rows: Row,
+    sampling: Sampling,
+    step: Int[Array, ""],
+    clips_left: Int[Array, ""],
+    rows_left: Int[Array, ""],
+) -> tuple[Int[Array, ""], Row]:
+    advance = advance_rows(job, sampling)
+    max_new_tokens, capacity = rows.tokens.shape[-1], rows.cache.run[0].k.shape[-2]
+
+    def at_work(state: tuple[Array, Row]) -> Array:
+        step, rows = state
+        busy = ~rows.finished
+        many = (busy.any(1).sum() > clips_left) & (busy.sum(1).max() > rows_left)
+        room = job.prompt.length + step - 1 < capacity
+        return busy.any() & many & room & (step < max_new_tokens)
 
     return jax.lax.while_loop(at_work, advance, (step, rows))
 

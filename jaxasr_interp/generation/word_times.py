@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.generation.batching import padded_length
+from jaxasr_interp.generation.prompts import padded_length
 from jaxasr_interp.model.run import DecoderRun, decode, encode_utterance
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND, words_of

@@ -31,6 +31,7 @@ NOT_COMPILED = {
 PROGRAMS = set(jitted()) - NOT_COMPILED
 COPY = {
     "generation.beam._search": "the layers are cut apart before the loop over steps",
+    "generation.fixed_length._run": "the layers are cut apart before the loop over steps",
     "generation.rollout._advance": "the layers are cut apart before the loop over steps",
     "patching.attribution._slopes": "gradients are kept of the keys and values of all layers",
     "patching.engine.encoder.propagate_frames": "queries, keys and values change their layout",

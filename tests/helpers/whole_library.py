@@ -95,12 +95,13 @@ def lenses(
 
 
 def generation(model: ji.Whisper, states: jax.Array) -> None:
-    """Transcripts of a clip under the edits of 12 heads, of several clips, and by beam search."""
+    """Transcripts of a clip under the edits of 12 heads, of several clips, and by other loops."""
     edits = [ji.At(ji.Zero(), 3, head=head, site="z") for head in range(12)]
     choice = ji.Choice(max_new_tokens=24)
     ji.generate_rows(model, states[None], [edits], choice=choice)
     ji.generate_batch(model, jnp.stack([states] * CLIPS), choice=choice)
     ji.generate(model, states, choice=ji.Choice(max_new_tokens=24, beam_size=5))
+    ji.generate_fixed(model, states, choice=choice)
     ji.detect_language(model, states)
 
 
