@@ -20,6 +20,7 @@ from jaxasr_interp.patching.runs import kept_sites
 from jaxasr_interp.patching.schedule import Schedule, make_schedule
 
 _MOST_ROWS = 1056
+_ROWS_ON_TPU = 528
 _ROWS_OF_PRODUCT = 1056
 """Rows of a product on a TPU, four times as many as hide the reading of its weights: more gain
 nothing, and of each layer's last group of entry layers more are computed in vain."""
@@ -195,7 +196,7 @@ def _cut(
     cuts = [cut for group in groups for cut in _fill(group, rows, costs, most)]
     if grid.platform == "tpu" and method == "minimal" and grid.stack == "decoder":
         # All rows of a layer see each other's keys, the cost of which grows with their square.
-        by_rows = max(_MOST_ROWS // utterances, most_rows)
+        by_rows = max(_ROWS_ON_TPU // utterances, most_rows)
         short = [cut for group in groups for cut in _fill(group, rows, _Costs(0, 1), by_rows)]
         cuts = max(cuts, short, key=len)
     patches = max(cut.shape[1] for cut in cuts)
@@ -226,7 +227,7 @@ def _together(
     size = _itemsize(grid.dtype)
     vector = utterances * size * grid.config.d_model
     kept = _Costs(layers * vector * (4 * width + 2 * grid.reads), layers * 2 * vector)
-    most = {"cpu": 1, "tpu": -(-_ROWS_OF_PRODUCT // min(in_layer, _MOST_ROWS))}
+    most = {"cpu": 1, "tpu": -(-_ROWS_OF_PRODUCT // min(in_layer, _ROWS_ON_TPU))}
     together = min(layers, most.get(grid.platform, layers))
     while True:
         costs = _Costs(together * one_layer.patch + kept.patch, together * one_layer.row + kept.row)

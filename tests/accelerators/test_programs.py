@@ -21,6 +21,8 @@ NOT_COMPILED = {
     # Programs of several devices: see `tests/patching/test_tpu.py`.
     "patching.unpatched.encode_each",
     "runtime.devices._run_lanes",
+    # For GPUs.
+    "patching.unpatched.decode_both",
     # They copy what they are given, and compute nothing.
     "generation.rollout._grow",
     "generation.rollout._keep",

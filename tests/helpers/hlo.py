@@ -83,7 +83,7 @@ def _made(op: str, results: str) -> str:
         return results
     # Of a copy what it makes comes first; of all else it is behind a tuple of what is given.
     given = re.match(r"\(\(.*?\), ", results)
-    return results[given.end() :] if given else results.partition("}, ")[0]
+    return results[given.end() :] if given else results.partition("}, ")[0] + "}"
 
 
 def collectives(text: str) -> list[str]:
