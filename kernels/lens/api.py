@@ -1,14 +1,18 @@
 """The public functions of the lens readout."""
 
-from types import ModuleType
+import functools
+import importlib.util
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
 
-from . import reference
+from . import mosaic_tpu, reference
 
-_IMPLEMENTATIONS = {"xla": reference}
+_IMPLEMENTATIONS = ("xla", "mosaic_tpu")
 
 
 def readout(
@@ -30,15 +34,18 @@ def readout(
         unembedding: token embedding matrix.
         targets: the token whose log-probability and rank are read at each position.
         top_k: number of most probable tokens to return.
-        implementation: `"xla"`, or `None` for the best one available here.
+        implementation: `"xla"`; `"mosaic_tpu"`, a kernel for TPUs, which writes no logits to main
+            memory, takes float32 and bfloat16, and `top_k` up to 16; `None` for the best one where
+            the program runs. The kernel runs on one device (or within `shard_map` on each of them),
+            and on a CPU it is interpreted, which is slow.
 
     Returns:
         One `Readout` with a value for each state, in float32 or wider.
 
     Raises:
-        InputError: the implementation does not exist.
+        InputError: the implementation does not exist, or cannot take these arrays.
     """
-    return _implementation(implementation).readout(hidden, final, unembedding, targets, top_k)
+    return _call("readout", implementation, hidden, final, unembedding, targets, top_k=top_k)
 
 
 def log_sum_exp(
@@ -62,9 +69,9 @@ def log_sum_exp(
         One number for each row, in float32 or wider.
 
     Raises:
-        InputError: the implementation does not exist.
+        InputError: the implementation does not exist, or cannot take these arrays.
     """
-    return _implementation(implementation).log_sum_exp(hidden, unembedding)
+    return _log_sum_exp(implementation, hidden, unembedding)
 
 
 def mean_embedding(
@@ -86,12 +93,63 @@ def mean_embedding(
         The log-sum-exp and the mean embedding, in float32 or wider.
 
     Raises:
-        InputError: the implementation does not exist.
+        InputError: the implementation does not exist, or cannot take these arrays.
     """
-    return _implementation(implementation).mean_embedding(hidden, unembedding)
+    return _call("mean_embedding", implementation, hidden, unembedding)
 
 
-def _implementation(name: str | None) -> ModuleType:
-    if name is not None and name not in _IMPLEMENTATIONS:
-        raise InputError(f"No lens kernel {name!r}: choose one of {', '.join(_IMPLEMENTATIONS)}.")
-    return _IMPLEMENTATIONS[name or "xla"]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _log_sum_exp(implementation, hidden, unembedding):
+    return mean_embedding(hidden, unembedding, implementation=implementation)[0]
+
+
+def _log_sum_exp_forward(implementation, hidden, unembedding):
+    lse, mean = mean_embedding(hidden, unembedding, implementation=implementation)
+    return lse, (hidden, unembedding, lse, mean)
+
+
+def _log_sum_exp_backward(implementation, saved, cotangent):
+    return reference.log_sum_exp_gradients(*saved, cotangent)
+
+
+_log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)
+
+
+def _call(function: str, implementation: str | None, *arrays: Array, **static: int) -> Any:
+    """Call a function of an implementation."""
+    if implementation not in (None, *_IMPLEMENTATIONS):
+        names = ", ".join(_IMPLEMENTATIONS)
+        raise InputError(f"No lens kernel {implementation!r}: choose one of {names}.")
+    plain, kernel = (
+        functools.partial(getattr(module, function), **static) for module in (reference, mosaic_tpu)
+    )
+    problem = _unsuitable(*arrays, **static)
+    if implementation == "xla" or (implementation is None and (problem or not _has_tpu())):
+        return plain(*arrays)
+    if implementation is not None:
+        plain = functools.partial(kernel, interpret=True)
+        if jax.default_backend() == "gpu":
+            problem = "runs on TPUs, not on GPUs"
+        if problem:
+            raise InputError(f"The lens kernel 'mosaic_tpu' {problem}: choose 'xla'.")
+    # Decided where the program is compiled for, which need not be where it is traced.
+    return jax.lax.platform_dependent(*arrays, tpu=kernel, default=plain)
+
+
+def _unsuitable(*arrays: Array, top_k: int = 1) -> str | None:
+    """Say why the kernel for TPUs cannot take these arrays; `None` if it can."""
+    dtypes = {array.dtype for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)}
+    meshes = [jax.typeof(array).sharding.mesh for array in arrays]
+    # XLA cannot divide a kernel among devices.
+    devices = max(1 if mesh.are_all_axes_manual else mesh.size for mesh in meshes)
+    if len(dtypes) > 1 or not dtypes <= set(mosaic_tpu.DTYPES):
+        return f"takes float32 or bfloat16, not {' and '.join(sorted(map(str, dtypes)))}"
+    if top_k > mosaic_tpu.MOST_TOP:
+        return f"gives up to {mosaic_tpu.MOST_TOP} top tokens, not {top_k}"
+    return f"runs on one device, not on {devices}" if devices > 1 else None
+
+
+@functools.cache
+def _has_tpu() -> bool:
+    """Tell whether programs can be compiled for TPUs here, on one or not."""
+    return importlib.util.find_spec("libtpu") is not None

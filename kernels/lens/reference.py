@@ -77,14 +77,6 @@ def _fold[T](
     return jax.lax.fori_loop(first, end, body, carry)
 
 
-@jax.custom_vjp
-def log_sum_exp(
-    hidden: Float[Array, "rows d_model"], unembedding: Float[Array, "d_vocab d_model"]
-) -> Float[Array, " rows"]:
-    """See `jaxasr_interp.kernels.lens.log_sum_exp`."""
-    return mean_embedding(hidden, unembedding)[0]
-
-
 def mean_embedding(
     hidden: Float[Array, "rows d_model"], unembedding: Float[Array, "d_vocab d_model"]
 ) -> tuple[Float[Array, " rows"], Float[Array, "rows d_model"]]:
@@ -106,32 +98,29 @@ def mean_embedding(
     return largest + jnp.log(total), mean / total[:, None]
 
 
-def _log_sum_exp_forward(hidden, unembedding):
-    value, mean = mean_embedding(hidden, unembedding)
-    return value, (hidden, unembedding, value, mean)
-
-
-def _log_sum_exp_backward(saved, cotangent):
+def log_sum_exp_gradients(
+    hidden: Float[Array, "rows d_model"],
+    unembedding: Float[Array, "d_vocab d_model"],
+    lse: Float[Array, " rows"],
+    mean: Float[Array, "rows d_model"],
+    cotangent: Float[Array, " rows"],
+) -> tuple[Float[Array, "rows d_model"], Float[Array, "d_vocab d_model"]]:
     """Use `∂lse/∂h = softmax(h Eᵀ) E`, kept by the forward pass; `∂lse/∂E = softmax(h Eᵀ)ᵀ h`."""
-    hidden, unembedding, value, mean = saved
-    wide_hidden = hidden.astype(value.dtype)
+    wide_hidden = hidden.astype(lse.dtype)
 
     def step(gradient, logits, embed, start):
-        weights = jnp.exp(logits - value[:, None]) * cotangent[:, None]
+        weights = jnp.exp(logits - lse[:, None]) * cotangent[:, None]
         added = jnp.einsum("rv,rd->vd", weights, wide_hidden)
         old = jax.lax.dynamic_slice_in_dim(gradient, start, len(added))
         return jax.lax.dynamic_update_slice_in_dim(gradient, old + added, start, 0)
 
-    of_unembedding = _fold(step, jnp.zeros(unembedding.shape, value.dtype), hidden, unembedding)
+    of_unembedding = _fold(step, jnp.zeros(unembedding.shape, lse.dtype), hidden, unembedding)
     of_hidden = cotangent[:, None] * mean
     return of_hidden.astype(hidden.dtype), of_unembedding.astype(unembedding.dtype)
 
 
-log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)
-
-
 @pytree_dataclass
-class _Seen:
+class Seen:
     """Statistics of each row's distribution over the chunks of the vocabulary so far.
 
     Attributes:
@@ -159,13 +148,27 @@ def readout(
     top_k: int,
 ) -> Readout:
     """See `jaxasr_interp.kernels.lens.readout`."""
+    return readout_by(see, mean_embedding, hidden, final, unembedding, targets, top_k)
+
+
+def readout_by(
+    see: Callable[[Array, Array, Array, Array, int], Seen],
+    mean_embedding: Callable[[Array, Array], tuple[Array, Array]],
+    hidden: Float[Array, "*stack pos d_model"],
+    final: Float[Array, "pos d_model"],
+    unembedding: Float[Array, "d_vocab d_model"],
+    targets: Int[Array, " pos"],
+    top_k: int,
+) -> Readout:
+    """Compute a readout by the two functions that go over the vocabulary, `see` of all states and
+    `mean_embedding` of the final ones."""
     wide = accumulation_dtype(hidden.dtype)
     stack = hidden.reshape(-1, *final.shape)
     of_targets = jnp.einsum(
         "spd,pd->sp", stack, unembedding[targets], preferred_element_type=wide
     ).reshape(-1)
     rows, followed = stack.reshape(-1, stack.shape[-1]), jnp.tile(targets, len(stack))
-    seen = _see(rows, unembedding, followed, of_targets, top_k)
+    seen = see(rows, unembedding, followed, of_targets, top_k)
     log_total = jnp.log(seen.total)
     lse = seen.largest + log_total
     final_lse, mean = mean_embedding(final, unembedding)
@@ -183,16 +186,16 @@ def readout(
     return jax.tree.map(lambda x: x.reshape(*hidden.shape[:-1], *x.shape[1:]), read)
 
 
-def _see(
+def see(
     rows: Float[Array, "rows d_model"],
     unembedding: Float[Array, "d_vocab d_model"],
     targets: Int[Array, " rows"],
     of_targets: Float[Array, " rows"],
     top_k: int,
-) -> _Seen:
+) -> Seen:
     """Compute the statistics that `readout` needs of each row, over the whole vocabulary."""
 
-    def step(seen: _Seen, logits: Array, embed: Array, start: Array) -> _Seen:
+    def step(seen: Seen, logits: Array, embed: Array, start: Array) -> Seen:
         largest = jnp.maximum(seen.largest, logits.max(1))
         fall, below = seen.largest - largest, logits - largest[:, None]
         weights, kept = jnp.exp(below), jnp.exp(fall)
@@ -204,7 +207,7 @@ def _see(
         candidates = jnp.concatenate([seen.top_logits, chunk_logits], 1)
         candidate_tokens = jnp.concatenate([seen.top_tokens, start + places], 1)
         top_logits, best = jax.lax.top_k(candidates, top_k)
-        return _Seen(
+        return Seen(
             largest=largest,
             total=seen.total * kept + weights.sum(1),
             depth=(seen.depth + seen.total * fall) * kept + (weights * below).sum(1),
@@ -215,7 +218,7 @@ def _see(
 
     n, lowest = len(rows), jnp.finfo(of_targets.dtype).min
     zero = jnp.zeros_like(of_targets)
-    start = _Seen(
+    start = Seen(
         largest=jnp.full_like(of_targets, lowest),
         total=zero,
         depth=zero,

@@ -1,4 +1,7 @@
-"""The lens kernel, every implementation of it, against float64 numpy at awkward sizes."""
+"""The lens kernel, every implementation of it, against float64 numpy at awkward sizes.
+
+The kernel for TPUs is interpreted: what a block has beyond its array is NaN then.
+"""
 
 import functools
 
@@ -6,12 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxasr_interp.kernels.lens import log_sum_exp, mean_embedding, readout
 
-IMPLEMENTATIONS = ["xla"]
+import jaxasr_interp as ji
+from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, has_compiler, not_cached
+from jaxasr_interp.runtime.devices import make_mesh
+from jaxasr_interp.runtime.targets import TargetMachine
+
+IMPLEMENTATIONS = ["xla", "mosaic_tpu"]
+V5E = TargetMachine.parse("v5e-1")
 RAGGED = (3, 5, 16, 5003)
-# Less than a chunk, a multiple of one, and neither: [stack, pos, d_model, d_vocab].
-SIZES = [(2, 1, 3, 2), (1, 2, 16, 4096), RAGGED]
+# Less than a chunk, a multiple of one, and neither, of tokens and then of rows, too:
+# [stack, pos, d_model, d_vocab].
+SIZES = [(2, 1, 3, 2), (1, 2, 16, 4096), RAGGED, (2, 261, 8, 1030)]
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -104,12 +116,31 @@ def test_a_token_is_not_above_itself(implementation):
     np.testing.assert_array_equal(out.target_rank, 0)
 
 
-def test_more_top_tokens_than_a_chunk_has(implementation):
+@pytest.mark.parametrize(
+    ("implementation", "top_k"), [("xla", 16), ("mosaic_tpu", 16), ("xla", 4000)]
+)
+def test_many_top_tokens(implementation, top_k):
+    """As many as the kernel for TPUs can give, and more than a chunk has."""
     hidden, embed = tied()
     targets = np.arange(5, dtype=np.int32)
     arguments = map(jnp.asarray, (hidden, hidden[-1], embed, targets))
-    out = read(*arguments, top_k=4000, implementation=implementation)
+    out = read(*arguments, top_k=top_k, implementation=implementation)
     expect(out, hidden, embed, targets, {"rtol": 1e-5, "atol": 2e-5})
+
+
+def test_readouts_can_be_vmapped(implementation):
+    hidden, embed = map(jnp.asarray, states(RAGGED))
+    targets = jnp.arange(5, dtype=jnp.int32)
+
+    def one(hidden):
+        return readout(hidden, hidden, embed, targets, implementation=implementation)
+
+    each, together = jax.jit(lambda hidden: (jax.lax.map(one, hidden), jax.vmap(one)(hidden)))(
+        hidden
+    )
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), together, each
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0])
@@ -143,8 +174,9 @@ def differentiate(hidden, embed, weights, implementation):
     return gradient(hidden, embed), mean_embedding(hidden, embed, implementation=implementation)
 
 
-def test_the_logits_are_never_whole(implementation):
+def test_the_logits_are_never_whole():
     """At the sizes of `base` with 128 positions, against the six layers' logits alone."""
+    implementation = "xla"
     d_model, d_vocab = 512, 51865
 
     def bytes_of(function, *shapes):
@@ -162,3 +194,59 @@ def test_the_logits_are_never_whole(implementation):
     logits = 4 * 6 * 128 * d_vocab
     assert bytes_of(lens, (6, 128, d_model), (d_vocab, d_model)) < logits / 10
     assert bytes_of(jax.grad(training), (6 * 128, d_model), (d_vocab, d_model)) < logits / 10
+
+
+def test_what_the_kernel_for_tpus_does_not_take_is_said(x64, monkeypatch):
+    def ask(hidden, embed, top_k=5):
+        targets = jnp.zeros(hidden.shape[1], jnp.int32)
+        arguments = hidden, hidden[-1], embed, targets
+        return readout(*arguments, top_k=top_k, implementation="mosaic_tpu")
+
+    hidden, embed = map(jnp.asarray, states(RAGGED))
+    with pytest.raises(ji.InputError, match="takes float32 or bfloat16, not float64: choose 'xla'"):
+        ask(hidden.astype("float64"), embed.astype("float64"))
+    with pytest.raises(ji.InputError, match=r"takes .*, not bfloat16 and float32: choose 'xla'"):
+        ask(hidden, embed.astype("bfloat16"))
+    with pytest.raises(ji.InputError, match="gives up to 16 top tokens, not 17: choose 'xla'"):
+        ask(hidden, embed, top_k=17)
+    shared = jax.device_put(embed, NamedSharding(make_mesh(jax.devices()), P()))
+    with pytest.raises(ji.InputError, match="runs on one device, not on 4: choose 'xla'"):
+        ask(hidden, shared)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(ji.InputError, match="runs on TPUs, not on GPUs: choose 'xla'"):
+        ask(hidden, embed)
+    with pytest.raises(ji.InputError, match="No lens kernel 'magic': choose one of xla, mosaic"):
+        log_sum_exp(hidden[0], embed, implementation="magic")
+
+
+def on_a_tpu(program, *arrays):
+    """Compile a program for a TPU, with the implementations that it chooses there."""
+    lowered = jax.jit(program).lower(*DeviceCompiler(V5E).placed(arrays))
+    with not_cached():
+        compiled = lowered.compile()
+    assert "tpu_custom_call" in compiled.as_text()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.skipif(not has_compiler(V5E), reason="no TPU compiler: see the extra tpu")
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        ((8, 128, 1280, 51866), "bfloat16"),
+        pytest.param((8, 128, 1280, 51866), "float32", marks=pytest.mark.slow),
+        pytest.param((6, 64, 768, 51865), "bfloat16", marks=pytest.mark.slow),
+        ((6, 64, 768, 51865), "float32"),
+    ],
+)
+def test_a_tpu_writes_no_logits(size, dtype):
+    layer, pos, d_model, d_vocab = size
+    hidden = jax.ShapeDtypeStruct((layer, pos, d_model), dtype)
+    embed = jax.ShapeDtypeStruct((d_vocab, d_model), dtype)
+
+    def lens(hidden, embed):
+        return readout(hidden, hidden[-1], embed, jnp.zeros(pos, jnp.int32), top_k=16)
+
+    logits = 4 * layer * pos * d_vocab
+    assert on_a_tpu(lens, hidden, embed) < logits / 20
+    rows = jax.ShapeDtypeStruct((layer * pos, d_model), dtype)
+    assert on_a_tpu(log_sum_exp, rows, embed) < logits / 20
