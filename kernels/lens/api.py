@@ -109,7 +109,8 @@ def _log_sum_exp_forward(implementation, hidden, unembedding):
 
 
 def _log_sum_exp_backward(implementation, saved, cotangent):
-    return reference.log_sum_exp_gradients(*saved, cotangent)
+    hidden, unembedding, lse, mean = saved
+    return reference.log_sum_exp_gradients(hidden, unembedding, lse, mean, cotangent)
 
 
 _log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)

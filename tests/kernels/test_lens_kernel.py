@@ -135,12 +135,10 @@ def test_readouts_can_be_vmapped(implementation):
     def one(hidden):
         return readout(hidden, hidden, embed, targets, implementation=implementation)
 
-    each, together = jax.jit(lambda hidden: (jax.lax.map(one, hidden), jax.vmap(one)(hidden)))(
-        hidden
-    )
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), together, each
-    )
+    each = jax.jit(functools.partial(jax.lax.map, one))(hidden)
+    together = jax.jit(jax.vmap(one))(hidden)
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(near, together, each)
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0])
