@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -10,9 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
 
-from . import mosaic_tpu, reference
+from . import mosaic_gpu, mosaic_tpu, reference
 
-_IMPLEMENTATIONS = ("xla", "mosaic_tpu")
+_KERNELS = {"mosaic_tpu": mosaic_tpu, "mosaic_gpu": mosaic_gpu}
 
 
 def readout(
@@ -35,9 +36,10 @@ def readout(
         targets: the token whose log-probability and rank are read at each position.
         top_k: number of most probable tokens to return.
         implementation: `"xla"`; `"mosaic_tpu"`, a kernel for TPUs, which writes no logits to main
-            memory, takes float32 and bfloat16, and `top_k` up to 16; `None` for the best one where
-            the program runs. The kernel runs on one device (or within `shard_map` on each of them),
-            and on a CPU it is interpreted, which is slow.
+            memory and takes float32 and bfloat16; `"mosaic_gpu"`, one for Hopper GPUs, which takes
+            bfloat16; `None` for the kernel on one TPU, else XLA. Kernels take a `top_k` up to 16
+            and run on one device (or within `shard_map` on each of them). On a CPU the one for TPUs
+            is interpreted, which is slow.
 
     Returns:
         One `Readout` with a value for each state, in float32 or wider.
@@ -118,35 +120,42 @@ _log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)
 
 def _call(function: str, implementation: str | None, *arrays: Array, **static: int) -> Any:
     """Call a function of an implementation."""
-    if implementation not in (None, *_IMPLEMENTATIONS):
-        names = ", ".join(_IMPLEMENTATIONS)
-        raise InputError(f"No lens kernel {implementation!r}: choose one of {names}.")
-    plain, kernel = (
-        functools.partial(getattr(module, function), **static) for module in (reference, mosaic_tpu)
-    )
-    problem = _unsuitable(*arrays, **static)
-    if implementation == "xla" or (implementation is None and (problem or not _has_tpu())):
+    plain = functools.partial(getattr(reference, function), **static)
+    if implementation == "xla":
         return plain(*arrays)
-    if implementation is not None:
-        plain = functools.partial(kernel, interpret=True)
-        if jax.default_backend() == "gpu":
-            problem = "runs on TPUs, not on GPUs"
-        if problem:
-            raise InputError(f"The lens kernel 'mosaic_tpu' {problem}: choose 'xla'.")
-    # Decided where the program is compiled for, which need not be where it is traced.
-    return jax.lax.platform_dependent(*arrays, tpu=kernel, default=plain)
+    name = implementation or "mosaic_tpu"
+    if name not in _KERNELS:
+        names = ", ".join(["xla", *_KERNELS])
+        raise InputError(f"No lens kernel {name!r}: choose one of {names}.")
+    module, here = _KERNELS[name], jax.default_backend()
+    kernel = functools.partial(getattr(module, function), **static)
+    problem = _unsuitable(module, *arrays, **static)
+    if implementation is None:
+        if problem or not _has_tpu():
+            return plain(*arrays)
+        # Decided where the program is compiled for, which need not be where it is traced.
+        return jax.lax.platform_dependent(*arrays, tpu=kernel, default=plain)
+    if here not in module.PLATFORMS:
+        problem = f"runs on {module.DEVICES}, not on {here.upper()}"
+    if problem:
+        raise InputError(f"The lens kernel {name!r} {problem}: choose 'xla'.")
+    if name == "mosaic_gpu":
+        return kernel(*arrays)
+    interpreted = functools.partial(kernel, interpret=True)
+    return jax.lax.platform_dependent(*arrays, tpu=kernel, default=interpreted)
 
 
-def _unsuitable(*arrays: Array, top_k: int = 1) -> str | None:
-    """Say why the kernel for TPUs cannot take these arrays; `None` if it can."""
+def _unsuitable(module: ModuleType, *arrays: Array, top_k: int = 1) -> str | None:
+    """Say why a kernel cannot take these arrays; `None` if it can."""
     dtypes = {array.dtype for array in arrays if jnp.issubdtype(array.dtype, jnp.floating)}
     meshes = [jax.typeof(array).sharding.mesh for array in arrays]
     # XLA cannot divide a kernel among devices.
     devices = max(1 if mesh.are_all_axes_manual else mesh.size for mesh in meshes)
-    if len(dtypes) > 1 or not dtypes <= set(mosaic_tpu.DTYPES):
-        return f"takes float32 or bfloat16, not {' and '.join(sorted(map(str, dtypes)))}"
-    if top_k > mosaic_tpu.MOST_TOP:
-        return f"gives up to {mosaic_tpu.MOST_TOP} top tokens, not {top_k}"
+    if len(dtypes) > 1 or not dtypes <= set(module.DTYPES):
+        taken = " or ".join(map(str, module.DTYPES))
+        return f"takes {taken}, not {' and '.join(sorted(map(str, dtypes)))}"
+    if top_k > module.MOST_TOP:
+        return f"gives up to {module.MOST_TOP} top tokens, not {top_k}"
     return f"runs on one device, not on {devices}" if devices > 1 else None
 
 

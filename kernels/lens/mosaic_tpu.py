@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from . import reference
 
+DEVICES, PLATFORMS = "TPUs", ("tpu", "cpu")
 DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
 MOST_TOP = 16
 """Top tokens that a row can keep: they are searched for one by one."""

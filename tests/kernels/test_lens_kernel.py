@@ -1,6 +1,6 @@
 """The lens kernel, every implementation of it, against float64 numpy at awkward sizes.
 
-The kernel for TPUs is interpreted: what a block has beyond its array is NaN then.
+Kernels are interpreted: what a block for a TPU has beyond its array is NaN then.
 """
 
 import functools
@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxasr_interp.kernels.lens import log_sum_exp, mean_embedding, readout
+from jaxasr_interp.kernels.lens import log_sum_exp, mean_embedding, mosaic_gpu, readout
 
 import jaxasr_interp as ji
 from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, has_compiler, not_cached
@@ -19,15 +20,32 @@ from jaxasr_interp.runtime.devices import make_mesh
 from jaxasr_interp.runtime.targets import TargetMachine
 
 IMPLEMENTATIONS = ["xla", "mosaic_tpu"]
-V5E = TargetMachine.parse("v5e-1")
+V5E, H100 = map(TargetMachine.parse, ("v5e-1", "h100-1"))
 RAGGED = (3, 5, 16, 5003)
 # Less than a chunk, a multiple of one, and neither, of tokens and then of rows, too:
 # [stack, pos, d_model, d_vocab].
 SIZES = [(2, 1, 3, 2), (1, 2, 16, 4096), RAGGED, (2, 261, 8, 1030)]
+# Of `small` and `large-v3`.
+SMALL, LARGE = (6, 64, 768, 51865), (8, 128, 1280, 51866)
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def implementation(request):
+    return request.param
+
+
+@pytest.fixture
+def gpu_of_cpu(monkeypatch):
+    """The CPU, as if it were a GPU."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with plgpu.force_gpu_interpret_mode():
+        yield
+
+
+@pytest.fixture(params=[*IMPLEMENTATIONS, "mosaic_gpu"])
+def implementation_of_narrow(request):
+    if request.param == "mosaic_gpu":
+        request.getfixturevalue("gpu_of_cpu")
     return request.param
 
 
@@ -99,12 +117,29 @@ def test_the_readout_equals_float64_numpy(implementation, case):
     expect(out, hidden, embed, targets, {"rtol": 1e-5, "atol": 2e-6 * max(1, largest)})
 
 
-def test_narrow_states_are_read_in_float32(implementation):
-    hidden, embed = (jnp.asarray(x, jnp.bfloat16) for x in states(RAGGED))
-    targets = jnp.arange(5, dtype=jnp.int32)
-    out = read(hidden, hidden[-1], embed, targets, top_k=5, implementation=implementation)
+@pytest.mark.parametrize("size", SIZES)
+def test_narrow_states_are_read_in_float32(implementation_of_narrow, size):
+    hidden, embed = (jnp.asarray(x, jnp.bfloat16) for x in states(size))
+    targets = jnp.arange(size[1], dtype=jnp.int32) % size[3]
+    top_k = min(5, size[3])
+    out = read(
+        hidden, hidden[-1], embed, targets, top_k=top_k, implementation=implementation_of_narrow
+    )
     assert {str(x.dtype) for x in jax.tree.leaves(out)} == {"float32", "int32"}
     expect(out, *map(np.asarray, (hidden, embed, targets)), {"rtol": 1e-5, "atol": 1e-5})
+
+
+@pytest.mark.parametrize("case", ["sharp", "dominated", "tied"])
+def test_parts_of_the_vocabulary_are_merged(gpu_of_cpu, monkeypatch, case):
+    """On a GPU; parts of many blocks, as real vocabularies have."""
+    monkeypatch.setattr(mosaic_gpu, "_MULTIPROCESSORS", 2)
+    hidden, embed = (jnp.asarray(x, jnp.bfloat16) for x in CASES[case]())
+    targets = jnp.asarray([17, 4000, 0, 5002, 2499], jnp.int32)
+    out = readout(hidden, hidden[-1], embed, targets, top_k=16, implementation="mosaic_gpu")
+    hidden, embed = (np.asarray(x, np.float32) for x in (hidden, embed))
+    largest = np.abs(hidden @ embed.T).max()
+    near = {"rtol": 1e-5, "atol": 2e-6 * max(1, largest)}
+    expect(out, hidden, embed, np.asarray(targets), near)
 
 
 def test_a_token_is_not_above_itself(implementation):
@@ -194,11 +229,11 @@ def test_the_logits_are_never_whole():
     assert bytes_of(jax.grad(training), (6 * 128, d_model), (d_vocab, d_model)) < logits / 10
 
 
-def test_what_the_kernel_for_tpus_does_not_take_is_said(x64, monkeypatch):
-    def ask(hidden, embed, top_k=5):
+def test_what_a_kernel_does_not_take_is_said(x64, monkeypatch):
+    def ask(hidden, embed, top_k=5, implementation="mosaic_tpu"):
         targets = jnp.zeros(hidden.shape[1], jnp.int32)
         arguments = hidden, hidden[-1], embed, targets
-        return readout(*arguments, top_k=top_k, implementation="mosaic_tpu")
+        return readout(*arguments, top_k=top_k, implementation=implementation)
 
     hidden, embed = map(jnp.asarray, states(RAGGED))
     with pytest.raises(ji.InputError, match="takes float32 or bfloat16, not float64: choose 'xla'"):
@@ -210,41 +245,60 @@ def test_what_the_kernel_for_tpus_does_not_take_is_said(x64, monkeypatch):
     shared = jax.device_put(embed, NamedSharding(make_mesh(jax.devices()), P()))
     with pytest.raises(ji.InputError, match="runs on one device, not on 4: choose 'xla'"):
         ask(hidden, shared)
+    narrow = hidden.astype("bfloat16"), embed.astype("bfloat16")
+    with pytest.raises(ji.InputError, match="runs on NVIDIA GPUs, not on CPU: choose 'xla'"):
+        ask(*narrow, implementation="mosaic_gpu")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    with pytest.raises(ji.InputError, match="runs on TPUs, not on GPUs: choose 'xla'"):
+    with pytest.raises(ji.InputError, match="runs on TPUs, not on GPU: choose 'xla'"):
         ask(hidden, embed)
-    with pytest.raises(ji.InputError, match="No lens kernel 'magic': choose one of xla, mosaic"):
+    with pytest.raises(
+        ji.InputError, match="No lens kernel 'magic': choose one of xla, mosaic_tpu"
+    ):
         log_sum_exp(hidden[0], embed, implementation="magic")
 
 
-def on_a_tpu(program, *arrays):
-    """Compile a program for a TPU, with the implementations that it chooses there."""
-    lowered = jax.jit(program).lower(*DeviceCompiler(V5E).placed(arrays))
+def temporaries(machine, call, program, *arrays):
+    """Compile a program for a machine and return the bytes of its temporaries."""
+    lowered = jax.jit(program).lower(*DeviceCompiler(machine).placed(arrays))
     with not_cached():
         compiled = lowered.compile()
-    assert "tpu_custom_call" in compiled.as_text()
+    assert call in compiled.as_text()
     return compiled.memory_analysis().temp_size_in_bytes
+
+
+def lens_of(size, dtype, implementation):
+    """A lens, its arrays, and the bytes that its logits would take."""
+    layer, pos, d_model, d_vocab = size
+    arrays = ((layer, pos, d_model), dtype), ((d_vocab, d_model), dtype)
+
+    def lens(hidden, embed):
+        targets = jnp.zeros(pos, jnp.int32)
+        return readout(hidden, hidden[-1], embed, targets, top_k=16, implementation=implementation)
+
+    return lens, [jax.ShapeDtypeStruct(*array) for array in arrays], 4 * layer * pos * d_vocab
 
 
 @pytest.mark.skipif(not has_compiler(V5E), reason="no TPU compiler: see the extra tpu")
 @pytest.mark.parametrize(
     ("size", "dtype"),
     [
-        ((8, 128, 1280, 51866), "bfloat16"),
-        pytest.param((8, 128, 1280, 51866), "float32", marks=pytest.mark.slow),
-        pytest.param((6, 64, 768, 51865), "bfloat16", marks=pytest.mark.slow),
-        ((6, 64, 768, 51865), "float32"),
+        (LARGE, "bfloat16"),
+        pytest.param(LARGE, "float32", marks=pytest.mark.slow),
+        pytest.param(SMALL, "bfloat16", marks=pytest.mark.slow),
+        (SMALL, "float32"),
     ],
 )
 def test_a_tpu_writes_no_logits(size, dtype):
-    layer, pos, d_model, d_vocab = size
-    hidden = jax.ShapeDtypeStruct((layer, pos, d_model), dtype)
-    embed = jax.ShapeDtypeStruct((d_vocab, d_model), dtype)
+    lens, arrays, logits = lens_of(size, dtype, None)
+    assert temporaries(V5E, "tpu_custom_call", lens, *arrays) < logits / 20
+    rows = jax.ShapeDtypeStruct((size[0] * size[1], size[2]), dtype)
+    assert temporaries(V5E, "tpu_custom_call", log_sum_exp, rows, arrays[1]) < logits / 20
 
-    def lens(hidden, embed):
-        return readout(hidden, hidden[-1], embed, jnp.zeros(pos, jnp.int32), top_k=16)
 
-    logits = 4 * layer * pos * d_vocab
-    assert on_a_tpu(lens, hidden, embed) < logits / 20
-    rows = jax.ShapeDtypeStruct((layer * pos, d_model), dtype)
-    assert on_a_tpu(log_sum_exp, rows, embed) < logits / 20
+@pytest.mark.skipif(not has_compiler(H100), reason="no GPU compiler: see the extra gpu")
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_gpu_writes_no_logits(monkeypatch, size):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    lens, arrays, logits = lens_of(size, "bfloat16", "mosaic_gpu")
+    padded = 2 * size[2] * (size[3] + 8)
+    assert temporaries(H100, "mosaic_gpu", lens, *arrays) < padded + logits / 20
