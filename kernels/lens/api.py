@@ -1,6 +1,7 @@
 """The public functions of the lens readout."""
 
 import functools
+import importlib
 import importlib.util
 from types import ModuleType
 from typing import Any
@@ -11,9 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
 
-from . import mosaic_gpu, mosaic_tpu, reference
+from . import reference
 
-_KERNELS = {"mosaic_tpu": mosaic_tpu, "mosaic_gpu": mosaic_gpu}
+_KERNELS = ("mosaic_tpu", "mosaic_gpu")
 
 
 def readout(
@@ -38,8 +39,8 @@ def readout(
         implementation: `"xla"`; `"mosaic_tpu"`, a kernel for TPUs, which writes no logits to main
             memory and takes float32 and bfloat16; `"mosaic_gpu"`, one for Hopper GPUs, which takes
             bfloat16; `None` for the kernel on one TPU, else XLA. Kernels take a `top_k` up to 16
-            and run on one device (or within `shard_map` on each of them). On a CPU the one for TPUs
-            is interpreted, which is slow.
+            and run on one device (or on each within `shard_map(check_vma=False)`). On a CPU the one
+            for TPUs is interpreted, which is slow.
 
     Returns:
         One `Readout` with a value for each state, in float32 or wider.
@@ -127,11 +128,14 @@ def _call(function: str, implementation: str | None, *arrays: Array, **static: i
     if name not in _KERNELS:
         names = ", ".join(["xla", *_KERNELS])
         raise InputError(f"No lens kernel {name!r}: choose one of {names}.")
-    module, here = _KERNELS[name], jax.default_backend()
+    if implementation is None and not _has_tpu():
+        return plain(*arrays)
+    # Pallas takes long to import.
+    module, here = importlib.import_module(f".{name}", __package__), jax.default_backend()
     kernel = functools.partial(getattr(module, function), **static)
     problem = _unsuitable(module, *arrays, **static)
     if implementation is None:
-        if problem or not _has_tpu():
+        if problem:
             return plain(*arrays)
         # Decided where the program is compiled for, which need not be where it is traced.
         return jax.lax.platform_dependent(*arrays, tpu=kernel, default=plain)

@@ -210,7 +210,7 @@ def _see_block(seen, logits, tokens, target, of_target):
     above = (logits > wide(of_target)) & (tokens != wide(target))
     depth = (depth + total * fall) * scale + (weights * below).sum(1)
     total = total * scale + weights.sum(1)
-    higher += jnp.where(above, 1, 0).sum(1)
+    higher += jnp.where(above, jnp.int32(1), jnp.int32(0)).sum(1, dtype=jnp.int32)
 
     def keep_best(_, kept):
         logits, top_logits, top_tokens = kept

@@ -102,7 +102,7 @@ def _over_vocabulary(kernel, rows, unembedding, of_rows, kept, interpret):
         *refs, logits = refs
         kernel(*refs[:n_in], logits, **dict(zip(names, refs[n_in:], strict=True)))
 
-    found = pl.pallas_call(
+    call = pl.pallas_call(
         named,
         grid=(pl.cdiv(n, block), pl.cdiv(d_vocab, tokens)),
         in_specs=[
@@ -117,7 +117,10 @@ def _over_vocabulary(kernel, rows, unembedding, of_rows, kept, interpret):
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_FAST_MEMORY
         ),
         interpret=interpret,
-    )(rows, unembedding, *of_rows)
+    )
+    # Blocks are counted in 32 bits.
+    with jax.enable_x64(False):
+        found = call(rows, unembedding, *of_rows)
     return dict(zip(names, found, strict=True))
 
 
@@ -146,7 +149,8 @@ def _see_block(
     total[...] = total[...] * scale + weights.sum(0, keepdims=True)
     higher[...] += above.sum(0, dtype=jnp.int32, keepdims=True)
     jax.lax.while_loop(
-        lambda best: jnp.any(best > top_logits[-1:]),
+        # `jnp.any` computes in float64 where that is enabled.
+        lambda best: (best > top_logits[-1:]).astype(jnp.float32).max() > 0,
         functools.partial(_keep_best, logits, tokens, top_logits, top_tokens),
         best,
     )

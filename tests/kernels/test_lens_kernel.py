@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxasr_interp.kernels.lens import log_sum_exp, mean_embedding, mosaic_gpu, readout
 
 import jaxasr_interp as ji
+from helpers.tpu import tpu_mesh
 from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, has_compiler, not_cached
 from jaxasr_interp.runtime.devices import make_mesh
 from jaxasr_interp.runtime.targets import TargetMachine
@@ -293,6 +294,22 @@ def test_a_tpu_writes_no_logits(size, dtype):
     assert temporaries(V5E, "tpu_custom_call", lens, *arrays) < logits / 20
     rows = jax.ShapeDtypeStruct((size[0] * size[1], size[2]), dtype)
     assert temporaries(V5E, "tpu_custom_call", log_sum_exp, rows, arrays[1]) < logits / 20
+
+
+@pytest.mark.skipif(not has_compiler(V5E), reason="no TPU compiler: see the extra tpu")
+def test_the_kernel_for_tpus_where_float64_is_enabled():
+    lens, arrays, logits = lens_of((2, 64, 128, 5003), "float32", None)
+    with jax.enable_x64(True):
+        assert temporaries(V5E, "tpu_custom_call", lens, *arrays) < logits
+
+
+@pytest.mark.skipif(not has_compiler(V5E), reason="no TPU compiler: see the extra tpu")
+def test_on_several_tpus_xla_reads():
+    DeviceCompiler(V5E)
+    shared = NamedSharding(tpu_mesh("v5e:2x4", 8), P())
+    lens, arrays, _ = lens_of((2, 64, 128, 5003), "float32", None)
+    arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shared) for x in arrays]
+    assert "tpu_custom_call" not in jax.jit(lens).lower(*arrays).as_text()
 
 
 @pytest.mark.skipif(not has_compiler(H100), reason="no GPU compiler: see the extra gpu")
