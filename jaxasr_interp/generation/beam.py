@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxasr_interp.generation.batch import GeneratedRows, GenerationJob, refuse_tracers
-from jaxasr_interp.generation.kv_cache import CrossKV, KVCache, decode_step, prefill, unstacked
+from jaxasr_interp.generation.kv_cache import CrossKV, KVCache, decode_step, layers_in_loop, prefill
 from jaxasr_interp.generation.logit_filters import LogitFilter
 from jaxasr_interp.pytree import pytree_dataclass
 
@@ -61,8 +61,7 @@ def _search(
     job: GenerationJob, *, max_new_tokens: int, beam_size: int
 ) -> tuple[Sequences, Bool[Array, "clip row"], Float[Array, "clip row"]]:
     decoder, prompt, logit_filter = job.decoder, job.prompt, job.logit_filter
-    blocks = unstacked(decoder.blocks, decoder.n_layers)
-    layers = unstacked(job.cross, decoder.n_layers)
+    split = layers_in_loop(decoder.blocks, job.cross, decoder.n_layers)
     capacity = prompt.tokens.shape[1] + max_new_tokens
 
     def begin(own: tuple[Array, ...], tokens: Array, cross: CrossKV) -> Beams:
@@ -91,6 +90,7 @@ def _search(
 
     def advance(state: tuple[Array, Beams]) -> tuple[Array, Beams]:
         step, beams = state
+        blocks, layers, step = split(step)
         position = prompt.length + step - 1
 
         def one(beams: Beams, own: tuple[Array, ...], cross: list[CrossKV]) -> Beams:

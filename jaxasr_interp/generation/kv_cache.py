@@ -5,6 +5,7 @@ reference run, an unedited second decoder run attends to the reference clip, and
 token at each step.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,8 +37,29 @@ class KVCache:
 
 
 def unstacked[Tree](tree: Tree, n: int) -> list[Tree]:
-    """Split a stacked tree into layers with arrays of their own; slices in a loop make copies."""
+    """Split a stacked tree into layers with arrays of their own."""
     return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(n)]
+
+
+def layers_in_loop[A, B](
+    first: A, second: B, n: int
+) -> Callable[[Array], tuple[list[A], list[B], Array]]:
+    """Make the function that splits two stacked trees in the body of a loop.
+
+    It takes and returns the loop's counter. On a TPU a slice is read where it is needed; cut apart
+    before the loop, all layers would exist twice. On other devices slices in a loop are copies, so
+    that they are made once.
+    """
+    if jax.default_backend() != "tpu":
+        apart = unstacked(first, n), unstacked(second, n)
+        return lambda step: (*apart, step)
+
+    def within(step: Array) -> tuple[list[A], list[B], Array]:
+        # Without the barrier the compiler moves the slices out of the loop.
+        (one, other), step = jax.lax.optimization_barrier(((first, second), step))
+        return unstacked(one, n), unstacked(other, n), step
+
+    return within
 
 
 def prefill(

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxasr_interp.generation.batch import GeneratedRows, GenerationJob, refuse_tracers
-from jaxasr_interp.generation.kv_cache import CrossKV, KVCache, decode_step, prefill, unstacked
+from jaxasr_interp.generation.kv_cache import CrossKV, KVCache, decode_step, layers_in_loop, prefill
 from jaxasr_interp.generation.logit_filters import LogitFilter
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.pytree import pytree_dataclass, replace, static
@@ -180,11 +180,11 @@ def advance_rows(
 
     It returns the next step and the rows; it is made before a loop, which then copies no layers.
     """
-    blocks = unstacked(job.decoder.blocks, job.decoder.n_layers)
-    layers = unstacked(job.cross, job.decoder.n_layers)
+    split = layers_in_loop(job.decoder.blocks, job.cross, job.decoder.n_layers)
 
     def advance(state: tuple[Array, Row]) -> tuple[Array, Row]:
         step, rows = state
+        blocks, layers, step = split(step)
         position = job.prompt.length + step - 1
 
         def one(row: Row, cross: list[CrossKV], key: Array) -> Row:

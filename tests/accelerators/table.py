@@ -58,11 +58,12 @@ def compiled(
     compiler, config = DeviceCompiler(machine), SIZES[size]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "default_backend", lambda: machine.platform)
-        calls = record(patch)
-        use_everything(zero_model(config, dtype, real_model("base").tokenizer))
-    for call in calls.values():
-        if program in call.name:
-            yield row_of(compiler, call, config.decoder_layers)
+        with pytest.MonkeyPatch.context() as recording:
+            calls = record(recording)
+            use_everything(zero_model(config, dtype, real_model("base").tokenizer))
+        for call in calls.values():
+            if program in call.name:
+                yield row_of(compiler, call, config.decoder_layers)
 
 
 def row_of(compiler: DeviceCompiler, call: Call, n_layers: int) -> dict[str, Any]:
