@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from . import reference
+
 
 def attend(
     q: Float[Array, "query head d_head"],
@@ -12,6 +14,11 @@ def attend(
     mask: Bool[Array, "query key"] | None,
 ) -> Float[Array, "query head d_head"]:
     """See `api.attend`."""
+    # JAX's own gradients of it cannot be batched in every way.
+    return reference.differentiable(_attend)(q, k, v, mask)
+
+
+def _attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     k, v = (x.swapaxes(0, 1)[None] for x in (k, v))
     among = None if mask is None else mask[None, None]
     (z,) = jax.nn.dot_product_attention(q[None], k, v, mask=among, implementation="cudnn")

@@ -52,11 +52,11 @@ def attend(
     Otherwise it is the kernel on a TPU, and XLA elsewhere, and where the compiler divides arrays
     among devices, which it cannot do with a kernel.
     """
-    return _attend(q, k, v, mask, interpret)
+    run = functools.partial(_attend, interpret=interpret)
+    return reference.differentiable(run)(q, k, v, mask)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q: Array, k: Array, v: Array, mask: Array | None, interpret: bool) -> Array:
+def _attend(q: Array, k: Array, v: Array, mask: Array | None, *, interpret: bool) -> Array:
     rows, keys, values = q.reshape(len(q), -1), *(_flat(x) for x in (k, v))
     masks = [] if mask is None else [mask[None]]
     arrays = (rows[None], keys[None], values[None], *masks)
@@ -201,21 +201,3 @@ def _product(a: Array, b: Array, contracted: int) -> Array:
         precision=precision,
         preferred_element_type=jnp.float32,
     )
-
-
-def _forward(
-    q: Array, k: Array, v: Array, mask: Array | None, interpret: bool
-) -> tuple[Array, tuple[Array, Array, Array, Array | None]]:
-    return _attend(q, k, v, mask, interpret), (q, k, v, mask)
-
-
-def _backward(
-    interpret: bool, saved: tuple[Array, Array, Array, Array | None], cotangent: Array
-) -> tuple[Array, Array, Array, None]:
-    """Gradients by XLA, which computes the scores anew."""
-    q, k, v, mask = saved
-    _, pull = jax.vjp(lambda q, k, v: reference.attend(q, k, v, mask), q, k, v)
-    return *pull(cotangent), None
-
-
-_attend.defvjp(_forward, _backward)

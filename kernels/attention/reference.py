@@ -1,9 +1,14 @@
 """Shared-key attention in XLA: all scores exist at once, in float32 or wider."""
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxasr_interp.numerics import accumulation_dtype
+
+type Attend = Callable[[Array, Array, Array, Array | None], Array]
 
 
 def attend(
@@ -22,6 +27,26 @@ def attend(
     weights, total = weights_of(scores)
     z = jnp.einsum("hqk,hkd->hqd", weights.astype(q.dtype), v, preferred_element_type=wide) / total
     return jnp.swapaxes(z.astype(q.dtype), 0, 1)
+
+
+def differentiable(run: Attend) -> Attend:
+    """Give a fused kernel gradients by XLA, which computes the scores anew."""
+
+    def forward(
+        q: Array, k: Array, v: Array, mask: Array | None
+    ) -> tuple[Array, tuple[Array, Array, Array, Array | None]]:
+        return run(q, k, v, mask), (q, k, v, mask)
+
+    def backward(
+        saved: tuple[Array, Array, Array, Array | None], cotangent: Array
+    ) -> tuple[Array, Array, Array, None]:
+        q, k, v, mask = saved
+        _, pull = jax.vjp(lambda q, k, v: attend(q, k, v, mask), q, k, v)
+        return *pull(cotangent), None
+
+    found = jax.custom_vjp(run)
+    found.defvjp(forward, backward)
+    return found
 
 
 def weights_of(

@@ -21,3 +21,17 @@ def test_cudnn_is_chosen_for_the_device_that_a_program_is_compiled_for(dtype, ho
     assert found is not None
     assert (found.temporaries >= 4 * QUERIES * HEADS * KEYS) == holds_scores
     assert found.temporaries < 50e6 or holds_scores
+
+
+def test_gradients_of_many_rows_compile():
+    """As attribution takes them: cotangents of many runs, in whatever axis they come."""
+    rows = jax.ShapeDtypeStruct((8, 64, 2, 64), "bfloat16")
+    keys = jax.ShapeDtypeStruct((2, 1500, 64), "bfloat16")
+
+    def slopes(rows, k, v):
+        def total(q):
+            return attend(q, k, v).swapaxes(0, 1).astype("float32").sum()
+
+        return jax.vmap(jax.grad(total))(rows)
+
+    assert DeviceCompiler(H100).compile(jax.jit(slopes), (rows, keys, keys), {}) is not None
