@@ -13,7 +13,7 @@ import jaxasr_interp as ji
 from helpers.real import real_model
 from jaxasr_interp.model import layers
 from jaxasr_interp.model.sites import SITES, sweepable_sites
-from jaxasr_interp.patching import inputs, methods
+from jaxasr_interp.patching import methods, prepared
 from jaxasr_interp.patching.contrast import find_contrast
 from jaxasr_interp.patching.engine import inject as injecting
 from jaxasr_interp.verification import invariants, verify
@@ -167,7 +167,7 @@ def test_a_batch_that_mixes_its_pairs_up_is_found(case, broken):
     def same(stack_metrics):
         return lambda lists, *others: stack_metrics([lists[0]] * len(lists), *others)
 
-    broken(inputs, "_stack_metrics", same)
+    broken(prepared, "stack_metrics", same)
     assert [check.passed for check in invariants.batch(case)] == [True, False]
 
 
