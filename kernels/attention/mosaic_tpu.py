@@ -186,7 +186,11 @@ def _kernel(q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any, d_head: int) -> None
         scores = _product(jnp.where(own, q * scale, jnp.zeros_like(q)), k, 1)
         if mask_ref:
             scores = jnp.where(mask_ref[0][...] != 0, scores, -jnp.inf)
-        weights, total = reference.weights_of(scores)
+        largest = scores.max(-1, keepdims=True)
+        # A query that sees no key gets weights of 0, and then 0 / 1.
+        weights = jnp.exp(scores - jnp.where(largest == -jnp.inf, 0.0, largest))
+        total = weights.sum(-1, keepdims=True)
+        total = jnp.where(total == 0, 1.0, total)
         z = jnp.where(own, _product(weights.astype(v.dtype), v, 0) / total, z)
     z_ref[...] = z.astype(z_ref.dtype)
 

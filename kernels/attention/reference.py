@@ -22,10 +22,16 @@ def attend(
     # Heads come first on both sides of each dot: on CPU other layouts are twice as slow.
     q = jnp.swapaxes(q * q.shape[-1] ** -0.5, 0, 1)
     scores = jnp.einsum("hqd,hkd->hqk", q, k, preferred_element_type=wide)
-    if mask is not None:
-        scores = jnp.where(mask[None], scores, -jnp.inf)
-    weights, total = weights_of(scores)
-    z = jnp.einsum("hqk,hkd->hqd", weights.astype(q.dtype), v, preferred_element_type=wide) / total
+    seen = None if mask is None else mask.any(-1, keepdims=True)
+    if mask is not None and seen is not None:
+        # A query that sees no key is let see all, so that its numbers, and gradients, are finite.
+        scores = jnp.where((mask | ~seen)[None], scores, -jnp.inf)
+    # Dividing the result instead of the weights saves one pass over the scores.
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    z = jnp.einsum("hqk,hkd->hqd", weights.astype(q.dtype), v, preferred_element_type=wide)
+    z = z / weights.sum(-1, keepdims=True)
+    if seen is not None:
+        z = jnp.where(seen[None], z, jnp.zeros_like(z))
     return jnp.swapaxes(z.astype(q.dtype), 0, 1)
 
 
@@ -47,16 +53,3 @@ def differentiable(run: Attend) -> Attend:
     found = jax.custom_vjp(run)
     found.defvjp(forward, backward)
     return found
-
-
-def weights_of(
-    scores: Float[Array, "*head query key"],
-) -> tuple[Float[Array, "*head query key"], Float[Array, "*head query 1"]]:
-    """The softmax's numerators and their sum; 0 and 1 for a query that may attend to no key.
-
-    Dividing the result instead of the weights saves one pass over the scores.
-    """
-    largest = scores.max(-1, keepdims=True)
-    weights = jnp.exp(scores - jnp.where(largest == -jnp.inf, 0.0, largest))
-    total = weights.sum(-1, keepdims=True)
-    return weights, jnp.where(total == 0, 1.0, total)
