@@ -20,10 +20,12 @@ from jaxasr_interp.patching.runs import kept_sites
 from jaxasr_interp.patching.schedule import Schedule, make_schedule
 
 _MOST_ROWS = 1056
+"""Rows of one entry layer in a chunk on a CPU."""
 _ROWS_ON_TPU = 528
+"""The same on a TPU."""
 _ROWS_OF_PRODUCT = 1056
-"""Rows of a product on a TPU, four times as many as hide the reading of its weights: more gain
-nothing, and of each layer's last group of entry layers more are computed in vain."""
+"""Rows of a product on a TPU, four times as many as a v5e needs to read the weights meanwhile: the
+more there are, the more slots of each layer's last group are computed in vain."""
 _ROW_MULTIPLE = 16
 
 
