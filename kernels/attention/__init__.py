@@ -1,5 +1,5 @@
 """Attention of many queries to keys and values that they share."""
 
-from .api import attend, has_cudnn, holds_scores
+from .api import attend, attend_part, has_cudnn, holds_scores, merge
 
-__all__ = ["attend", "has_cudnn", "holds_scores"]
+__all__ = ["attend", "attend_part", "has_cudnn", "holds_scores", "merge"]

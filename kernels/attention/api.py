@@ -53,21 +53,67 @@ def attend(
         if jnp.dtype(q.dtype) not in _OF_CUDNN or not has_cudnn():
             return elsewhere(q, k, v, mask)
         return jax.lax.platform_dependent(q, k, v, mask, cuda=cudnn.attend, default=elsewhere)
-    if implementation not in _IMPLEMENTATIONS:
-        names = ", ".join(_IMPLEMENTATIONS)
-        raise InputError(f"No attention kernel {implementation!r}: choose one of {names}.")
+    _check(implementation, q, k)
     if implementation == "xla":
         return reference.attend(q, k, v, mask)
-    backend = jax.default_backend()
-    if implementation == "cudnn":
-        name, problem = "cuDNN's attention", _unsuitable(q.dtype, backend)
-    else:
-        name, problem = "The attention kernel for TPUs", mosaic_tpu.unsuitable(q, k)
-    if problem:
-        raise InputError(f"{name} {problem}: choose the implementation 'xla'.")
     if implementation == "cudnn":
         return cudnn.attend(q, k, v, mask)
-    return mosaic_tpu.attend(q, k, v, mask, interpret=backend != "tpu")
+    return mosaic_tpu.attend(q, k, v, mask, interpret=jax.default_backend() != "tpu")
+
+
+def attend_part(
+    q: Float[Array, "query head d_head"],
+    k: Float[Array, "head key d_head"],
+    v: Float[Array, "head key d_head"],
+    mask: Bool[Array, "query key"] | None = None,
+    *,
+    implementation: str | None = None,
+) -> reference.Attended:
+    """Attend to a part of the keys, as `attend` does; `merge` joins parts to the whole.
+
+    Args:
+        q: see `attend`.
+        k: the part's keys.
+        v: its values.
+        mask: see `attend`.
+        implementation: see `attend`. JAX rounds cuDNN's log-sum-exp to 16 bits, so that merged
+            values would be off by a percent: it is refused here.
+
+    Returns:
+        The mixed values, and `log Σ exp(q kᵀ / sqrt(d_head))` of the keys that each query sees, -∞
+        if there is none, in float32 or wider.
+
+    Raises:
+        InputError: see `attend`.
+    """
+    if implementation is None:
+        few = len(q) * k.shape[1] <= _FEW_SCORES
+        fused = has_libtpu() and not few and mosaic_tpu.unsuitable(q, k) is None
+        return (mosaic_tpu if fused else reference).attend_part(q, k, v, mask)
+    if implementation == "cudnn":
+        raise InputError(
+            "cuDNN's attention gives no exact log-sum-exp: choose the implementation 'xla'."
+        )
+    _check(implementation, q, k)
+    if implementation == "xla":
+        return reference.attend_part(q, k, v, mask)
+    return mosaic_tpu.attend_part(q, k, v, mask, interpret=jax.default_backend() != "tpu")
+
+
+def merge(one: reference.Attended, other: reference.Attended) -> reference.Attended:
+    """Join what queries get from two disjoint sets of keys, both from `attend_part`.
+
+    `z = (e^a z_a + e^b z_b) / (e^a + e^b)` with the log-sum-exps `a` and `b`.
+    """
+    (z_a, a), (z_b, b) = one, other
+    largest = jnp.maximum(a, b)
+    top = jnp.where(largest == -jnp.inf, 0.0, largest)
+    weights = jnp.exp(a - top), jnp.exp(b - top)
+    total = weights[0] + weights[1]
+    some = jnp.where(total == 0, 1.0, total)
+    of_a, of_b = ((weight / some)[..., None] for weight in weights)
+    z = of_a * z_a.astype(a.dtype) + of_b * z_b.astype(a.dtype)
+    return z.astype(z_a.dtype), jnp.where(total == 0, -jnp.inf, top + jnp.log(some))
 
 
 def holds_scores(dtype: jnp.dtype | str, platform: str, heads: int, d_head: int) -> bool:
@@ -76,6 +122,20 @@ def holds_scores(dtype: jnp.dtype | str, platform: str, heads: int, d_head: int)
         q = jax.ShapeDtypeStruct((1, heads, d_head), dtype)
         return mosaic_tpu.unsuitable(q, jax.ShapeDtypeStruct((heads, 1, d_head), dtype)) is not None
     return _unsuitable(dtype, platform) is not None
+
+
+def _check(implementation: str, q: Array, k: Array) -> None:
+    """Raise `InputError` if there is no such implementation, or it cannot take such arguments."""
+    if implementation not in _IMPLEMENTATIONS:
+        names = ", ".join(_IMPLEMENTATIONS)
+        raise InputError(f"No attention kernel {implementation!r}: choose one of {names}.")
+    name, problem = "", None
+    if implementation == "cudnn":
+        name, problem = "cuDNN's attention", _unsuitable(q.dtype, jax.default_backend())
+    elif implementation == "mosaic_tpu":
+        name, problem = "The attention kernel for TPUs", mosaic_tpu.unsuitable(q, k)
+    if problem:
+        raise InputError(f"{name} {problem}: choose the implementation 'xla'.")
 
 
 def _unsuitable(dtype: jnp.dtype | str, platform: str) -> str | None:

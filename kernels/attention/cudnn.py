@@ -15,7 +15,7 @@ def attend(
 ) -> Float[Array, "query head d_head"]:
     """See `api.attend`."""
     # JAX's own gradients of it cannot be batched in every way.
-    return reference.differentiable(_attend)(q, k, v, mask)
+    return reference.differentiable(_attend, reference.attend)(q, k, v, mask)
 
 
 def _attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import pytest
-from jaxasr_interp.kernels.attention import attend, holds_scores
+from jaxasr_interp.kernels.attention import attend, attend_part, holds_scores, merge
 
 import jaxasr_interp as ji
 from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, has_compiler
@@ -76,6 +76,49 @@ def test_a_query_that_sees_no_key_gets_zero_and_spoils_no_other(implementation):
     np.testing.assert_allclose(found[seen], by_hand(q, k, v)[seen], atol=1e-5)
 
 
+def windows(queries, keys):
+    """For each query a window of the keys, none for the first."""
+    rng = np.random.default_rng(2)
+    start, width = rng.integers(0, keys, queries), rng.integers(1, keys, queries)
+    width[0] = 0
+    return (np.arange(keys) >= start[:, None]) & (np.arange(keys) < (start + width)[:, None])
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("implementation", [None, "xla", "mosaic_tpu"])
+def test_parts_of_the_keys_merge_to_the_whole(implementation, dtype, scale):
+    """Each query's window apart from the keys around it; the first query's window is empty."""
+    q, k, v = random_inputs((77, 2, 150, 64), dtype, scale)
+    mask = windows(77, 150)
+    inside, around = (
+        attend_part(q, k, v, jnp.asarray(part), implementation=implementation)
+        for part in (mask, ~mask)
+    )
+    np.testing.assert_array_equal(inside[0][0], 0)
+    np.testing.assert_array_equal(inside[1][0], -np.inf)
+    z, log_sum = (np.asarray(x, np.float64) for x in merge(inside, around))
+    scores = np.einsum("qhd,hkd->qhk", *map(np.float64, (q, k))) / 8
+    bar = BARS[dtype] + 4 * np.finfo("float32").eps * 8 * np.abs(scores).max()
+    np.testing.assert_allclose(z, by_hand(q, k, v), rtol=0, atol=bar * np.abs(v).max())
+    np.testing.assert_allclose(log_sum, np.logaddexp.reduce(scores, -1), rtol=1e-5, atol=bar)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "mosaic_tpu"])
+def test_gradients_go_through_the_merging_of_parts(implementation):
+    arrays = random_inputs((20, 2, 70, 64), "float32")
+    mask = jnp.asarray(windows(20, 70))
+
+    def total(q, k, v):
+        parts = (attend_part(q, k, v, m, implementation=implementation) for m in (mask, ~mask))
+        return jnp.sin(merge(*parts)[0]).sum()
+
+    found = jax.grad(total, argnums=(0, 1, 2))(*arrays)
+    expected = jax.grad(lambda *qkv: jnp.sin(attend(*qkv)).sum(), argnums=(0, 1, 2))(*arrays)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
 def test_what_lies_behind_a_block_does_not_leak():
     """A block of queries that they do not fill is padded, when interpreted, with NaN."""
     q, k, v = random_inputs((700, 2, 50, 64), "float32")
@@ -124,6 +167,8 @@ def test_what_an_implementation_does_not_take_is_said():
     half = (x.astype("bfloat16") for x in (q, k, v))
     with pytest.raises(ji.InputError, match="runs on NVIDIA GPUs, not on CPU"):
         attend(*half, implementation="cudnn")
+    with pytest.raises(ji.InputError, match=r"no exact log-sum-exp: choose .*xla"):
+        attend_part(q, k, v, implementation="cudnn")
     with pytest.raises(ji.InputError, match=r"heads that fill registers of 128 lanes, not 2 of 8"):
         attend(q[..., :8], k[..., :8], v[..., :8], implementation="mosaic_tpu")
     with pytest.raises(ji.InputError, match="No attention kernel 'magic': choose one of xla"):

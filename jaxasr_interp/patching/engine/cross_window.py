@@ -11,11 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxasr_interp.kernels.attention import (  # pyright: ignore[reportMissingImports]
+    attend_part,
+    merge,
+)
 from jaxasr_interp.model.blocks import DecoderBlock
 from jaxasr_interp.model.edits import Edit, apply_edit, untouched
 from jaxasr_interp.model.layers import KeysValues
 from jaxasr_interp.model.whisper import Decoder
-from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.patching.cells import Cells
 from jaxasr_interp.patching.engine.inject import at_layer, patched_rows, window_rows
 from jaxasr_interp.patching.runs import BaseRun, for_each_run
@@ -132,24 +135,22 @@ def _mix_windows(
     resid_mid: Float[Array, "patch pos d_model"],
 ) -> Float[Array, "patch pos head d_head"]:
     """Cross-attention's `z` with each patch's own keys and values in its window."""
-    attention = block.cross_attn
-    wide = accumulation_dtype(resid_mid.dtype)
+    attention, n_tokens = block.cross_attn, resid_mid.shape[1]
     q = attention.queries(block.cross_norm(_rows(resid_mid)))
-    q = (q * q.shape[-1] ** -0.5).reshape(*resid_mid.shape[:2], *q.shape[1:])
     own_k, own_v = (
-        x.reshape(*windows.states.shape[:2], *x.shape[1:])
+        x.reshape(*windows.states.shape[:2], *x.shape[1:]).swapaxes(1, 2)
         for x in attention.keys_values(_rows(windows.states))
     )
-    shared = jnp.einsum("pqhd,hkd->phqk", q, cross.k, preferred_element_type=wide)
-    own = jnp.einsum("pqhd,pkhd->phqk", q, own_k, preferred_element_type=wide)
-    shared = jnp.where(windows.replaced[:, None, None], -jnp.inf, shared)
-    own = jnp.where(windows.given[:, None, None], own, -jnp.inf)
-    top = jnp.maximum(shared.max(-1), own.max(-1))[..., None]
-    shared, own = jnp.exp(shared - top), jnp.exp(own - top)
-    total = (shared.sum(-1) + own.sum(-1)).swapaxes(1, 2)[..., None]
-    z = jnp.einsum("phqk,hkd->pqhd", shared.astype(q.dtype), cross.v, preferred_element_type=wide)
-    z = z + jnp.einsum("phqk,pkhd->pqhd", own.astype(q.dtype), own_v, preferred_element_type=wide)
-    return (z / total).astype(q.dtype)
+    z = q.reshape(*resid_mid.shape[:2], *q.shape[1:])
+
+    def within(q: Array, k: Array, v: Array, given: Array) -> tuple[Array, Array]:
+        return attend_part(q, k, v, jnp.broadcast_to(given, (n_tokens, len(given))))
+
+    own = jax.vmap(within)(z, own_k, own_v, windows.given)
+    around = jnp.repeat(~windows.replaced, n_tokens, axis=0)
+    shared = attend_part(q, cross.k, cross.v, around)
+    mixed, _ = merge(shared, (_rows(own[0]), _rows(own[1])))
+    return mixed.reshape(z.shape)
 
 
 def _rows(x: Float[Array, "patch row *rest"]) -> Float[Array, "rows *rest"]:
