@@ -35,8 +35,9 @@ def encode_reduced(
 
     def one(clip: tuple[Array, Places]) -> tuple[Array, dict[str, Array]]:
         mel, places = clip
-        states, acts = encoder(mel, patterns=_patterns(requests))
-        return states, reduced(requests, acts, places)
+        keep = functools.partial(reduced, requests, places)
+        states, around, layers = encoder.run_layers(mel, patterns=_patterns(requests), keep=keep)
+        return states, layers | keep(around)
 
     return _each(one, (mels, where))
 
@@ -62,8 +63,14 @@ def decode_reduced(
 
     def one(clip: tuple[Array, Array, Places]) -> dict[str, Array]:
         states, tokens, places = clip
-        run = decoder.run(tokens, states, patterns=_patterns(requests))
-        return reduced(requests, run.decoder, places)
+        keep, cross = (
+            functools.partial(reduced, requests, places),
+            decoder.cross_keys_values(states),
+        )
+        resid, around, layers = decoder.run_layers(
+            tokens, cross, patterns=_patterns(requests), keep=keep
+        )
+        return layers | keep(around | decoder.unembed(resid)[1])
 
     return _each(one, (states, tokens, where))
 

@@ -1,6 +1,6 @@
 """Reductions of one clip's activations over positions, on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,25 +8,25 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.request import Request
-from jaxasr_interp.model.sites import DecoderActivations, EncoderActivations
 from jaxasr_interp.numerics import accumulation_dtype
 
 
 def reduced(
     requests: Sequence[Request],
-    acts: EncoderActivations | DecoderActivations,
     where: Sequence[Int[Array, " _"]],
+    acts: Mapping[str, Array],
 ) -> dict[str, Array]:
-    """Reduce the activation of every request, and return them by the request's name.
+    """Reduce the activations of the requests whose sites are there, by the requests' names.
 
     Args:
         requests: requests for the stack of the activations.
-        acts: activations of one clip.
         where: for each request the positions in the clip: see `reduce`.
+        acts: activations of one clip, of one layer or outside the layers, by site.
     """
     return {
-        request.name: reduce(request, getattr(acts, request.site), places)
+        request.name: reduce(request, acts[request.site], places)
         for request, places in zip(requests, where, strict=True)
+        if request.site in acts
     }
 
 
@@ -37,13 +37,13 @@ def reduce(
 
     Args:
         request: request that names the reduction.
-        value: activation with the axes `request.site_axes`.
+        value: activation with the axes `request.site_axes`, without `layer`.
         where: `(start, stop)`; for `end` and `at` the positions themselves.
 
     Returns:
-        The reduced activation, with the axes `request.axes`.
+        The reduced activation, with the axes `request.axes`, without `layer`.
     """
-    axis = request.axis
+    axis = request.axis - request.site_axes.count("layer")
     wide = value.astype(accumulation_dtype(value.dtype))
     if request.reduction == "end":
         return jnp.take(wide, where[0], axis)

@@ -8,6 +8,7 @@ Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ from jaxasr_interp.model.sites import DecoderActivations, EncoderActivations
 from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.pytree import pytree_dataclass, replace
 from jaxasr_interp.speech.tokenizer import Tokenizer
+
+type Keep = Callable[[dict[str, Array]], dict[str, Array]]
 
 
 class Encoder(nnx.Module):
@@ -58,6 +61,32 @@ class Encoder(nnx.Module):
         Returns:
             The encoder states (`ln_final`), and every activation.
         """
+        states, around, layers = self.run_layers(mel, edit, patterns=patterns, context=context)
+        return states, EncoderActivations(**around, **layers)
+
+    def run_layers(
+        self,
+        mel: Float[Array, "n_mels mel_frame"],
+        edit: Edit = identity,
+        *,
+        patterns: bool = False,
+        context: EditContext = WHOLE_RUN,
+        keep: Keep = dict,
+    ) -> tuple[Float[Array, "frame d_model"], dict[str, Array], dict[str, Array]]:
+        """Encode one spectrogram, and keep of each layer's activations as little as is wanted.
+
+        Args:
+            mel: see `__call__`.
+            edit: see `__call__`.
+            patterns: see `__call__`.
+            context: see `__call__`.
+            keep: what is kept of the activations of a layer, before the next one runs; by default
+                all of them.
+
+        Returns:
+            The encoder states, the activations before and after the layers, and what is kept of
+            the layers, with a leading axis for them.
+        """
         tap = Tap(edit, None, context=context)
         x = tap("conv1_out", gelu(self.conv1(mel.T.astype(self.pos_embed.dtype))))
         x = tap("conv2_out", gelu(self.conv2(x)))
@@ -66,11 +95,11 @@ class Encoder(nnx.Module):
         def layer(resid, block_and_index):
             block, index = block_and_index
             layer_tap = Tap(edit, index, patterns, context)
-            return block(layer_tap, resid), layer_tap.acts
+            return block(layer_tap, resid), keep(layer_tap.acts)
 
         resid, layers = jax.lax.scan(layer, x, (self.blocks, jnp.arange(self.n_layers)))
         states = tap("ln_final", self.final_norm(resid))
-        return states, EncoderActivations(**tap.acts, **layers)
+        return states, tap.acts, layers
 
 
 @pytree_dataclass
@@ -141,6 +170,35 @@ class Decoder(nnx.Module):
             The residual stream after the last layer (see `unembed`), and every activation before
             `ln_final`.
         """
+        resid, around, layers = self.run_layers(
+            tokens, cross, edit, patterns=patterns, context=context
+        )
+        return resid, DecoderActivations(**around, **layers)
+
+    def run_layers(
+        self,
+        tokens: Int[Array, " pos"],
+        cross: KeysValues,
+        edit: Edit = identity,
+        *,
+        patterns: bool = False,
+        context: EditContext = WHOLE_RUN,
+        keep: Keep = dict,
+    ) -> tuple[Float[Array, "pos d_model"], dict[str, Array], dict[str, Array]]:
+        """Run the layers, and keep of each one's activations as little as is wanted.
+
+        Args:
+            tokens: see `__call__`.
+            cross: see `__call__`.
+            edit: see `__call__`.
+            patterns: see `__call__`.
+            context: see `__call__`.
+            keep: see `Encoder.run_layers`.
+
+        Returns:
+            The residual stream after the last layer, the activations before the layers, and what
+            is kept of the layers, with a leading axis for them.
+        """
         tap = Tap(edit, None, context=context)
         pos_embed = self.pos_embed[...][: len(tokens)]
         x = tap("embed", self.embed[...][tokens]) + tap("pos_embed", pos_embed)
@@ -150,11 +208,11 @@ class Decoder(nnx.Module):
         def layer(resid, inputs):
             block, index, cross = inputs
             layer_tap = Tap(edit, index, patterns, context)
-            return block(layer_tap, resid, cross, mask), layer_tap.acts
+            return block(layer_tap, resid, cross, mask), keep(layer_tap.acts)
 
         inputs = (self.blocks, jnp.arange(self.n_layers), cross)
         resid, layers = jax.lax.scan(layer, x, inputs)
-        return resid, DecoderActivations(**tap.acts, **layers)
+        return resid, tap.acts, layers
 
     def unembed(
         self,
