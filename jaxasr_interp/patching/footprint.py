@@ -142,11 +142,12 @@ def _sweep(
     stacked, positions = jax.tree.map(lambda leaf: jnp.stack([leaf] * pairs), every)
     clips = [mels, mels]
 
-    encoding = _Recorder(None, programs, (model, clips))
+    encoding = _Recorder(None, programs=programs, resident=(model, clips))
     given = (model.encoder, mels)
     # The other clip's run stays beside this one's.
     encoded = encoding.run(encode_each, *given, own=(), sites=kept.encoder, mesh=mesh)
-    decoding = _Recorder(None, programs, (model, clips, encoded, encoded, tokens))
+    held = (model, clips, encoded, encoded, tokens)
+    decoding = _Recorder(None, programs=programs, resident=held)
     given = (tokens, encoded.states, jnp.asarray(positions.pos))
     if plan.platform == "gpu":
         both = (model.decoder, given, given)
@@ -173,14 +174,14 @@ def _sweep(
         clean=jnp.zeros((pairs, len(metrics))),
         corrupted=jnp.zeros((pairs, len(metrics))),
         mesh=None,
-        lanes=_Recorder(None, programs, resident),
+        lanes=_Recorder(None, programs=programs, resident=resident),
     )
     for chunks, together in group_chunks(prepared, "minimal"):
         # All chunks of a group have the shapes of the first.
         run_chunks(prepared, "minimal", chunks[:1], together)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Recorder(Lanes):
     """A lane that notes each program that it is given, and runs none.
 
@@ -197,7 +198,12 @@ class _Recorder(Lanes):
         return []
 
     def run(
-        self, program: Callable[..., Any], *arguments: Any, own: tuple[int, ...], **static: Any
+        self,
+        program: Callable[..., Any],
+        *arguments: Any,
+        own: tuple[int, ...],
+        runs: tuple[int, ...] = (),
+        **static: Any,
     ) -> Any:
         """Note a program; see `Lanes.run`."""
         results = program(*arguments, **static)

@@ -93,6 +93,7 @@ def _minimal(sweep: Prepared, steps: Sequence[Sequence[Chunk]], together: int) -
         tuple(resid + resid[-1:] * idle),
         sweep.readout,
         own=(1,),
+        runs=(1, 2),
         batch_size=_read_at_once(sweep, together * steps[0][0].size),
     )
 
@@ -107,6 +108,7 @@ def _batched(sweep: Prepared, step: Sequence[Chunk]) -> Array:
         sweep.lanes.give([chunk.cells for chunk in step]),
         sweep.readout,
         own=(3,),
+        runs=(1, 2, 4),
         stack=sweep.plan.stack,
         site=step[0].site,
     )
@@ -140,9 +142,8 @@ def _propagate(sweep: Prepared, step: Sequence[Chunk]) -> Array:
     cells = lanes.give([chunk.cells for chunk in step])
     if site == "ln_final":
         base = base.only(("resid_mid",))
-        return lanes.run(
-            propagate_states, model.decoder, base, edits, cells, reads, own=(3,), width=width
-        )
+        given = (model.decoder, base, edits, cells, reads)
+        return lanes.run(propagate_states, *given, own=(3,), runs=(1, 2, 4), width=width)
     layers, enters = (
         lanes.give([jax.device_put(np.asarray(of(chunk), np.int32)) for chunk in step])
         for of in (lambda chunk: chunk.layers, lambda chunk: chunk.enters)
@@ -151,25 +152,17 @@ def _propagate(sweep: Prepared, step: Sequence[Chunk]) -> Array:
     # Where one layer's rows run alone, those that enter need no projection there.
     project = sweep.plan.stack == "encoder" or step[0].schedule.together == 1
     where = {"site": site, "width": width, "project": project}
-    entries = lanes.run(inject, blocks, base, edits, cells, layers, own=(3, 4), **where)
+    given = (blocks, base, edits, cells, layers)
+    entries = lanes.run(inject, *given, own=(3, 4), runs=(1, 2), **where)
     base = base.only(CARRIED)
     if sweep.plan.stack == "encoder":
-        return lanes.run(
-            propagate_frames, model, base, entries, enters, cells, reads, own=(2, 3, 4)
-        )
+        given = (model, base, entries, enters, cells, reads)
+        return lanes.run(propagate_frames, *given, own=(2, 3, 4), runs=(1, 2, 5))
     everywhere = sweep.plan.counts_frames
     packing = lanes.give([pack(c, sweep.plan.n_tokens, everywhere=everywhere) for c in step])
-    return lanes.run(
-        propagate_rows,
-        model.decoder,
-        base,
-        entries,
-        enters,
-        packing,
-        reads,
-        own=(2, 3, 4),
-        schedule=step[0].schedule,
-    )
+    given = (model.decoder, base, entries, enters, packing, reads)
+    schedule = step[0].schedule
+    return lanes.run(propagate_rows, *given, own=(2, 3, 4), runs=(1, 2, 5), schedule=schedule)
 
 
 def _read_at_once(sweep: Prepared, patches: int) -> int:

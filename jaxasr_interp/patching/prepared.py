@@ -48,7 +48,7 @@ class Prepared:
         clean: the metrics of the clean runs.
         corrupted: the metrics of the corrupted runs.
         mesh: the devices that have a part of the pairs each; `None` if every device has all pairs.
-        lanes: the devices that run chunks of their own.
+        lanes: the devices that run the chunks.
     """
 
     model: Whisper
@@ -165,7 +165,7 @@ def prepare(
         clean=of_source if into_corrupted else of_base,
         corrupted=of_base if into_corrupted else of_source,
         mesh=mesh,
-        lanes=Lanes(mesh_of(model) if mesh is None else None),
+        lanes=Lanes(mesh_of(model), divided=mesh is not None),
     )
 
 

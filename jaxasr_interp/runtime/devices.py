@@ -92,16 +92,19 @@ def on_parts(mesh: Mesh | None, f: Callable[[Any, Any], Any]) -> Callable[[Any, 
 
 @dataclasses.dataclass(frozen=True)
 class Lanes:
-    """Devices that run one program at the same time, each with some arguments of its own.
+    """Devices that run one program at the same time, each with arguments of its own.
 
     Attributes:
         mesh: the devices; without one there is a single lane, and programs run as they are.
+        divided: whether the devices have a part of the runs each, and the same chunks: one lane.
+            Otherwise they all have the same runs, and each chunks of its own.
     """
 
     mesh: Mesh | None
+    divided: bool = False
 
     def __len__(self) -> int:
-        return parts_of(self.mesh)
+        return 1 if self.divided else parts_of(self.mesh)
 
     def give[Tree](self, values: Sequence[Tree]) -> Tree:
         """Make one argument of the lanes' own values; lanes for which there are none get the last.
@@ -109,7 +112,7 @@ class Lanes:
         Args:
             values: one for each lane, of equal shapes.
         """
-        if self.mesh is None:
+        if self.mesh is None or self.divided:
             (value,) = values
             return value
         # One transfer fetches all of them.
@@ -118,18 +121,25 @@ class Lanes:
 
     def take(self, value: jax.Array) -> list[np.ndarray]:
         """Return each lane's result."""
-        return [np.asarray(value)] if self.mesh is None else list(np.asarray(value))
+        single = self.mesh is None or self.divided
+        return [np.asarray(value)] if single else list(np.asarray(value))
 
     def run(
-        self, program: Callable[..., Any], *arguments: Any, own: tuple[int, ...], **static: Any
+        self,
+        program: Callable[..., Any],
+        *arguments: Any,
+        own: tuple[int, ...],
+        runs: tuple[int, ...],
+        **static: Any,
     ) -> Any:
         """Run a jitted program in every lane.
 
         Args:
-            program: the program.
+            program: the program; what it returns has an axis for the runs at the front.
             arguments: its arguments.
             own: which of them, by number, come from `give` or from an earlier `run`; all lanes
                 share the others.
+            runs: which of them have an axis for the runs at the front.
             static: its static arguments.
 
         Returns:
@@ -137,26 +147,31 @@ class Lanes:
         """
         if self.mesh is None:
             return program(*arguments, **static)
-        return _run_lanes(arguments, program, self.mesh, own, tuple(static.items()))
+        parts = runs if self.divided else own
+        return _run_lanes(arguments, program, self.mesh, parts, self.divided, tuple(static.items()))
 
 
-@functools.partial(jax.jit, static_argnames=("program", "mesh", "own", "static"))
+@functools.partial(jax.jit, static_argnames=("program", "mesh", "parts", "divided", "static"))
 def _run_lanes(
     arguments: tuple[Any, ...],
     program: Callable[..., Any],
     mesh: Mesh,
-    own: tuple[int, ...],
+    parts: tuple[int, ...],
+    divided: bool,
     static: tuple[tuple[str, Any], ...],
 ) -> Any:
-    def lane(*given: Any) -> Any:
+    def of_runs(*given: Any) -> Any:
+        return program(*given, **dict(static))
+
+    def of_lane(*given: Any) -> Any:
         mine = [
-            jax.tree.map(lambda leaf: leaf[0], one) if i in own else one
+            jax.tree.map(lambda leaf: leaf[0], one) if i in parts else one
             for i, one in enumerate(given)
         ]
-        return jax.tree.map(lambda leaf: leaf[None], program(*mine, **dict(static)))
+        return jax.tree.map(lambda leaf: leaf[None], of_runs(*mine))
 
-    specs = tuple(P(DATA) if i in own else P() for i in range(len(arguments)))
-    return _shard_map(lane, mesh, specs)(*arguments)
+    specs = tuple(P(DATA) if i in parts else P() for i in range(len(arguments)))
+    return _shard_map(of_runs if divided else of_lane, mesh, specs)(*arguments)
 
 
 def _shard_map(f: Callable[..., Any], mesh: Mesh, specs: tuple[P, ...]) -> Callable[..., Any]:

@@ -104,7 +104,8 @@ def problems(lowered: Any, compiled: Any, n_layers: int) -> list[str]:
     found = [f"exchanges values between devices: {name}" for name in collectives(text)]
     if wide := re.search(r".*(?:x|<)f64>.*", lowered.as_text()):
         found.append(f"float64: {wide[0].strip()[:200]}")
-    stacks = _sizes(lowered.in_avals, n_layers) - _sizes(lowered.out_info, n_layers)
+    given = _sizes(lowered.in_avals, compiled.input_shardings, n_layers)
+    stacks = given - _sizes(lowered.out_info, compiled.output_shardings, n_layers)
     for one in buffers(text):
         if one.size in stacks:
             of = "x".join(map(str, one.shape))
@@ -112,6 +113,10 @@ def problems(lowered: Any, compiled: Any, n_layers: int) -> list[str]:
     return found
 
 
-def _sizes(tree: Any, n_layers: int) -> set[int]:
-    shapes = [leaf.shape for leaf in jax.tree.leaves(tree)]
+def _sizes(tree: Any, shardings: Any, n_layers: int) -> set[int]:
+    """Elements that a device has of each stack."""
+    leaves, structure = jax.tree.flatten(tree)
+    each = zip(leaves, structure.flatten_up_to(shardings), strict=True)
+    # What a program does not use has no sharding.
+    shapes = [one.shard_shape(leaf.shape) for leaf, one in each if one is not None]
     return {math.prod(s) for s in shapes if n_layers in s[:2] and math.prod(s) >= LEAST_OF_STACK}

@@ -54,10 +54,13 @@ def tpu_mesh(topology: str, count: int, tensor_parallel: int = 1) -> Mesh:
 
 def sweep_programs(
     config: ji.WhisperConfig, dtype: str, n_tokens: int, mesh: Mesh
-) -> Iterator[tuple[str, Figures]]:
-    """Compile each program of a sweep of `z` for one pair of runs on each copy of the model.
+) -> Iterator[tuple[str, Any]]:
+    """Lower each program of a sweep of `z` for one pair of runs on each copy of the model.
 
     In "propagate, lanes" all devices have the same pair, and chunks of their own.
+
+    Yields:
+        A program's name, and the program, which can be compiled.
     """
     size = mesh.shape[DATA]
     shared, divided = (
@@ -71,9 +74,16 @@ def sweep_programs(
     sites = kept_sites("decoder", frozenset({"z"})).decoder
 
     def lowered(program: Any, *arguments: Any, **static: Any) -> tuple[Any, Any]:
-        """What a program returns, one part on each device, and its figures."""
+        """What a program returns, one part on each device, and the program."""
         returned = divided(jax.eval_shape(functools.partial(program, **static), *arguments))
-        return returned, _figures(program.lower(*arguments, **static).compile())
+        return returned, program.lower(*arguments, **static)
+
+    def swept(program: Any, *arguments: Any, runs: tuple[int, ...], **static: Any) -> Any:
+        """The same of a program that the devices run with their own runs."""
+        given = {"own": (), "runs": runs, **static}
+        return lowered(
+            jax.jit(functools.partial(Lanes(mesh, True).run, program, **given)), *arguments
+        )
 
     encoded, found = lowered(encode_each, model.encoder, mels, sites=frozenset(), mesh=mesh)
     yield "encode", found
@@ -88,21 +98,19 @@ def sweep_programs(
     plan = ji.plan_sweep(
         model, tokens=[0] * n_tokens, site="z", options=ji.PlanOptions(memory=1 << 33)
     )
-    chunk = plan.chunks()[0]
+    chunk = dataclasses.replace(plan, platform="tpu").chunks()[0]
     cells, packing = shared((chunk.cells, pack(chunk, n_tokens, everywhere=False)))
     layers = shared(_array(len(chunk.layers)))
-    entries, found = lowered(
-        inject, blocks, base, edits, cells, layers, site="z", width=chunk.width
-    )
+    given = (blocks, base, edits, cells, layers)
+    entries, found = swept(inject, *given, runs=(1, 2), site="z", width=chunk.width)
     yield "inject", found
     base = base.only(CARRIED)
-    schedule = dataclasses.replace(chunk.schedule, together=len(chunk.layers))
-    resid, found = lowered(
-        propagate_rows, model.decoder, base, entries, layers, packing, reads, schedule=schedule
-    )
+    given = (model.decoder, base, entries, layers, packing, reads)
+    resid, found = swept(propagate_rows, *given, runs=(1, 2, 5), schedule=chunk.schedule)
     yield "propagate", found
     readout = divided(jax.eval_shape(jax.vmap(_readout), _array(size), reads, logits))
-    _, found = lowered(unembed_and_read, model.decoder, (resid,), readout, batch_size=chunk.size)
+    given = (model.decoder, (resid,), readout)
+    _, found = swept(unembed_and_read, *given, runs=(1, 2), batch_size=chunk.size)
     yield "unembed and read", found
 
     one = shared(_first(base)), divided(_each(size, _first(entries)))
@@ -111,13 +119,15 @@ def sweep_programs(
     @jax.jit
     def lanes(decoder: Any, base: Any, entries: Any, enters: Any, packing: Any, reads: Any) -> Any:
         given = (decoder, base, entries, enters, packing, reads)
-        return Lanes(mesh).run(propagate_rows, *given, own=(2, 3, 4), schedule=schedule)
+        where = {"own": (2, 3, 4), "runs": (1, 2, 5)}
+        return Lanes(mesh).run(propagate_rows, *given, **where, schedule=chunk.schedule)
 
     _, found = lowered(lanes, model.decoder, *one, *own, shared(_first(reads)))
     yield "propagate, lanes", found
 
 
-def _figures(compiled: Any) -> Figures:
+def figures(compiled: Any) -> Figures:
+    """Read what one device holds and does from a compiled program."""
     memory, text = compiled.memory_analysis(), compiled.as_text()
     return Figures(
         memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes,

@@ -76,7 +76,7 @@ def test_the_programs_are_those_that_the_sweep_runs(
 ):
     ran = set()
 
-    def watched(self, program, *arguments, own, **static):
+    def watched(self, program, *arguments, own, runs, **static):
         ran.add(called(program, arguments, static))
         return program(*arguments, **static)
 

@@ -3,7 +3,7 @@
 import pytest
 
 import jaxasr_interp as ji
-from helpers.tpu import sweep_programs, tpu_mesh
+from helpers.tpu import figures, sweep_programs, tpu_mesh
 from jaxasr_interp.runtime.ahead_of_time import not_cached
 
 MOST = 1.01
@@ -40,14 +40,16 @@ SMALL = config(128, 2, 2, 80, 1024, max_frames=256)
 LARGE_V3 = config(1280, 32, 20, 128, 51866)
 
 
+def compiled(config, mesh):
+    programs = sweep_programs(config, "bfloat16", 16, mesh)
+    return {name: figures(program.compile()) for name, program in programs}
+
+
 @pytest.mark.parametrize(
     "config", [SMALL, pytest.param(LARGE_V3, marks=pytest.mark.slow)], ids=["small", "large-v3"]
 )
 def test_devices_exchange_nothing_and_do_as_much_however_many_there_are(compiler, config):
-    few, many = (
-        dict(sweep_programs(config, "bfloat16", 16, tpu_mesh(topology, count)))
-        for topology, count in TOPOLOGIES
-    )
+    few, many = (compiled(config, tpu_mesh(topology, count)) for topology, count in TOPOLOGIES)
     for found in (*few.values(), *many.values()):
         assert found.collectives == ()
     for program, found in many.items():
@@ -57,8 +59,7 @@ def test_devices_exchange_nothing_and_do_as_much_however_many_there_are(compiler
 
 def test_devices_that_share_a_model_exchange_values_with_no_others(compiler):
     whole, shared = (
-        dict(sweep_programs(SMALL, "bfloat16", 16, tpu_mesh("v5e:2x4", 8, tensor_parallel)))
-        for tensor_parallel in (1, 2)
+        compiled(SMALL, tpu_mesh("v5e:2x4", 8, tensor_parallel)) for tensor_parallel in (1, 2)
     )
     assert any(found.groups for found in shared.values())
     for program, found in shared.items():
