@@ -44,10 +44,11 @@ from jaxasr_interp.lens.tuned import Translators, tuned_lens
 from jaxasr_interp.lens.tuned_checkpoints import load_tuned_lens
 from jaxasr_interp.lens.tuned_training import LensTraining, TunedLens, train_tuned_lens
 from jaxasr_interp.model.config import GenerationSettings, WhisperConfig
+from jaxasr_interp.model.decoder import Run
 from jaxasr_interp.model.edits import Edit, EditContext, identity
 from jaxasr_interp.model.run import DecoderRun, EncodedUtterance, EncoderRun, decode, encode
 from jaxasr_interp.model.sites import SITES, DecoderActivations, EncoderActivations
-from jaxasr_interp.model.whisper import Run, Whisper
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching import metrics
 from jaxasr_interp.patching.aggregate import Resampling, aggregate
 from jaxasr_interp.patching.attribution import AttributionOptions, attribution_patching

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.extraction.reductions import reduced
 from jaxasr_interp.extraction.request import Request
+from jaxasr_interp.model.decoder import Decoder
+from jaxasr_interp.model.encoder import Encoder
 from jaxasr_interp.model.sites import PATTERN_SITES
-from jaxasr_interp.model.whisper import Decoder, Encoder
 
 type Where = tuple[Int[Array, "clip _"], ...]
 type Places = tuple[Int[Array, " _"], ...]

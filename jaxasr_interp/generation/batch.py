@@ -18,8 +18,8 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.kv_cache import CrossKV
 from jaxasr_interp.generation.logit_filters import LogitFilter
 from jaxasr_interp.generation.prompts import Prompt, limit_new_tokens
+from jaxasr_interp.model.decoder import Decoder
 from jaxasr_interp.model.edits import Edit
-from jaxasr_interp.model.whisper import Decoder
 from jaxasr_interp.pytree import pytree_dataclass, static
 
 

@@ -29,9 +29,10 @@ from jaxasr_interp.generation.prompts import (
 )
 from jaxasr_interp.generation.rollout import make_sampling, roll_out
 from jaxasr_interp.model.config import WhisperConfig
+from jaxasr_interp.model.decoder import Decoder
 from jaxasr_interp.model.edits import Edit, EditLike, as_edit
 from jaxasr_interp.model.run import check_states
-from jaxasr_interp.model.whisper import Decoder, Whisper, require_tokenizer
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.runtime.copies import copies, move_to, side_by_side
 from jaxasr_interp.runtime.memory import default_memory
 from jaxasr_interp.speech.tokenizer import Tokenizer

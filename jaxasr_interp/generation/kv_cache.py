@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.model.blocks import DecoderBlock
+from jaxasr_interp.model.decoder import Decoder
 from jaxasr_interp.model.edits import Edit, EditContext, Tap, identity
 from jaxasr_interp.model.layers import KeysValues, write_rows
 from jaxasr_interp.model.sites import DecoderActivations
-from jaxasr_interp.model.whisper import Decoder
 from jaxasr_interp.pytree import pytree_dataclass
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.model.whisper import Decoder, Whisper, require_tokenizer
+from jaxasr_interp.model.decoder import Decoder
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 
 
 def detect_language(model: Whisper, states: Float[Array, "frame d_model"]) -> dict[str, float]:

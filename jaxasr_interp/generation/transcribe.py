@@ -18,7 +18,8 @@ from jaxasr_interp.generation.options import GREEDY, Choice, Generated
 from jaxasr_interp.interventions.grammar import as_intervention
 from jaxasr_interp.interventions.intervention import UNEDITED, Intervention, encode_under
 from jaxasr_interp.model.edits import Identity
-from jaxasr_interp.model.whisper import Encoder, Whisper, require_tokenizer
+from jaxasr_interp.model.encoder import Encoder
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.speech.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
 
 BATCH_SIZE = 8

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.lens.logit import check_next_tokens, require_sites
+from jaxasr_interp.model.decoder import Decoder
 from jaxasr_interp.model.layers import LAYER_NORM_EPSILON, Attention, LayerNorm
 from jaxasr_interp.model.run import DecoderRun
-from jaxasr_interp.model.whisper import Decoder, Whisper
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.pytree import pytree_dataclass
 

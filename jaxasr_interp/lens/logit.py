@@ -18,9 +18,10 @@ from jaxasr_interp.kernels.lens import (  # pyright: ignore[reportMissingImports
     Readout,
     readout,
 )
+from jaxasr_interp.model.decoder import Decoder
 from jaxasr_interp.model.run import DecoderRun
 from jaxasr_interp.model.sites import SITES
-from jaxasr_interp.model.whisper import Decoder, Whisper
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.pytree import pytree_dataclass, static
 
 if TYPE_CHECKING:

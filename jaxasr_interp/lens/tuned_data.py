@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, Int
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.utterances import make_utterance
 from jaxasr_interp.kernels.lens import mean_embedding  # pyright: ignore[reportMissingImports]
+from jaxasr_interp.model.decoder import Decoder
 from jaxasr_interp.model.run import check_tokens, encode_utterance
-from jaxasr_interp.model.whisper import Decoder, Whisper
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.pytree import pytree_dataclass
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.speech.utterance import Clip

@@ -23,7 +23,8 @@ from jaxasr_interp.kernels.lens import log_sum_exp  # pyright: ignore[reportMiss
 from jaxasr_interp.lens.tuned import Translators
 from jaxasr_interp.lens.tuned_checkpoints import Checkpoints
 from jaxasr_interp.lens.tuned_data import LensRows, lens_rows
-from jaxasr_interp.model.whisper import Decoder, Whisper
+from jaxasr_interp.model.decoder import Decoder
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.runtime.identity import identify
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.speech.utterance import Clip

@@ -146,6 +146,10 @@ def apply_edit(
     return edited
 
 
+type Keep = Callable[[dict[str, Array]], dict[str, Array]]
+"""Chooses, or reduces, what is kept of a layer's activations."""
+
+
 class Tap:
     """Passes each site's value through the edit and keeps the result to be returned.
 

@@ -17,8 +17,9 @@ from jaxtyping import Array, Float
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.blocks import EncoderBlock
 from jaxasr_interp.model.edits import WHOLE_RUN, Edit, EditContext, EditLike, LayerIndex, Tap
+from jaxasr_interp.model.encoder import Encoder
 from jaxasr_interp.model.sites import SITES, Stack, position_axis
-from jaxasr_interp.model.whisper import Encoder, Whisper
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.patching.engine.readout import MetricReadout
 from jaxasr_interp.patching.inputs import SweepInputs

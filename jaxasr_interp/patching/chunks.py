@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator
 
 import jax
@@ -11,12 +10,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.kernels.attention import holds_scores  # pyright: ignore[reportMissingImports]
-from jaxasr_interp.model.sites import SITES, Stack
 from jaxasr_interp.numerics import accumulation_dtype
+from jaxasr_interp.patching.array_sizes import base_bytes, itemsize, row_bytes
 from jaxasr_interp.patching.cells import Cells, PatchGrid
 from jaxasr_interp.patching.engine.inject import entry_layer
-from jaxasr_interp.patching.runs import kept_sites
 from jaxasr_interp.patching.schedule import Schedule, make_schedule
 
 _MOST_ROWS = 1056
@@ -27,6 +24,7 @@ _ROWS_OF_PRODUCT = 1056
 """Rows of a product on a TPU, four times as many as a v5e needs to read the weights meanwhile: the
 more there are, the more slots of each layer's last group are computed in vain."""
 _ROW_MULTIPLE = 16
+_ROWS_READ_TOGETHER = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,44 +122,16 @@ def _groups(
     return [group[None] for group in by_layer]
 
 
-def base_bytes(grid: PatchGrid, utterances: int) -> int:
-    """Estimate the bytes of the runs that a sweep starts from, and of the work to make them."""
-    c, size = grid.config, _itemsize(grid.dtype)
-    kept = kept_sites(grid.stack, frozenset(grid.sites))
-    values = 2 * c.decoder_layers * c.max_frames * c.d_model
-    values += sum(_site_size(grid, "encoder", site) for site in kept.encoder)
-    values += sum(_site_size(grid, "decoder", site) for site in kept.decoder)
-    encoding = 4 * 2 * c.encoder_heads * c.max_frames**2
-    return utterances * 2 * size * values + encoding
+def chunks_read_together(chunks: int, rows: int, fit: int = _ROWS_READ_TOGETHER) -> int:
+    """Return how many of a site's chunks share one call for their logits, in groups of equal size.
 
-
-def row_bytes(grid: PatchGrid) -> int:
-    """Estimate the bytes that one row takes in a decoder layer."""
-    c, size, wide = grid.config, _itemsize(grid.dtype), max(4, _itemsize(grid.dtype))
-    dots = (
-        2 * wide * c.decoder_heads * c.max_frames
-        if holds_scores(grid.dtype, grid.platform, c.decoder_heads, c.d_model // c.decoder_heads)
-        else 0
-    )
-    return dots + size * (2 * c.decoder_d_mlp + 12 * c.d_model)
-
-
-def _site_size(grid: PatchGrid, stack: Stack, site: str) -> int:
-    """Count the numbers that a run has at a site."""
-    c, encoder = grid.config, stack == "encoder"
-    length = c.max_frames if encoder else grid.n_tokens
-    sizes = {
-        "layer": c.layers(stack),
-        "frame": c.max_frames,
-        "pos": grid.n_tokens,
-        "query": length,
-        "key": length,
-        "head": c.heads(stack),
-        "d_head": c.d_model // c.heads(stack),
-        "d_model": c.d_model,
-        "d_mlp": c.encoder_d_mlp if encoder else c.decoder_d_mlp,
-    }
-    return math.prod(sizes[axis] for axis in SITES[stack][site])
+    Args:
+        chunks: number of chunks.
+        rows: number of rows that are read of each.
+        fit: number of rows that fit the memory.
+    """
+    n_groups = -(-chunks // max(1, min(fit, _ROWS_READ_TOGETHER) // rows))
+    return -(-chunks // n_groups)
 
 
 def _cut(
@@ -226,7 +196,7 @@ def _together(
     utterances: int,
 ) -> tuple[int, _Costs]:
     """Choose how many layers' rows share a matrix product; return the costs of a chunk, too."""
-    size = _itemsize(grid.dtype)
+    size = itemsize(grid.dtype)
     vector = utterances * size * grid.config.d_model
     kept = _Costs(layers * vector * (4 * width + 2 * grid.reads), layers * 2 * vector)
     most = {"cpu": 1, "tpu": -(-_ROWS_OF_PRODUCT // min(in_layer, _ROWS_ON_TPU))}
@@ -265,7 +235,7 @@ def _fill(
 
 
 def _costs(grid: PatchGrid, site: str, method: str, width: int, utterances: int) -> _Costs:
-    c, size, wide = grid.config, _itemsize(grid.dtype), max(4, _itemsize(grid.dtype))
+    c, size, wide = grid.config, itemsize(grid.dtype), max(4, itemsize(grid.dtype))
     d, tokens, frames, heads = c.d_model, grid.n_tokens, c.max_frames, c.decoder_heads
     row = row_bytes(grid)
     patch = size * 8 * tokens * d + 2 * wide * heads * tokens**2
@@ -281,7 +251,3 @@ def _costs(grid: PatchGrid, site: str, method: str, width: int, utterances: int)
         patch += 2 * wide * c.encoder_heads * frames**2
         patch += size * frames * (8 * d + 2 * c.encoder_d_mlp + 2 * c.decoder_layers * d)
     return _Costs(utterances * patch, utterances * row)
-
-
-def _itemsize(dtype: str) -> int:
-    return jnp.dtype(dtype).itemsize

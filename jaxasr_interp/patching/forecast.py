@@ -8,9 +8,10 @@ import jax
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.patching import cost
-from jaxasr_interp.patching.chunks import base_bytes, row_bytes
+from jaxasr_interp.patching.array_sizes import base_bytes, row_bytes
 from jaxasr_interp.patching.dataset_work import Grids
 from jaxasr_interp.patching.footprint import Peak, find_peak, sweep_programs
+from jaxasr_interp.patching.memory import sweep_bytes
 from jaxasr_interp.patching.metric_names import make_metric
 from jaxasr_interp.patching.metrics import Metric, MetricPositions
 from jaxasr_interp.patching.plan import SweepPlan
@@ -166,8 +167,7 @@ class _Job:
             room = f"{plan.memory / _GB:.1f} GB"
             return None, f"do not fit the {room} that the sweep may use in addition to the model"
         if self.compiler is None:
-            own = base_bytes(plan, each) + max(chunk.bytes for chunk in chunks)
-            peak = Peak("", _nbytes(self.grids.model) + own)
+            peak = Peak("", _nbytes(self.grids.model) + sweep_bytes(plan, chunks, each))
         else:
             metrics, mesh = self._metrics(shape), self.compiler.mesh
             programs = sweep_programs(self.grids.model, plan, metrics, each, mesh)

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.edits import Edit
-from jaxasr_interp.patching.chunks import Chunk, base_bytes, row_bytes
+from jaxasr_interp.patching.array_sizes import base_bytes, row_bytes
+from jaxasr_interp.patching.chunks import Chunk, chunks_read_together
 from jaxasr_interp.patching.engine.cross_window import propagate_states
 from jaxasr_interp.patching.engine.decoder import propagate_rows
 from jaxasr_interp.patching.engine.encoder import propagate_frames
@@ -21,7 +22,6 @@ from jaxasr_interp.patching.prepared import Prepared
 from jaxasr_interp.patching.runs import CARRIED, BaseRun
 
 METHODS = ("minimal", "vmap", "reference")
-_ROWS_READ_TOGETHER = 512
 
 
 def check_method(method: str) -> str:
@@ -43,10 +43,10 @@ def group_chunks(sweep: Prepared, method: str) -> Iterator[tuple[list[Chunk], in
         if not some:
             continue
         rows = some[0].size * sweep.readout.positions.count * sweep.utterances_per_device
-        together = min(_ROWS_READ_TOGETHER, _room(sweep) // row_bytes(sweep.plan))
-        most = max(1, together // rows) if method == "minimal" else 1
-        n_groups = -(-len(some) // (most * lanes))
-        size = -(-len(some) // (n_groups * lanes))
+        size = 1
+        if method == "minimal":
+            steps = -(-len(some) // lanes)
+            size = chunks_read_together(steps, rows, _room(sweep) // row_bytes(sweep.plan))
         for start in range(0, len(some), size * lanes):
             yield some[start : start + size * lanes], size
 

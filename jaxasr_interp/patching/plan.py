@@ -11,8 +11,9 @@ from jaxtyping import Int
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.patching import cost
 from jaxasr_interp.patching.cells import PatchGrid
-from jaxasr_interp.patching.chunks import Chunk, base_bytes, make_chunks
+from jaxasr_interp.patching.chunks import Chunk, make_chunks
 from jaxasr_interp.patching.engine.inject import entry_layer
+from jaxasr_interp.patching.memory import sweep_bytes
 from jaxasr_interp.patching.metrics import Metric, MetricPositions
 
 _EFFICIENCY = 0.75
@@ -115,16 +116,12 @@ class SweepPlan(PatchGrid):
         flops, rate = plan.flops + plan._base_flops, cost.matmul_rate(self.dtype)
         chunks = plan.chunks()
         seconds = flops / rate / _EFFICIENCY
-        return Estimate(flops, plan._bytes(chunks), len(chunks), rate, seconds)
+        return Estimate(flops, sweep_bytes(plan, chunks), len(chunks), rate, seconds)
 
     @property
     def _base_flops(self) -> int:
         """FLOPs of the encoder in the two runs that a sweep starts from."""
         return 2 * (cost.encoder_flops(self.config) + cost.cross_flops(self.config))
-
-    def _bytes(self, chunks: Sequence[Chunk]) -> int:
-        """Bytes that the sweep uses in addition to the model."""
-        return max(chunk.bytes for chunk in chunks) + base_bytes(self, 1)
 
     @property
     def grid_text(self) -> str:
@@ -136,11 +133,12 @@ class SweepPlan(PatchGrid):
 
     def __str__(self) -> str:
         programs, chunks = 5 + len(self.sites), self.chunks()
+        taken = _si(sweep_bytes(self, chunks))
         return (
             f"sweep of {self.stack} {', '.join(self.component_names)}: {self.grid_text}\n"
             f"  {_si(self.flops)}FLOP, and {_si(self._base_flops)}FLOP for the two runs it starts "
             f"from; one whole run per patch takes {_si(self.naive_flops)}FLOP\n"
-            f"  {len(chunks)} chunks in {_si(self._bytes(chunks))}B of {_si(self.memory)}B, about "
+            f"  {len(chunks)} chunks in {taken}B of {_si(self.memory)}B, about "
             f"{programs} compiled programs"
         )
 

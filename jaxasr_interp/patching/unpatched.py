@@ -11,10 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from jaxasr_interp.model.decoder import Decoder
+from jaxasr_interp.model.encoder import Encoder
 from jaxasr_interp.model.layers import KeysValues
 from jaxasr_interp.model.run import EncoderRun, encode_utterance, keep, known_run
 from jaxasr_interp.model.sites import PATTERN_SITES, DecoderActivations
-from jaxasr_interp.model.whisper import Decoder, Encoder, Whisper
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.runs import BaseRun
 from jaxasr_interp.runtime.devices import divide, mesh_for, mesh_of, on_parts
 from jaxasr_interp.speech.utterance import Utterance

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from jaxasr_interp.interventions.kinds import Noise
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.patching.chunks import base_bytes
+from jaxasr_interp.patching.array_sizes import base_bytes
 from jaxasr_interp.patching.metrics import LogProb, log_prob
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.planning import PlanOptions, plan_sweep

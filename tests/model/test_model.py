@@ -11,9 +11,9 @@ from jax import Array
 
 import jaxasr_interp as ji
 from helpers.golden import worst
+from jaxasr_interp.model.layers import LayerNorm
 from jaxasr_interp.model.run import _decode, _encode
 from jaxasr_interp.model.sites import PATTERN_SITES, SITES
-from jaxasr_interp.model.whisper import LayerNorm
 from jaxasr_interp.pytree import pytree_dataclass
 
 SHORT = ji.Interchange(ji.DecoderActivations(resid_pre=jnp.zeros((3, 6, 16))))

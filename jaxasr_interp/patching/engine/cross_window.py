@@ -16,9 +16,9 @@ from jaxasr_interp.kernels.attention import (  # pyright: ignore[reportMissingIm
     merge,
 )
 from jaxasr_interp.model.blocks import DecoderBlock
+from jaxasr_interp.model.decoder import Decoder
 from jaxasr_interp.model.edits import Edit, apply_edit, untouched
 from jaxasr_interp.model.layers import KeysValues
-from jaxasr_interp.model.whisper import Decoder
 from jaxasr_interp.patching.cells import Cells
 from jaxasr_interp.patching.engine.inject import at_layer, patched_rows, window_rows
 from jaxasr_interp.patching.runs import BaseRun, for_each_run

@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.kernels.attention import attend  # pyright: ignore[reportMissingImports]
 from jaxasr_interp.model.blocks import DecoderBlock
+from jaxasr_interp.model.decoder import Decoder
 from jaxasr_interp.model.edits import untouched
 from jaxasr_interp.model.layers import KeysValues
-from jaxasr_interp.model.whisper import Decoder
 from jaxasr_interp.patching.engine.inject import Entry, at_layer, stream_at
 from jaxasr_interp.patching.engine.packing import Packing, Places
 from jaxasr_interp.patching.engine.self_attention import ByPatch, Joined

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.model.blocks import EncoderBlock
 from jaxasr_interp.model.edits import untouched
+from jaxasr_interp.model.encoder import Encoder
 from jaxasr_interp.model.layers import KeysValues
-from jaxasr_interp.model.whisper import Encoder, Whisper
+from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.cells import Cells
 from jaxasr_interp.patching.engine.inject import Entry, at_layer, stream_at, where_rows
 from jaxasr_interp.patching.runs import BaseRun, for_each_run

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxasr_interp.model.whisper import Decoder
+from jaxasr_interp.model.decoder import Decoder
 from jaxasr_interp.patching.metrics import Metric, MetricPositions
 from jaxasr_interp.patching.runs import for_each_run
 from jaxasr_interp.pytree import pytree_dataclass
@@ -80,4 +80,7 @@ def unembed_and_read(
             values = jax.lax.map(metrics_of, rows, batch_size=batch_size)
         return jnp.split(values, len(resid))
 
+    if jax.default_backend() == "tpu":
+        # Of runs in one batch the logits would be copied to other layouts, twice.
+        return jax.lax.map(lambda run: one(*run), (resid, readouts))
     return for_each_run(one, resid, readouts)
