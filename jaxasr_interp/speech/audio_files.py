@@ -31,7 +31,7 @@ _SAMPLES_OF_CODEC_DELAY = 2_400
 _SECONDS_OF_CODEC_DELAY = 0.15
 _LOSSLESS = ("pcm_", "flac", "alac", "wavpack", "tta")
 _TAGS = b"ID3", b"TAG", b"APETAGEX"
-_OFFSET_AND_SCALE = {"u1": (128, 128), "i2": (0, 2**15), "i4": (0, 2**31), "i8": (0, 2**63)}
+_OFFSET_AND_SCALE = {"u1": (128, 128), "i2": (0, 2**15), "i4": (0, 2**31)}
 
 
 class AudioWarning(UserWarning):
@@ -84,21 +84,26 @@ def decode_audio(content: bytes, origin: str) -> Iterator[Sound]:
 def _decode(content: bytes, origin: str) -> list[Sound]:
     with _opened(content, origin) as container:
         stream = container.streams.audio[0]
+        # A stream whose container is closed is not to be touched: it may be gone.
+        lossless = _is_lossless(stream)
         promised = promised_seconds(container, stream, content)
         if _ffmpeg_is_wrong(container, stream, content):
             found, failed, last = [_by_libsndfile(content, origin)], 0, b""
         else:
-            found, failed, last = _by_ffmpeg(container, stream)
+            frames, failed, last = _by_ffmpeg(container, stream)
+            found = _joined(frames, origin)
         ends = _ends(container.format.name, stream, content, last)
     if failed and not found:
         raise _not_audio(origin, "nothing in it can be decoded")
+    if not found:
+        return []
     for one in found:
         check_rate(one.rate, origin)
     seconds = sum(one.seconds for one in found)
     missing = 0.0 if promised is None else promised - seconds
     damaged = failed + (damaged_ogg_pages(content) if ends else 0)
-    delay = max(_SECONDS_OF_CODEC_DELAY, _SAMPLES_OF_CODEC_DELAY / stream.codec_context.sample_rate)
-    if missing > (1e-3 if _is_lossless(stream) else delay):
+    delay = max(_SECONDS_OF_CODEC_DELAY, _SAMPLES_OF_CODEC_DELAY / found[0].rate)
+    if missing > (1e-3 if lossless else delay):
         reason = f"it holds {seconds:.2f} s of the {promised:.2f} s it promises"
     elif not ends:
         reason = f"its stream has no end; it holds {seconds:.2f} s"
@@ -119,9 +124,10 @@ def _opened(content: bytes, origin: str) -> "InputContainer":
         container = av.open(io.BytesIO(content), "r", options={"protocol_whitelist": "none"})
     except (FFmpegError, ValueError, OSError) as error:
         raise _not_audio(origin, getattr(error, "strerror", None) or str(error)) from None
-    if not container.streams.audio:
+    sounds = container.streams.audio
+    if not sounds or sounds[0].codec_context is None:
         container.close()
-        raise _not_audio(origin, "there is no sound in it")
+        raise _not_audio(origin, "its codec is unknown" if sounds else "there is no sound in it")
     return container
 
 
@@ -155,8 +161,8 @@ def _by_libsndfile(content: bytes, origin: str) -> Sound:
 
 def _by_ffmpeg(
     container: "InputContainer", stream: "AudioStream"
-) -> tuple[list[Sound], int, bytes]:
-    """Decode all packets; return the sound, how many packets failed, and the last packet."""
+) -> "tuple[list[AudioFrame], int, bytes]":
+    """Decode all packets; return the frames, how many packets failed, and the last packet."""
     from av.error import FFmpegError
 
     if _is_lossless(stream):
@@ -171,10 +177,11 @@ def _by_ffmpeg(
         try:
             packet = next(packets, None)
             if packet is None:
-                return _joined(frames), failed, last
+                return frames, failed, last
             last = bytes(packet) or last
             frames += packet.decode()
-        except FFmpegError:
+        except (FFmpegError, ValueError):
+            # The latter where the decoder cannot be opened for what the header says.
             failed += any(last) and not last.startswith(_TAGS)
 
 
@@ -202,11 +209,14 @@ def check_rate(rate: int, origin: str) -> None:
         )
 
 
-def _joined(frames: "list[AudioFrame]") -> list[Sound]:
+def _joined(frames: "list[AudioFrame]", origin: str) -> list[Sound]:
     """Convert frames to floats, and join those of one rate and number of channels."""
     pieces: list[tuple[tuple[int, int], list[np.ndarray]]] = []
     for frame in frames:
-        samples = _as_float(frame)
+        try:
+            samples = _as_float(frame)
+        except ValueError:
+            raise _not_audio(origin, f"its samples are of type {frame.format.name}") from None
         kind = frame.sample_rate, len(samples)
         if not pieces or pieces[-1][0] != kind:
             pieces.append((kind, []))

@@ -13,6 +13,7 @@ import soxr
 from jaxtyping import TypeCheckError
 
 import jaxasr_interp as ji
+from helpers.audio import encoded, written
 from helpers.golden import GOLDEN
 from jaxasr_interp.speech.audio import as_audio, read_audio
 from jaxasr_interp.speech.audio_files import decode_audio
@@ -26,12 +27,6 @@ DELAY = 2_400
 def grass():
     path = resources.files("jaxasr_interp") / "data" / "grass.flac"
     return soundfile.read(io.BytesIO(path.read_bytes()), dtype="float32")[0]
-
-
-def written(samples, rate=16_000, **options):
-    file = io.BytesIO()
-    soundfile.write(file, samples, rate, **options)
-    return file.getvalue()
 
 
 def pcm(content):
@@ -140,10 +135,8 @@ def test_an_mp3_without_a_table_says_that_its_last_frame_is_cut(grass):
         {"movflags": "empty_moov+default_base_moof", "frag_duration": "200000"},
     ],
 )
-def test_an_m4a_that_was_cut_off_says_so(grass, tmp_path, options):
-    path = tmp_path / "a.m4a"
-    encode(str(path), "mp4", "aac", 16_000, grass, options)
-    content = path.read_bytes()
+def test_an_m4a_that_was_cut_off_says_so(grass, options):
+    content = encoded(grass, "mp4", "aac", 16_000, options)
     assert abs(len(read_audio(content, "a.m4a")) - GRASS) <= DELAY
     with pytest.warns(ji.AudioWarning, match=r"holds \d\.\d\d s of the \d\.\d\d s it promises"):
         read_audio(content[: int(0.7 * len(content))], "a.m4a")
@@ -268,38 +261,17 @@ def test_audio_whose_power_is_beyond_float32_has_no_spectrogram(grass):
     assert np.isfinite(ji.log_mel_spectrogram(grass * np.float32(1e15))).all()
 
 
-def encode(file, kind, codec, rate, grass, options=None):
-    """Write the clip as phones and browsers do."""
-    import av
-
-    with av.open(file, "w", format=kind, options=options or {}) as out:
-        stream = out.add_stream(codec, rate=rate, layout="mono")
-        frame = av.AudioFrame.from_ndarray(
-            (grass * 32_767).astype(np.int16)[None], format="s16", layout="mono"
-        )
-        frame.sample_rate = 16_000
-        stream.codec_context.format = kind_of(codec)
-        stream.codec_context.open()
-        resampler = av.AudioResampler(
-            kind_of(codec), "mono", rate, frame_size=stream.codec_context.frame_size
-        )
-        for converted in [*resampler.resample(frame), *resampler.resample(None)]:
-            out.mux(stream.encode(converted))
-        out.mux(stream.encode(None))
-
-
-def kind_of(codec):
-    return {"aac": "fltp", "libopus": "flt"}[codec]
-
-
 @pytest.mark.parametrize(
     ("kind", "codec", "rate"),
-    [("mp4", "aac", 16_000), ("webm", "libopus", 48_000)],
+    [
+        ("mp4", "aac", 16_000),
+        ("adts", "aac", 16_000),
+        ("asf", "wmav2", 16_000),
+        ("webm", "libopus", 48_000),
+    ],
 )
 def test_what_phones_and_browsers_write_is_read(grass, kind, codec, rate):
-    file = io.BytesIO()
-    encode(file, kind, codec, rate, grass)
-    audio = read_audio(file.getvalue(), kind)
+    audio = read_audio(encoded(grass, kind, codec, rate), kind)
     assert abs(len(audio) - GRASS) <= DELAY
     n = min(len(audio), GRASS)
     best = np.correlate(audio[DELAY : n - DELAY], grass[:n], "full").max()
@@ -385,6 +357,19 @@ def test_what_is_no_audio_is_said_in_a_sentence(tmp_path, name, content, message
     with pytest.raises(ji.InputError, match=message) as error:
         ji.load_audio(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [(20, 0x4321, "its codec is unknown"), (34, 64, "its samples are of type s64")],
+)
+def test_what_no_decoder_reads_is_said(grass, at, value, message):
+    """The kind of a WAV's samples is at 20, their bits are at 34."""
+    content = bytearray(written(grass, format="WAV", subtype="PCM_16"))
+    struct.pack_into("<H", content, at, value)
+    struct.pack_into("<H", content, 32, 8)
+    with pytest.raises(ji.InputError, match=rf"a\.wav is not audio that can be read \({message}"):
+        read_audio(bytes(content), "a.wav")
 
 
 @pytest.mark.parametrize("rate", [1, 999, 800_000])
