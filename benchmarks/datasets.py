@@ -28,8 +28,8 @@ import numpy as np
 import jaxasr_interp as ji
 from jaxasr_interp.generation.utterances import text_tokens
 from jaxasr_interp.patching.dataset_work import DatasetWork
-from jaxasr_interp.speech.clips import read_manifest
 from jaxasr_interp.speech.noise import noise_like
+from jaxasr_interp.speech.tables import read_manifest
 
 PATCHES_OF_HOOKS = 3
 OPTIONS = ji.DatasetOptions(text="text", metrics=("log_prob",), where={"lang": ["en"]})

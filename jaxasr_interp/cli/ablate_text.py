@@ -14,6 +14,7 @@ from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.ablations import default_sites, read_kind
 from jaxasr_interp.cli.clips import read_clips
 from jaxasr_interp.cli.options import (
+    CLIPS,
     AlphaOption,
     DevicesOption,
     DtypeOption,
@@ -46,9 +47,7 @@ def ablate_text(
     context: typer.Context,
     files: Annotated[
         list[str],
-        typer.Argument(
-            help="Audio files of up to 30 s, or a .tsv with columns path, text and lang."
-        ),
+        typer.Argument(help=f"Audio files of up to 30 s, or {CLIPS} with path, text and lang."),
     ],
     model: ModelOption = "tiny.en",
     dtype: DtypeOption = None,
@@ -85,8 +84,8 @@ def ablate_text(
     choice, budget = Choice(max_new_tokens=max_new_tokens), parse_memory(memory)
     reserve(out / "texts.zarr", overwrite)
     partial = out / "texts.partial.zarr"
-    clips = read_clips(files, language)
     whisper = replicate(load_model(model, dtype), devices)
+    clips = read_clips(whisper, files, language)
     interventions = (
         [parse_edit(one, whisper) for one in edit]
         if edit

@@ -12,7 +12,7 @@ from jaxasr_interp.report.plots import plot_aggregate
 from jaxasr_interp.report.tables import aggregate_table
 from jaxasr_interp.runtime.location import locate
 from jaxasr_interp.runtime.store import reserve, write_dataset
-from jaxasr_interp.speech.clips import read_table
+from jaxasr_interp.speech.tables import read_table
 
 
 def aggregate_command(

@@ -9,6 +9,7 @@ import typer
 
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.options import (
+    CLIPS,
     DevicesOption,
     DtypeOption,
     JsonOption,
@@ -28,10 +29,8 @@ from jaxasr_interp.speech.texts import OWN
 
 def extract_command(
     manifest: Annotated[
-        Path,
-        typer.Argument(
-            help="A .tsv (tab-separated, no quoting) or .jsonl with path, text and labels."
-        ),
+        str,
+        typer.Argument(help=f"The clips: {CLIPS}, with path, text and labels."),
     ],
     model: ModelOption = "tiny.en",
     dtype: DtypeOption = None,
@@ -104,6 +103,10 @@ def extract_command(
         say(f"left out: {path}: {problem}")
     if as_json:
         print_json(dataclasses.asdict(done) | {"path": str(done.path)})
+    if len(done.problems) == done.clips:
+        say("no clip is left")
+        raise typer.Exit(1)
+    if as_json:
         return
     print(f"wrote {done.path}: {done.done - len(done.problems)} of {done.clips} clips")
     for source, count in _texts_given(done.path).items():

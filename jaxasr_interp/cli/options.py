@@ -10,6 +10,11 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.interventions.kind_text import KINDS
 from jaxasr_interp.patching.metric_names import METRICS
 
+CLIPS = (
+    "a table (.tsv, .csv, .jsonl) or a Hugging Face dataset (a folder or an id, :SPLIT behind it)"
+)
+"""What a command takes clips from, in its help."""
+
 ModelOption = Annotated[
     str, typer.Option("--model", help="Bundled name, local folder or hub id (see `models`).")
 ]

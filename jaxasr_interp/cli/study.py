@@ -10,8 +10,9 @@ from rich.table import Table
 
 from jaxasr_interp.ablation.sweep import component_edits
 from jaxasr_interp.checkpoint.load import load_model
-from jaxasr_interp.cli.clips import read_table
+from jaxasr_interp.cli.clips import check_decoder_input, check_short, read_rows, some
 from jaxasr_interp.cli.options import (
+    CLIPS,
     DtypeOption,
     JsonOption,
     LanguageOption,
@@ -21,15 +22,14 @@ from jaxasr_interp.cli.options import (
 )
 from jaxasr_interp.cli.output import console, print_json
 from jaxasr_interp.cli.progress import progress
-from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.options import Choice
+from jaxasr_interp.model.whisper import require_tokenizer
 from jaxasr_interp.runtime.store import (
     file_provenance,
     reserve,
     save_dataset,
     write_json,
 )
-from jaxasr_interp.speech.audio import CHUNK_SAMPLES, load_audio
 from jaxasr_interp.speech.utterance import Clip
 from jaxasr_interp.studies.repetition import Remedy, cut_windows, find_loops
 from jaxasr_interp.studies.repetition import repetition as run_repetition
@@ -45,9 +45,11 @@ def _studies() -> None:
 @study.command()
 def repetition(
     candidates: Annotated[
-        Path, typer.Argument(help="A .tsv with column path: clips that may make the model loop.")
+        str, typer.Argument(help=f"Clips that may make the model loop: {CLIPS}, with path.")
     ],
-    speech: Annotated[Path, typer.Argument(help="A .tsv with columns path and text.")],
+    speech: Annotated[
+        str, typer.Argument(help=f"Speech of up to 30 s: {CLIPS}, with path and text.")
+    ],
     model: ModelOption = "base",
     dtype: DtypeOption = None,
     language: LanguageOption = None,
@@ -65,14 +67,26 @@ def repetition(
     for name in ("loops", "speech"):
         reserve(out / f"{name}.zarr", overwrite)
     partials = [out / f"{name}.partial.zarr" for name in ("loops", "speech")]
-    maybe = [
-        window for clip in _clips(candidates, language, None, seed) for window in cut_windows(clip)
-    ]
-    talk = _clips(speech, language, n_speech, seed)
-    for clip in talk:
-        if not clip.text or len(clip.audio) > CHUNK_SAMPLES:
-            raise InputError(f"{clip.name} is not speech of up to 30 s with its text.")
     whisper = load_model(model, dtype)
+    if language is not None:
+        require_tokenizer(whisper).language_code(language)
+
+    def check(clip: Clip) -> None:
+        check_decoder_input(whisper, clip, reads_text=False)
+
+    def check_speech(clip: Clip) -> None:
+        check(clip)
+        check_short(clip)
+        if not clip.text:
+            raise InputError("It has no text.")
+
+    def chosen(n: int) -> list[int]:
+        few = np.random.default_rng(seed).choice(n, min(n, n_speech), replace=False)
+        return sorted(few.tolist())
+
+    found = some([*read_rows(candidates, language, check)])
+    maybe = [window for clip in found for window in cut_windows(clip)]
+    talk = some([*read_rows(speech, language, check_speech, chosen)])
     with progress() as on_progress:
         looping = find_loops(whisper, maybe, choice=choice, on_progress=on_progress)
     if not as_json:
@@ -102,16 +116,6 @@ def repetition(
         return
     console.print(_table(result.remedies))
     print(f"wrote {out / 'loops.zarr'}, {out / 'speech.zarr'} and {out / 'remedies.json'}")
-
-
-def _clips(path: Path, language: str | None, count: int | None, seed: int) -> list[Clip]:
-    rows = read_table(path)
-    if count is not None and count < len(rows):
-        chosen = np.random.default_rng(seed).choice(len(rows), count, replace=False)
-        rows = [rows[i] for i in sorted(chosen)]
-    if not rows:
-        raise InputError(f"{path} names no clips.")
-    return [Clip(str(file), load_audio(file), text, language or own) for file, text, own in rows]
 
 
 def _row(one: Remedy) -> dict[str, object]:

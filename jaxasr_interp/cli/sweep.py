@@ -1,7 +1,6 @@
 """The command `sweep`: patching sweeps over all clips of a table."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,10 +26,7 @@ from jaxasr_interp.runtime.runner import RunOptions, Share
 
 
 def sweep(
-    clips: Annotated[
-        Path,
-        typer.Argument(help="A .tsv (tab-separated, no quoting) or .jsonl with a column path."),
-    ],
+    clips: Annotated[str, typer.Argument(help=f"The clips: {options.CLIPS}, with a column path.")],
     model: options.ModelOption = "tiny.en",
     dtype: options.DtypeOption = None,
     language: options.LanguageOption = None,
@@ -129,7 +125,7 @@ def sweep(
             )
     except NoQuestionsError as error:
         _say_left_out(error.problems)
-        say("no clip is left to sweep")
+        say("no clip is left")
         raise typer.Exit(1) from None
     _say_left_out(swept.problems)
     if as_json:

@@ -1,7 +1,6 @@
 """`sweep --plan`: what a sweep will take on this machine or on another, before it runs."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import jax
@@ -75,7 +74,7 @@ class SweepRequest:
     """The sweep that is planned.
 
     Attributes:
-        clips: path of the table.
+        clips: the table or data set.
         model: name of the model, and dtype of its weights.
         sites: the sites.
         options: runs and questions.
@@ -84,7 +83,7 @@ class SweepRequest:
         out: folder of the stores.
     """
 
-    clips: Path
+    clips: str
     model: tuple[str, str | None]
     sites: SweptSites
     options: DatasetOptions

@@ -12,6 +12,7 @@ from rich.table import Table
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.clips import read_clips
 from jaxasr_interp.cli.options import (
+    CLIPS,
     DtypeOption,
     JsonOption,
     LanguageOption,
@@ -30,7 +31,7 @@ _DEFAULT = LensTraining()
 
 def tuned_lens(
     files: Annotated[
-        list[str], typer.Argument(help="A .tsv with column path, and perhaps text and lang.")
+        list[str], typer.Argument(help=f"The clips: {CLIPS}, with path, and perhaps text and lang.")
     ],
     model: ModelOption = "tiny.en",
     dtype: DtypeOption = None,
@@ -68,7 +69,7 @@ def tuned_lens(
     )
     reserve(out / "tuned_lens.zarr", overwrite)
     whisper = load_model(model, dtype)
-    clips = read_clips(files, language)
+    clips = read_clips(whisper, files, language, reads_text=given_text)
     if not given_text:
         clips = [dataclasses.replace(clip, text=None) for clip in clips]
     if overwrite:

@@ -116,7 +116,7 @@ def extract(
 
     Args:
         model: from `load_model`.
-        clips: a manifest (`.tsv` or `.jsonl`), or rows such as a Hugging Face dataset's; see
+        clips: a manifest, a data set's folder or id, or rows such as a Hugging Face dataset's; see
             `clips.find_clips`.
         out: path of the store, or a URL such as `s3://bucket/path`.
         sites: activations to extract, such as `encoder.resid_post:mean`; see `extraction.request`.

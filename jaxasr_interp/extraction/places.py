@@ -9,8 +9,8 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.request import Request
 from jaxasr_interp.extraction.texts import GivenText
 from jaxasr_interp.generation.word_times import Word
-from jaxasr_interp.speech.clips import Row
 from jaxasr_interp.speech.positions import plain_word, resolve_windows
+from jaxasr_interp.speech.tables import Row
 
 
 def positions(request: Request, row: Row, frames: int, run: GivenText | None) -> list[int]:

@@ -14,7 +14,7 @@ from jaxasr_interp.extraction.texts import GivenText, given_texts, with_words
 from jaxasr_interp.generation.prompts import padded_length
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.speech.batches import Batch
-from jaxasr_interp.speech.clips import Row
+from jaxasr_interp.speech.tables import Row
 from jaxasr_interp.speech.texts import Texts
 
 

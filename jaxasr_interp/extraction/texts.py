@@ -12,7 +12,7 @@ from jaxasr_interp.generation.word_times import Word, align_words
 from jaxasr_interp.model.run import EncoderRun, with_encoded
 from jaxasr_interp.model.sites import EncoderActivations
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
-from jaxasr_interp.speech.clips import Row
+from jaxasr_interp.speech.tables import Row
 from jaxasr_interp.speech.texts import OWN, Texts
 from jaxasr_interp.speech.utterance import Utterance
 

@@ -14,6 +14,7 @@ from jaxasr_interp.runtime.cluster import run_job
 from jaxasr_interp.runtime.location import Location, locate
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.runtime.runner import RunOptions
+from jaxasr_interp.speech.hub import local_or_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ def sweep_dataset(
 
     Args:
         model: a model with a tokenizer.
-        clips: a manifest (`.tsv` or `.jsonl`), or rows such as a Hugging Face dataset's; see
+        clips: a manifest, a data set's folder or id, or rows such as a Hugging Face dataset's; see
             `clips.find_clips`.
         out: path of the folder, or a URL such as `s3://bucket/path`.
         sites: the sites to sweep, such as `decoder.z@*.each`; see `interventions.places`.
@@ -82,7 +83,7 @@ def sweep_dataset(
             other work; what is done stays in the stores.
     """
     named = ModelByName(model)
-    given = Path(clips) if isinstance(clips, str | Path) else list(clips)
+    given = local_or_id(clips) if isinstance(clips, str | Path) else list(clips)
     inputs = DatasetInputs(named, given, locate(out), tuple(sites), options, plan, run)
     run_job(TextJob(inputs), run, phase="clips", on_progress=on_progress)
     sweep = run_job(SweepJob(inputs), run, phase="patches", on_progress=on_progress)

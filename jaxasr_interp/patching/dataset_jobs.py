@@ -40,7 +40,7 @@ class DatasetInputs:
 
     Attributes:
         named: the model.
-        given: path of a manifest, or rows.
+        given: path of a manifest or data set, id of a data set, or rows.
         out: where the stores lie.
         sites: the sites to sweep.
         options: runs and questions.
@@ -49,7 +49,7 @@ class DatasetInputs:
     """
 
     named: ModelByName
-    given: Path | Sequence[Mapping[str, Any]]
+    given: Path | str | Sequence[Mapping[str, Any]]
     out: Location
     sites: tuple[str, ...]
     options: DatasetOptions

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.patching.clip_texts import ClipText
 from jaxasr_interp.patching.contrast import position_of_word
-from jaxasr_interp.speech.clips import Row
 from jaxasr_interp.speech.positions import words_of
+from jaxasr_interp.speech.tables import Row
 from jaxasr_interp.speech.tokenizer import Tokenizer
 
 

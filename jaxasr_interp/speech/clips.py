@@ -1,11 +1,8 @@
-"""Tables of clips: manifests on disk or rows of a data set, and the audio that they name."""
+"""The clips of a manifest on disk or of a data set, and the audio that their rows name."""
 
-import csv
 import dataclasses
 import functools
 import hashlib
-import io
-import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,91 +13,17 @@ from jaxtyping import Float
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.speech.audio import as_audio, load_audio, read_audio
+from jaxasr_interp.speech.hub import is_dataset, open_dataset_rows
 from jaxasr_interp.speech.noise import noise_like
+from jaxasr_interp.speech.tables import (
+    NAMES_OF_AUDIO,
+    Row,
+    label_rows,
+    read_manifest,
+    with_usual_names,
+)
 
-type Row = dict[str, str]
 type AudioSource = Path | bytes | tuple[np.ndarray, int]
-
-
-def read_manifest(path: Path) -> list[dict[str, str]]:
-    """Read a table of clips, which has a column `path`; see `read_table`."""
-    return read_table(path, ("path",), "give columns path and text, and labels")
-
-
-def read_table(path: Path, needed: Sequence[str], advice: str) -> list[dict[str, str]]:
-    """Read a table.
-
-    Args:
-        path: a `.tsv` (tab-separated without quoting, the first line names the columns), or a
-            `.jsonl` (one object a line, whose values become text; see `as_label`).
-        needed: columns that it must have.
-        advice: what to do if it has none of them.
-
-    Returns:
-        The rows. All have the same columns; a missing cell is `""`.
-
-    Raises:
-        InputError: the table cannot be read, has no rows or not the columns, or a row has more
-            cells than there are columns.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a table: {error}.") from None
-    rows = _json_rows(path, text) if path.suffix == ".jsonl" else _tab_rows(path, text)
-    if not rows:
-        raise InputError(f"{path} has no rows: {advice}.")
-    for name in needed:
-        if name not in rows[0]:
-            raise InputError(f"{path} has no column {name!r}: {advice}.")
-    return rows
-
-
-def as_label(value: object) -> str | None:
-    """Return a cell as text: `""` for an empty cell, `None` for anything but a single value."""
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, str | bool | int | float | np.generic) else None
-
-
-def label_rows(rows: list[dict[str, object]]) -> list[dict[str, str]]:
-    """Turn rows of values into rows of text with the same columns, without compound values."""
-    texts = [{name: as_label(value) for name, value in row.items()} for row in rows]
-    compound = {name for row in texts for name, value in row.items() if value is None}
-    columns = [c for c in dict.fromkeys(name for row in texts for name in row) if c not in compound]
-    return [{name: row.get(name) or "" for name in columns} for row in texts]
-
-
-def _tab_rows(path: Path, text: str) -> list[dict[str, str]]:
-    lines = io.StringIO(text, newline="")
-    reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, restval="")
-    names = list(reader.fieldnames or ())
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{path} has the column {twice!r} twice: name each column once.")
-    rows = list(reader)
-    for number, row in enumerate(rows):
-        if None in row:
-            raise InputError(
-                f"{path} has a row with more cells than columns, for {row.get('path')!r} "
-                f"(row {number + 1}): separate cells by single tabs."
-            )
-    return rows
-
-
-def _json_rows(path: Path, text: str) -> list[dict[str, str]]:
-    rows = []
-    for number, line in enumerate(text.split("\n")):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise InputError(f"{path} has no JSON object in line {number + 1}: write one a line.")
-        rows.append(row)
-    return label_rows(rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,21 +48,25 @@ class Clips:
 
 
 def find_clips(source: str | Path | Iterable[Mapping[str, Any]], column: str = "path") -> Clips:
-    """The clips of a manifest, or of rows such as a Hugging Face dataset's.
+    """The clips of a manifest, of a data set, or of rows.
 
     Args:
-        source: path of a manifest (see `read_manifest`), whose paths are relative to it; or rows:
-            mappings with `audio`, which is `{"array", "sampling_rate"}`, `{"bytes"}` or a path, or
-            with `path`. All other columns that hold single values are labels.
-        column: column that names the audio, if it is neither `audio` nor `path`.
+        source: path of a manifest (see `read_manifest`), whose paths are relative to it; a folder
+            or id of a Hugging Face dataset (see `hub.open_dataset_rows`); or rows: mappings with
+            `audio`, which is `{"array", "sampling_rate"}`, `{"bytes"}` or a path, or with another
+            column of `NAMES_OF_AUDIO`. All other columns that hold single values are labels.
+        column: column that names the audio, if it is none of these.
 
     Returns:
         The clips; rows without a `path` have `row 0`, `row 1`, … for it.
 
     Raises:
-        InputError: the manifest cannot be read, there are no rows, or they name no audio.
+        InputError: the manifest or data set cannot be read, there are no rows, or they name no
+            audio.
     """
     if isinstance(source, str | Path):
+        if is_dataset(source):
+            return find_clips(open_dataset_rows(source), column)
         path = Path(source)
         rows = tuple(read_manifest(path))
         check_column(rows[0], column)
@@ -152,8 +79,11 @@ def find_clips(source: str | Path | Iterable[Mapping[str, Any]], column: str = "
     values = [{k: v for k, v in row.items() if k != "audio"} for row in silent]
     if not values:
         raise InputError("There are no clips: give at least one row.")
-    named = [{"path": f"row {i}"} | row for i, row in enumerate(label_rows(values))]
-    return _clips(tuple(named), lambda i: _row_source(given[i], i, column))
+    named = with_usual_names(label_rows(values))
+    return _clips(
+        tuple({"path": f"row {i}"} | row for i, row in enumerate(named)),
+        lambda i: _row_source(given[i], i, column),
+    )
 
 
 def check_column(row: Row, column: str) -> str:
@@ -197,8 +127,8 @@ def _read(source: AudioSource, origin: str) -> Float[np.ndarray, " samples"]:
 
 
 def _row_source(row: Mapping[str, Any], number: int, column: str) -> AudioSource:
-    known = row.get("audio", row.get("path")) if column == "path" else row.get(column)
-    audio: Any = known
+    names = ("audio", *NAMES_OF_AUDIO) if column == "path" else (column,)
+    audio: Any = next((row[name] for name in names if name in row), None)
     if isinstance(audio, Mapping) and audio.get("array") is None:
         if audio.get("bytes"):
             return bytes(audio["bytes"])

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxasr_interp.speech.clips import Row
+from jaxasr_interp.speech.tables import Row
 
 OWN = "own"
 

@@ -187,7 +187,6 @@ def test_the_encoder_lens_is_printed_and_drawn(model, invoke, tmp_path):
         (["ablate-text", "{empty}"], "has no rows"),
         (["ablate-text", "absent.tsv"], "absent.tsv cannot be read as a table"),
         (["ablate-text", "{table}"], "has no column 'path'"),
-        (["ablate-text", "{long}"], "There are no clips of up to 30 s"),
         (["ablate-text", GRASS, "--kind", "mean"], "The kind mean needs ref=..."),
         (["ablate-text", GRASS, "--alpha", "half"], "The strengths 'half'"),
         (["ablate-text", GRASS, "--site", "decoder.z@x"], "The layers 'x' cannot be read"),
@@ -210,13 +209,12 @@ def test_the_encoder_lens_is_printed_and_drawn(model, invoke, tmp_path):
 @pytest.mark.real
 def test_bad_input_gets_one_sentence_and_exit_code_2(model, invoke, tmp_path, arguments, message):
     soundfile.write(tmp_path / "long.wav", np.full(31 * 16_000, 0.1), 16_000)
-    (tmp_path / "table.tsv").write_text("file\ttext\na.wav\thello\n")
+    (tmp_path / "table.tsv").write_text("name\ttext\na.wav\thello\n")
     (tmp_path / "empty.tsv").write_text("path\ttext\n")
     names = {"{long}": "long.wav", "{table}": "table.tsv", "{empty}": "empty.tsv"}
     code, _, errors = invoke(*(names.get(one, one) for one in arguments))
     assert code == 2
     assert message in errors
-    *before, last = errors.splitlines()
-    assert last.startswith("error: ")
-    assert all(line.startswith("left out: long.wav") for line in before)
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
     assert not list(tmp_path.glob("runs/*/*"))

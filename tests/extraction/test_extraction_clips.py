@@ -89,7 +89,7 @@ def test_tables_and_datasets_say_the_same(tiny32, rows, tmp_path):
     ("content", "sentence"),
     [
         ("path\ttext\n", "no rows"),
-        ("file\ttext\na.wav\tx\n", "no column 'path'"),
+        ("name\ttext\na.wav\tx\n", "no column 'path'"),
         ("path\ttext\na.wav\tx\ty\n", "more cells than columns"),
         ("path\ttext\tframes\na.wav\tx\ty\n", "'frames' cannot be stored"),
         ("path\ttext\tof.speaker\na.wav\tx\ty\n", "'of.speaker' cannot be stored"),

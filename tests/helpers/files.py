@@ -1,5 +1,6 @@
 """Files: the bundled clips, made-up sound, tables of clips, and how a picture begins."""
 
+import json
 import shutil
 from importlib import resources
 
@@ -28,6 +29,23 @@ def copy_tiny_model(folder, tokenizer):
     """Put the tiny model with its tokenizer in a folder."""
     shutil.copytree(GOLDEN / "tiny_random", folder)
     shutil.copy(tokenizer.path, folder / "tokenizer.json")
+
+
+def tiny_model_of_30_s(folder, tokenizer):
+    """Put the tiny model in a folder, with as many frames as Whisper has: commands hear 30 s."""
+    from safetensors.numpy import load_file, save_file
+
+    copy_tiny_model(folder, tokenizer)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"max_source_positions": 1_500, "dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    name = "model.encoder.embed_positions.weight"
+    weights[name] = np.resize(weights[name], (1_500, config["d_model"]))
+    save_file(
+        {key: value.astype(np.float32) for key, value in weights.items()},
+        folder / "model.safetensors",
+    )
 
 
 def tiny_folder(folder, tokenizer, count):
