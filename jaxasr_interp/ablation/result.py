@@ -22,13 +22,16 @@ from jaxasr_interp.interventions.intervention import Intervention
 from jaxasr_interp.interventions.where import END, At, chain
 from jaxasr_interp.model.edits import Edit, Identity, as_edit
 from jaxasr_interp.model.sites import SITES, Stack
+from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.speech.utterance import Clip
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
 
 AGAINST = ("transcript", "unedited")
 UNITS = ("word", "character")
+AXES_OF_ERRORS = ("against", "unit", "operation")
 OPERATIONS = ("hit", "substitution", "deletion", "insertion")
 
 
@@ -86,7 +89,7 @@ class TextSweep:
         import xarray
 
         both = ("intervention", "clip")
-        errors = (*both, "against", "unit", "operation")
+        errors = (*both, *AXES_OF_ERRORS)
         cells = [cell_of(one) for one in self.interventions]
         counts = self.errors[:, :, :, UNITS.index("word")]
         right, written = counts[..., :3].sum(-1), counts[..., [0, 1, 3]].sum(-1)
@@ -129,6 +132,10 @@ class TextSweep:
         everywhere = "-1: all of the site; where site is empty, no single component is edited"
         dataset["layer"].attrs["note"] = dataset["head"].attrs["note"] = everywhere
         return dataset
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return a table with a row for each intervention and clip."""
+        return to_dataframe(self.to_dataset(), ("intervention", "clip"), AXES_OF_ERRORS)
 
     def _each(self, measure) -> np.ndarray:
         return np.array([list(map(measure, texts, self.languages)) for texts in self.generated])

@@ -8,7 +8,7 @@ import typer
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli import options
 from jaxasr_interp.cli.ablations import DEFAULT_REFERENCES, default_sites, read_kind
-from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.cli.output import console, print_json, write_csv
 from jaxasr_interp.cli.selection import Selection, SweptSites
 from jaxasr_interp.cli.sweeps import Sweep, partial_file
 from jaxasr_interp.errors import InputError
@@ -26,6 +26,7 @@ from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.patching.sweep import SweepOptions
 from jaxasr_interp.report.plots import change, plot_ablation
 from jaxasr_interp.report.tables import sweep_table
+from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
 from jaxasr_interp.speech.audio import load_audio
 from jaxasr_interp.speech.noise import reference_audio
@@ -74,6 +75,7 @@ def ablate(
         "runs/ablate"
     ),
     as_json: options.JsonOption = False,
+    as_csv: options.CsvOption = False,
     overwrite: options.OverwriteOption = False,
 ) -> None:
     """Remove one component at a time, and measure how much worse the transcript gets.
@@ -125,10 +127,13 @@ def ablate(
         | contrast.provenance
         | {"kind": kind, "seed": what.seed}
     )
-    save_dataset(dataset, out / "ablation.zarr", whisper, overwrite=overwrite)
-    partial_file(out).unlink(missing_ok=True)
     title = f"{phrase} in {Path(file).name} ({Path(model).name})"
     pictures = [_draw(sweep, result, name, title, out / f"{name}.png") for name in names]
+    if as_csv:
+        write_csv(to_dataframe(dataset, dataset.patched.dims), out / "ablation.zarr")
+    # The store comes last: where it is, all is there.
+    save_dataset(dataset, out / "ablation.zarr", whisper, overwrite=overwrite)
+    partial_file(out).unlink(missing_ok=True)
     if as_json:
         print_json(dataset.to_dict())
         return

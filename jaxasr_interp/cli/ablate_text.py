@@ -16,6 +16,7 @@ from jaxasr_interp.cli.clips import read_clips
 from jaxasr_interp.cli.options import (
     CLIPS,
     AlphaOption,
+    CsvOption,
     DevicesOption,
     DtypeOption,
     EditsOption,
@@ -29,7 +30,7 @@ from jaxasr_interp.cli.options import (
     parse_memory,
     refuse_options,
 )
-from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.cli.output import console, print_json, write_csv
 from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.cli.selection import SweptSites
 from jaxasr_interp.generation.options import Choice
@@ -70,6 +71,7 @@ def ablate_text(
         "runs/ablate-text"
     ),
     as_json: JsonOption = False,
+    as_csv: CsvOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Transcribe clips without each component, or under each --edit, and compare the texts.
@@ -105,9 +107,12 @@ def ablate_text(
             on_progress=on_progress,
         )
     dataset = swept.to_dataset().assign_attrs(max_new_tokens=max_new_tokens)
+    pictures = _draw(swept, Path(model).name, out)
+    if as_csv:
+        write_csv(swept.to_dataframe(), out / "texts.zarr")
+    # The store comes last: where it is, all is there.
     save_dataset(dataset, out / "texts.zarr", whisper, overwrite=overwrite)
     shutil.rmtree(partial, ignore_errors=True)
-    pictures = _draw(swept, Path(model).name, out)
     if as_json:
         print_json(dataset.to_dict())
         return

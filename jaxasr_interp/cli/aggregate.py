@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
-from jaxasr_interp.cli.options import JsonOption, OverwriteOption, SeedOption
-from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.cli.options import CsvOption, JsonOption, OverwriteOption, SeedOption
+from jaxasr_interp.cli.output import console, print_json, write_csv
 from jaxasr_interp.patching.aggregate import Resampling, aggregate, top_cells
 from jaxasr_interp.report.plots import plot_aggregate
 from jaxasr_interp.report.tables import aggregate_table
+from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.location import locate
 from jaxasr_interp.runtime.store import reserve, write_dataset
 from jaxasr_interp.speech.tables import read_table
@@ -45,6 +46,7 @@ def aggregate_command(
         typer.Option(help="Folder of the summary; by default FOLDER, or runs/aggregate for a URL."),
     ] = None,
     as_json: JsonOption = False,
+    as_csv: CsvOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Average what patches recover over all clips, for every component, layer and position group.
@@ -64,8 +66,11 @@ def aggregate_command(
         rows = read_table(classes, ("value", "class"), "give columns value and class")
         of_values = {row["value"]: row["class"] for row in rows}
     summary = aggregate(folder, metric=metric, by=by, classes=of_values, resampling=resampling)
-    write_dataset(summary, store, overwrite=overwrite)
     picture = plot_aggregate(summary, str(folder), target / f"{name}.png")
+    if as_csv:
+        write_csv(to_dataframe(summary, summary["mean"].dims), store)
+    # The store comes last: where it is, all is there.
+    write_dataset(summary, store, overwrite=overwrite)
     if as_json:
         print_json({"top": top_cells(summary, top), "path": str(store)})
         return

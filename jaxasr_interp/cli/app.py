@@ -1,5 +1,6 @@
 """The typer application: its commands, and the options and errors of all commands."""
 
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from jaxasr_interp.cli.tuned_lens import tuned_lens
 from jaxasr_interp.cli.verify import verify
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.runtime.compilation_cache import keep_compiled_programs
+from jaxasr_interp.runtime.store import command_line
 
 app = typer.Typer(
     add_completion=False,
@@ -125,10 +127,18 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: objec
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, by default with the arguments of the process."""
+    given = sys.argv[1:] if arguments is None else arguments
+    before = command_line.set(shlex.join(["jaxasr-interp", *given]))
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            app(arguments)
+            app(given)
     except InputError as error:
         say(f"error: {error}")
         sys.exit(2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"error: {where}{error.strerror or error}.")
+        sys.exit(2)
+    finally:
+        command_line.reset(before)

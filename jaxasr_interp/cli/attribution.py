@@ -38,6 +38,7 @@ def attribution(
     plan_only: options.PlanOption = False,
     out: pairs.OutOption = Path("runs/attribution"),
     as_json: options.JsonOption = False,
+    as_csv: options.CsvOption = False,
     overwrite: options.OverwriteOption = False,
 ) -> None:
     """Approximate the sweep of `patch` by gradients: all of its cells in a few backward passes.
@@ -48,7 +49,7 @@ def attribution(
     pair = pairs.Pair.read(clean, corrupted, text, word, language)
     sites = site or pairs.DEFAULT_SITES
     cells = Selection.read(sites, positions=positions, window=window, alpha=alpha, memory=memory)
-    output = Output(out, plan_only, as_json, overwrite)
+    output = Output(out, plan_only, as_json, as_csv, overwrite)
     names = metric or pair.default_metrics
     request = PairRequest(pair, cells, names, direction, (model, dtype), output)
 

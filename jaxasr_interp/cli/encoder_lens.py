@@ -8,6 +8,7 @@ import typer
 
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.options import (
+    CsvOption,
     DtypeOption,
     JsonOption,
     LanguageOption,
@@ -16,7 +17,7 @@ from jaxasr_interp.cli.options import (
     OverwriteOption,
     parse_memory,
 )
-from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.cli.output import console, print_json, write_csv
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.generation.utterances import make_utterance
 from jaxasr_interp.lens import encoder
@@ -24,6 +25,7 @@ from jaxasr_interp.lens.encoder import DEPTH_SITES
 from jaxasr_interp.model.run import encode_utterance
 from jaxasr_interp.report.plots import plot_encoder_lens
 from jaxasr_interp.report.tables import encoder_lens_table
+from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
 from jaxasr_interp.speech.audio import load_audio
 
@@ -44,6 +46,7 @@ def encoder_lens(
         "runs/encoder-lens"
     ),
     as_json: JsonOption = False,
+    as_csv: CsvOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Transcribe from every depth of the encoder, as if it stopped after that layer."""
@@ -68,10 +71,13 @@ def encoder_lens(
     dataset = lens.to_dataset(text, spoken).assign_attrs(
         file_provenance(clip=file) | {"language": spoken, "norm": int(norm)}
     )
-    save_dataset(dataset, out / "encoder_lens.zarr", whisper, overwrite=overwrite)
     picture = plot_encoder_lens(
         lens, f"encoder lens of {Path(model).name}: {Path(file).name}", out / "encoder_lens.png"
     )
+    if as_csv:
+        write_csv(to_dataframe(dataset, ("depth",)), out / "encoder_lens.zarr")
+    # The store comes last: where it is, all is there.
+    save_dataset(dataset, out / "encoder_lens.zarr", whisper, overwrite=overwrite)
     if as_json:
         print_json(dataset.to_dict())
         return

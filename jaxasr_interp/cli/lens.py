@@ -9,13 +9,14 @@ import typer
 
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.options import (
+    CsvOption,
     DtypeOption,
     JsonOption,
     LanguageOption,
     ModelOption,
     OverwriteOption,
 )
-from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.cli.output import console, print_json, write_csv
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.utterances import make_utterance
 from jaxasr_interp.generation.word_times import align_words, following_heads, mean_pattern
@@ -34,6 +35,7 @@ from jaxasr_interp.report.plots import (
     plot_lens_heads,
 )
 from jaxasr_interp.report.tables import attribution_table, lens_heads_table, lens_table
+from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
 from jaxasr_interp.speech.audio import load_audio
 
@@ -63,6 +65,7 @@ def lens(
     top_k: Annotated[int, typer.Option(help="Most probable tokens to keep.")] = 5,
     out: Annotated[Path, typer.Option(help="Folder for stores and pictures.")] = Path("runs/lens"),
     as_json: JsonOption = False,
+    as_csv: CsvOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Show the next token that every decoder layer predicts, by the logit lens or a tuned lens."""
@@ -91,6 +94,8 @@ def lens(
     }
     dataset = result.to_dataset().assign_coords(token=("pos", read.labels)).assign_attrs(origin)
     save_dataset(dataset, out / "lens.zarr", whisper, overwrite=overwrite)
+    if as_csv:
+        write_csv(to_dataframe(dataset, result.axes, ("top",)), out / "lens.zarr")
     pictures = [out / "lens.png", _plot_attention(whisper, read, name, out / "attention.png")]
     kind = "logit lens" if translators is None else "tuned lens"
     title = f"{kind} of {name}, {site}: {Path(file).name}"
@@ -107,6 +112,8 @@ def lens(
         coordinates = {"token": ("pos", read.labels), "target": ("pos", following)}
         dataset = parts.to_dataset().assign_coords(coordinates).assign_attrs(origin)
         save_dataset(dataset, out / "attribution.zarr", whisper, overwrite=overwrite)
+        if as_csv:
+            write_csv(to_dataframe(dataset, ("component", "pos")), out / "attribution.zarr")
         title = f"direct logit attribution of {name}: {Path(file).name}"
         pictures += [
             plot_attribution(parts, following, title, out / "attribution.png"),

@@ -23,6 +23,9 @@ LanguageOption = Annotated[
     str | None, typer.Option(help="Spoken language, code or name; detected by default.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+CsvOption = Annotated[
+    bool, typer.Option("--csv", help="Also write the results as a table beside the store.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results in --out.")]
 PlanOption = Annotated[
     bool, typer.Option("--plan", help="Print the plan and how long it would take, and stop.")

@@ -1,10 +1,14 @@
 """The output of the command line: consoles and JSON."""
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from jaxasr_interp.runtime.store import to_json
+from jaxasr_interp.runtime.store import new_file, to_json
+
+if TYPE_CHECKING:
+    import pandas
 
 console = Console()
 errors = Console(stderr=True)
@@ -18,3 +22,11 @@ def say(message: str) -> None:
 def print_json(content: Any) -> None:
     """Print JSON; numbers that are not finite become null."""
     print(to_json(content))
+
+
+def write_csv(table: "pandas.DataFrame", store: Path) -> Path:
+    """Write a result as a table beside its store; what is not known is an empty cell."""
+    path = store.with_suffix(".csv")
+    with new_file(path) as partial:
+        table.to_csv(partial, index=False)
+    return path

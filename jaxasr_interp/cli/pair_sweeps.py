@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxasr_interp.checkpoint.load import load_model
-from jaxasr_interp.cli.output import console, print_json, say
+from jaxasr_interp.cli.output import console, print_json, say, write_csv
 from jaxasr_interp.cli.pairs import Pair
 from jaxasr_interp.cli.selection import Selection
 from jaxasr_interp.cli.sweeps import Sweep
@@ -20,6 +20,7 @@ from jaxasr_interp.patching.metric_names import check_metric_name
 from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.report.plots import axis_labels, recovery
 from jaxasr_interp.report.tables import sweep_table
+from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
 
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ class Output:
         folder: folder for the results.
         plan_only: whether to stop at the plan.
         as_json: whether to print JSON.
+        as_csv: whether to write a table too.
         overwrite: whether to replace results.
     """
 
     folder: Path
     plan_only: bool
     as_json: bool
+    as_csv: bool
     overwrite: bool
 
 
@@ -147,7 +150,6 @@ def sweep_pair(request: PairRequest, run: Callable[[Sweep], Swept]) -> None:
         | contrast.provenance
         | {"target": target, "other": other, "seed": pair.seed}
     )
-    save_dataset(dataset, store, model, overwrite=output.overwrite)
     _say_what_agrees(swept.result)
     title = (
         f"{Path(pair.clean).name} says {target!r}, {Path(pair.corrupted).name} {other!r} "
@@ -157,6 +159,10 @@ def sweep_pair(request: PairRequest, run: Callable[[Sweep], Swept]) -> None:
         sweep.draw(recovery(swept.result, metric), title, output.folder / f"{metric}.png")
         for metric in request.metrics
     ]
+    if output.as_csv:
+        write_csv(to_dataframe(dataset, dataset.patched.dims), store)
+    # The store comes last: where it is, all is there.
+    save_dataset(dataset, store, model, overwrite=output.overwrite)
     if output.as_json:
         print_json(dataset.to_dict())
         return

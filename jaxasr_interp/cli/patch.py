@@ -29,6 +29,7 @@ def patch(
     plan_only: options.PlanOption = False,
     out: pairs.OutOption = Path("runs/patch"),
     as_json: options.JsonOption = False,
+    as_csv: options.CsvOption = False,
     overwrite: options.OverwriteOption = False,
 ) -> None:
     """Patch activations of one clip's run into another's, and see which restore its words.
@@ -41,7 +42,7 @@ def patch(
     pair = pairs.Pair.read(clean, corrupted, text, word, language)
     sites = site or pairs.DEFAULT_SITES
     cells = Selection.read(sites, positions=positions, window=window, alpha=alpha, memory=memory)
-    output = Output(out, plan_only, as_json, overwrite)
+    output = Output(out, plan_only, as_json, as_csv, overwrite)
     names = metric or pair.default_metrics
     request = PairRequest(pair, cells, names, direction, (model, dtype), output)
     how = SweepOptions(

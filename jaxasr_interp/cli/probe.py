@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from jaxasr_interp.cli.options import JsonOption, OverwriteOption
-from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.cli.options import CsvOption, JsonOption, OverwriteOption
+from jaxasr_interp.cli.output import console, print_json, write_csv
 from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.reading import open_activations
@@ -66,6 +66,7 @@ def probe(
         "runs/probes"
     ),
     as_json: JsonOption = False,
+    as_csv: CsvOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Fit linear probes to every layer, and as controls to shuffled labels, random weights, mel."""
@@ -110,6 +111,8 @@ def probe(
             path = out / name / variable
             scores = report.to_dataset().assign_attrs(_origin(dataset))
             write_dataset(scores, path / "scores.zarr", overwrite=overwrite)
+            if as_csv:
+                write_csv(report.to_dataframe(), path / "scores.zarr")
             if overwrite:
                 shutil.rmtree(path / "probes", ignore_errors=True)
             save_probes(report.probes, path / "probes")

@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from jaxasr_interp.cli.options import JsonOption, MemoryOption, OverwriteOption, parse_memory
-from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.cli.options import (
+    CsvOption,
+    JsonOption,
+    MemoryOption,
+    OverwriteOption,
+    parse_memory,
+)
+from jaxasr_interp.cli.output import console, print_json, write_csv
 from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.extraction.reading import open_activations
 from jaxasr_interp.extraction.representations import row_axes
@@ -39,6 +45,7 @@ def similarity(
         "runs/similarity"
     ),
     as_json: JsonOption = False,
+    as_csv: CsvOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Compare layers by CKA, also encoder with decoder, and compute their effective rank."""
@@ -57,6 +64,8 @@ def similarity(
     def write(result: Similarity | Spectrum, path: Path) -> None:
         made = result.to_dataset().assign_attrs(origin)
         write_dataset(made, path.with_name(f"{path.name}.zarr"), overwrite=overwrite)
+        if as_csv:
+            write_csv(result.to_dataframe(), path.with_name(f"{path.name}.zarr"))
 
     with progress() as on_progress:
         for first, second in _pairs(dataset, names):

@@ -22,6 +22,7 @@ from jaxasr_interp.cli.options import (
 )
 from jaxasr_interp.cli.output import console, print_json
 from jaxasr_interp.cli.progress import progress
+from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.model.whisper import require_tokenizer
 from jaxasr_interp.runtime.store import (

@@ -13,13 +13,14 @@ from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli.clips import read_clips
 from jaxasr_interp.cli.options import (
     CLIPS,
+    CsvOption,
     DtypeOption,
     JsonOption,
     LanguageOption,
     ModelOption,
     OverwriteOption,
 )
-from jaxasr_interp.cli.output import console, print_json
+from jaxasr_interp.cli.output import console, print_json, write_csv
 from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.lens.tuned_checkpoints import CHECKPOINTS
 from jaxasr_interp.lens.tuned_training import LensTraining, TunedLens, train_tuned_lens
@@ -56,6 +57,7 @@ def tuned_lens(
         "runs/tuned-lens"
     ),
     as_json: JsonOption = False,
+    as_csv: CsvOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train a tuned lens on clips; the same command resumes an interrupted training."""
@@ -77,8 +79,11 @@ def tuned_lens(
     with progress() as on_progress:
         lens = train_tuned_lens(whisper, clips, out, training, on_progress=on_progress)
     dataset = lens.to_dataset().assign_attrs(dataclasses.asdict(training))
-    save_dataset(dataset, out / "tuned_lens.zarr", whisper, overwrite=overwrite)
     picture = plot_tuned_lens(dataset, f"lenses of {Path(model).name}", out / "tuned_lens.png")
+    if as_csv:
+        write_csv(lens.to_dataframe(), out / "tuned_lens.zarr")
+    # The store comes last: where it is, all is there.
+    save_dataset(dataset, out / "tuned_lens.zarr", whisper, overwrite=overwrite)
     if as_json:
         print_json(dataset[["kl"]].to_dict())
         return

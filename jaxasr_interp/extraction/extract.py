@@ -163,7 +163,10 @@ def extract(
         variables=job.variables,
         known=_known(job, audio),
         attributes=provenance(model)
-        | {"sites": json.dumps([str(request) for request in requests])},
+        | {
+            "sites": json.dumps([str(request) for request in requests]),
+            "options": json.dumps(dataclasses.asdict(options)),
+        },
     )
     store = open_slots(locate(out), layout, identity, overwrite=overwrite)
     run_units(store, job.units, job, phase="clips", on_progress=on_progress)

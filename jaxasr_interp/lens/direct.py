@@ -19,8 +19,10 @@ from jaxasr_interp.model.run import DecoderRun
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.runtime.frames import to_dataframe
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
 
 DIRECT_SITES = ("embed", "pos_embed", "z", "cross_z", "mlp_out", "resid_post")
@@ -91,6 +93,10 @@ class DirectLogitAttribution:
             arrays | {"contribution": contribution, "unexplained": ("pos", self.unexplained)},
             {"component": list(components)},
         )
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return a table with a row for each component and position."""
+        return to_dataframe(self.to_dataset(), ("component", "pos"))
 
 
 def direct_logit_attribution(

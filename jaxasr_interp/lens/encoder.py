@@ -21,8 +21,10 @@ from jaxasr_interp.model.edits import identity
 from jaxasr_interp.model.layers import LayerNorm
 from jaxasr_interp.model.run import EncoderRun, decode, encode
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
+from jaxasr_interp.runtime.frames import to_dataframe
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
 
 DEPTH_SITES = ("resid_pre", "resid_post")
@@ -81,6 +83,10 @@ class EncoderLens:
         }
         coordinates = {"depth": np.arange(len(texts)), "reference": ("pos", list(self.reference))}
         return xarray.Dataset(data, coordinates, {"normed": int(self.normed)})
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return a table with a row for each depth."""
+        return to_dataframe(self.to_dataset(), ("depth",))
 
 
 def encoder_lens(

@@ -23,8 +23,10 @@ from jaxasr_interp.model.run import DecoderRun
 from jaxasr_interp.model.sites import SITES
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.pytree import pytree_dataclass, static
+from jaxasr_interp.runtime.frames import to_dataframe
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
 
 STREAM_SITES = ("resid_pre", "resid_mid", "resid_mid_cross", "resid_post")
@@ -90,6 +92,10 @@ class LogitLens:
             if name != "site" and value is not None
         }
         return xarray.Dataset(arrays, attrs={"site": self.site})
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return a table with a row for each layer, head (where the site has any) and position."""
+        return to_dataframe(self.to_dataset(), self.axes, spread=("top",))
 
 
 def stack_axes(site: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ A checkpoint holds arrays and JSON. It is written atomically, and the one before
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from jaxtyping import Array
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.lens.tuned import Translators
 from jaxasr_interp.runtime.identity import check_identity
+from jaxasr_interp.runtime.location import failure
 from jaxasr_interp.runtime.store import check_sealed, sealed
 
 if TYPE_CHECKING:
@@ -65,7 +67,11 @@ class Checkpoints:
         return kept["translators"], kept["training"]
 
     def save(self, step: int, translators: Translators, training: Any) -> None:
-        """Write the checkpoint after `step` steps."""
+        """Write the checkpoint after `step` steps.
+
+        Raises:
+            InputError: it cannot be written; the one before it stays.
+        """
         import orbax.checkpoint as ocp
 
         about = self.about | {"training": sealed({"step": step}, jax.tree.leaves(training))}
@@ -74,7 +80,7 @@ class Checkpoints:
             training=ocp.args.StandardSave(training),
             about=ocp.args.JsonSave(sealed(about, _content(translators))),
         )
-        with _manager(self.out) as manager:
+        with _writing(self.out), _manager(self.out) as manager:
             manager.save(step, args=parts)
 
 
@@ -107,6 +113,17 @@ def load_tuned_lens(out: str | Path) -> Translators:
             f"The tuned lens in {out} has done {step} of {last} steps: run its training again."
         )
     return kept
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Turn any exception from writing a checkpoint into an `InputError`, and remove its rest."""
+    try:
+        yield
+    except Exception as error:
+        for torn in (out / CHECKPOINTS).glob("*orbax-checkpoint-tmp*"):
+            shutil.rmtree(torn, ignore_errors=True)
+        raise failure(out, error) from None
 
 
 @contextlib.contextmanager

@@ -25,11 +25,13 @@ from jaxasr_interp.lens.tuned_checkpoints import Checkpoints
 from jaxasr_interp.lens.tuned_data import LensRows, lens_rows
 from jaxasr_interp.model.decoder import Decoder
 from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.identity import identify
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.speech.utterance import Clip
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
 
 
@@ -97,6 +99,10 @@ class TunedLens:
         coordinates = {"lens": ["logit", "tuned"], "layer": np.arange(len(self.tuned_kl))}
         trained, held_out = self.rows
         return xarray.Dataset(data, coordinates, {"rows": trained, "held_out_rows": held_out})
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return a table with a row for each layer of both lenses."""
+        return to_dataframe(self.to_dataset(), ("lens", "layer"))
 
 
 def train_tuned_lens(

@@ -25,6 +25,7 @@ from jaxasr_interp.patching.unpatched import RunSet, encode_utterances, run_utte
 from jaxasr_interp.runtime.buckets import bucket
 from jaxasr_interp.runtime.runner import Unit, Work
 from jaxasr_interp.runtime.slot_store import Variable
+from jaxasr_interp.speech.clips import VanishedError
 from jaxasr_interp.speech.pairs import Mel, Pairs
 from jaxasr_interp.speech.positions import Window, resolve_windows
 from jaxasr_interp.speech.utterance import Utterance
@@ -179,6 +180,8 @@ class DatasetWork(Work[Loaded]):
         def load(clip: int) -> tuple[Mel, Mel] | InputError:
             try:
                 return self.pairs.read(clip, config.n_mels, config.mel_frames)
+            except VanishedError:
+                raise
             except InputError as error:
                 return error
 

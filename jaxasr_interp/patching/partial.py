@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Float
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.patching.prepared import Prepared
 from jaxasr_interp.runtime.identity import check_identity, identify
+from jaxasr_interp.runtime.store import new_file
 
 _SECONDS_BETWEEN_WRITES = 10
 
@@ -81,10 +81,9 @@ class Partial:
             now or time.monotonic() - self.written > _SECONDS_BETWEEN_WRITES
         ):
             return
-        with tempfile.NamedTemporaryFile(dir=self.path.parent, delete=False) as file:
+        with new_file(self.path) as partial, partial.open("wb") as file:
             identity = json.dumps(self.identity)
             np.savez(file, values=self.values, done=self.done, identity=identity)
-        Path(file.name).replace(self.path)
         self.written = time.monotonic()
 
 

@@ -9,9 +9,11 @@ from jaxtyping import Float
 
 from jaxasr_interp.patching.metrics import recovered
 from jaxasr_interp.patching.plan import SweepPlan
+from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
 
 
@@ -90,3 +92,7 @@ class SweepResult:
             labels = [" ".join(token_labels[start:stop]) for start, stop in plan.windows]
             dataset = dataset.assign_coords(token=("pos", labels))
         return dataset
+
+    def to_dataframe(self, token_labels: Sequence[str] | None = None) -> "pandas.DataFrame":
+        """Return a table with a row for each metric of each cell; see `to_dataset`."""
+        return to_dataframe(self.to_dataset(token_labels), ("metric", *self.plan.axes))

@@ -14,9 +14,11 @@ from jaxasr_interp.probes.options import FitOptions
 from jaxasr_interp.probes.result import Probes
 from jaxasr_interp.probes.scores import Scores, majority, score_names, score_probes, selectivity
 from jaxasr_interp.probes.targets import Labels
+from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.progress import Progress
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
 
 MEL = "mel"
@@ -121,6 +123,10 @@ class ProbeReport:
             "method": self.probes.options.method,
         }
         return xarray.Dataset(data, coordinates, attributes)
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return a table with a row for each curve, score and layer."""
+        return to_dataframe(self.to_dataset(), ("curve", "score", "layer"))
 
 
 def probe_store(

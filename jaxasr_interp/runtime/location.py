@@ -1,6 +1,7 @@
 """Where stores lie: a folder, or a URL of an object store such as S3, reached through fsspec."""
 
 import contextlib
+import errno
 import re
 import shutil
 import tempfile
@@ -20,6 +21,8 @@ type Location = Path | str
 
 ROOT = "zarr.json"
 """The key that a new store gets last: where it is, the store is whole."""
+
+_PRESENT = "present"
 
 # Other processes write the same store, so what a folder holds is asked for every time.
 _OPTIONS = {"use_listings_cache": False}
@@ -118,15 +121,38 @@ def create(location: Location, content: Mapping[str, bytes]) -> None:
         files.pipe_file(f"{path}/{ROOT}", content[ROOT])
 
 
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Give a temporary folder on the disk of `path`, for `put`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        (Path(temporary) / _PRESENT).touch()
+        yield Path(temporary)
+
+
+def check_present(temporary: Path) -> None:
+    """Raise `FileNotFoundError` if a folder of `beside` has been removed, and perhaps made again.
+
+    What writes arrays makes the folders that it misses, so that only a part would be there.
+    """
+    if not (temporary / _PRESENT).exists():
+        raise FileNotFoundError(errno.ENOENT, "It was removed while it was written", str(temporary))
+
+
+def put(partial: Path, path: Path) -> None:
+    """Give what is complete in a folder of `beside` its name."""
+    check_present(partial.parent)
+    partial.replace(path)
+
+
 def _create_folder(folder: Path, content: Mapping[str, bytes]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        fresh = Path(temporary) / "new"
+    with beside(folder) as temporary:
+        fresh = temporary / "new"
         for key, data in content.items():
             (fresh / key).parent.mkdir(parents=True, exist_ok=True)
             (fresh / key).write_bytes(data)
         try:
-            fresh.rename(folder)
+            put(fresh, folder)
         except OSError:
             if not (folder / ROOT).exists():
                 raise

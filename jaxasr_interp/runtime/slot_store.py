@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,16 @@ from jaxtyping import Bool, Shaped
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.runtime.identity import check_identity
-from jaxasr_interp.runtime.location import ROOT, Location, create, exists, read_root, remove
+from jaxasr_interp.runtime.location import (
+    ROOT,
+    Location,
+    create,
+    exists,
+    reaching,
+    read_root,
+    remove,
+)
+from jaxasr_interp.runtime.store import made_by
 
 if TYPE_CHECKING:
     import zarr
@@ -80,11 +90,17 @@ class SlotStore:
         from jaxasr_interp.runtime.checked import CheckedStore, SteadyStore
 
         self.path = path
-        checked = CheckedStore(path, read_only=True)
-        read = zarr.open_group(checked, mode="r", use_consolidated=False)
-        written = zarr.open_group(SteadyStore(path), mode="r+", use_consolidated=False)
-        self._arrays = functools.cache(lambda name: cast("zarr.Array", read[name]))
-        self._slots = functools.cache(lambda name: _with_empty_chunks(written[name]))
+        with reaching(path):
+            checked = CheckedStore(path, read_only=True)
+            try:
+                read = zarr.open_group(checked, mode="r", use_consolidated=False)
+                written = zarr.open_group(SteadyStore(path), mode="r+", use_consolidated=False)
+            except FileNotFoundError:
+                # What opens it to write makes its folder if that is missing.
+                self._check_present()
+                raise
+        self._arrays = functools.cache(lambda name: self._array(read, name))
+        self._slots = functools.cache(lambda name: _with_empty_chunks(self._array(written, name)))
 
     @property
     def done(self) -> Bool[np.ndarray, " row"]:
@@ -120,13 +136,28 @@ class SlotStore:
         Raises:
             InputError: they cannot be written, or the store has been removed.
         """
-        if isinstance(self.path, Path) and not (self.path / ROOT).exists():
-            raise InputError(f"{self.path} was removed while it was written: begin anew.")
+        self._check_present()
         for name, values in {**arrays, "done": np.ones(len(rows), bool)}.items():
             array, first = self._slots(name), 0
             for start, stop in _runs(rows):
                 array[start:stop] = values[first : first + stop - start]
                 first += stop - start
+        self._check_present()
+
+    def _array(self, group: "zarr.Group", name: str) -> "zarr.Array":
+        try:
+            return cast("zarr.Array", group[name])
+        except KeyError:
+            self._check_present()
+            raise InputError(f"{self.path} is damaged: it has no {name}; make it again.") from None
+
+    def _check_present(self) -> None:
+        """Raise `InputError` if the store has been removed; what was written since goes too."""
+        if isinstance(self.path, Path) and not (self.path / ROOT).exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise InputError(
+                f"{self.path} was removed while it was written: the same call begins anew."
+            )
 
     def tidy(self) -> None:
         """Remove files that processes which were killed have left half-written."""
@@ -216,7 +247,7 @@ def _make(layout: Layout, identity: Mapping[str, str]) -> dict[str, bytes]:
 
     buffers: dict[str, Any] = {}
     kept = {layout.kind: json.dumps(identity)}
-    attributes = {**layout.attributes, **kept, **unsealed()}
+    attributes = {**layout.attributes, **made_by(), **kept, **unsealed()}
     group = zarr.create_group(MemoryStore(buffers), zarr_format=3, attributes=attributes)
     for name, (axes, data) in layout.known.items():
         group.create_array(

@@ -8,6 +8,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,15 @@ import numpy as np
 from jaxasr_interp._version import __version__
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.runtime.identity import digest
-from jaxasr_interp.runtime.location import ROOT, locate, read_metadata
+from jaxasr_interp.runtime.location import (
+    ROOT,
+    beside,
+    check_present,
+    locate,
+    put,
+    reaching,
+    read_metadata,
+)
 
 if TYPE_CHECKING:
     import xarray
@@ -25,6 +34,15 @@ if TYPE_CHECKING:
     from jaxasr_interp.model.whisper import Whisper
 
 _CHECKSUM = "sha256"
+
+command_line: ContextVar[str] = ContextVar("command_line", default="")
+"""The command that runs, as it could be typed; empty where the library is used otherwise."""
+
+
+def made_by() -> dict[str, str]:
+    """Return the attribute of a store that says which command makes it, if one does."""
+    command = command_line.get()
+    return {"command": command} if command else {}
 
 
 def provenance(model: "Whisper") -> dict[str, str]:
@@ -60,12 +78,14 @@ def reserve(path: Path, overwrite: bool) -> None:
     Call it before the work, so that no result is lost because its path is bad.
 
     Raises:
-        InputError: `path` exists and may not be replaced, or its folder cannot be made.
+        InputError: `path` exists and may not be replaced, or nothing can be written to its folder.
     """
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists: choose another --out, or replace it with --overwrite.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
         raise InputError(f"Nothing can be written to {path.parent}: {error.strerror}.") from None
 
@@ -94,18 +114,18 @@ def write_dataset(dataset: "xarray.Dataset", path: Path, *, overwrite: bool = Fa
     """Write a dataset as a Zarr store, completely or not at all.
 
     Raises:
-        InputError: `path` exists.
+        InputError: `path` exists, or cannot be written.
     """
     from jaxasr_interp.runtime import checked
 
     reserve(path, overwrite)
-    dataset = dataset.assign_attrs(checked.unsealed())
+    dataset = dataset.assign_attrs(made_by() | checked.unsealed())
     for name in dataset.variables:
         if dataset[name].dtype.kind == "U":
             # Zarr has a standard for strings of variable length, but not for those of fixed length.
             dataset[name] = dataset[name].astype("T")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        partial = Path(temporary) / "new"
+    with reaching(path), beside(path) as temporary:
+        partial = temporary / "new"
         dataset.to_zarr(
             partial,
             mode="w",
@@ -114,10 +134,11 @@ def write_dataset(dataset: "xarray.Dataset", path: Path, *, overwrite: bool = Fa
             write_empty_chunks=True,
             encoding={name: {"compressors": checked.codecs()} for name in dataset.variables},
         )
+        check_present(temporary)
         (partial / ROOT).write_bytes(checked.sealed_root(read_metadata(partial)))
         if path.exists():
-            path.rename(Path(temporary) / "old")
-        partial.rename(path)
+            path.rename(temporary / "old")
+        put(partial, path)
     return path
 
 
@@ -149,17 +170,29 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     """Give a folder to fill, which appears under its name only when the block has ended.
 
     Raises:
-        InputError: the folder exists.
+        InputError: the folder exists, or cannot be written.
     """
     folder = Path(folder).absolute()
     if folder.exists():
         raise InputError(f"{folder} exists: choose a new folder to save in.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        partial = Path(temporary) / folder.name
+    with reaching(folder), beside(folder) as temporary:
+        partial = temporary / folder.name
         partial.mkdir()
         yield partial
-        partial.rename(folder)
+        put(partial, folder)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give a file to write, which takes the place of `path` only when the block has ended.
+
+    Raises:
+        InputError: it cannot be written; then nothing is left of it.
+    """
+    with reaching(path), beside(path) as temporary:
+        partial = temporary / path.name
+        yield partial
+        put(partial, path)
 
 
 def sealed(description: Mapping[str, Any], content: Any) -> dict[str, Any]:
@@ -182,9 +215,9 @@ def _checksum(description: Mapping[str, Any], content: Any) -> str:
 
 def write_json(path: Path, content: Any) -> Path:
     """Write `content` as JSON; the file appears complete or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(to_json(content) + "\n", encoding="utf-8")
-    return partial.replace(path)
+    with new_file(path) as partial:
+        partial.write_text(to_json(content) + "\n", encoding="utf-8")
+    return path
 
 
 def to_json(content: Any) -> str:

@@ -20,10 +20,12 @@ from jaxtyping import Float
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.representations import features_of, layers_of, row_axes, row_blocks
+from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.memory import default_memory
 from jaxasr_interp.runtime.progress import Progress
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
 
 _FEWEST_ROWS = 4
@@ -64,6 +66,10 @@ class Similarity:
                 "estimator": "unbiased" if self.unbiased else "biased",
             },
         )
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return a table with a row for each pair of layers."""
+        return to_dataframe(self.to_dataset(), ("first_layer", "second_layer"))
 
 
 def cka(

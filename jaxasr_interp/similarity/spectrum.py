@@ -8,9 +8,11 @@ from jaxtyping import Float
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.representations import features_of, layers_of, row_blocks
+from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.progress import Progress
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
 
 
@@ -53,6 +55,10 @@ class Spectrum:
             },
             attrs={"variable": self.name, "rows": self.rows},
         )
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return a table with a row for each layer."""
+        return to_dataframe(self.to_dataset(), ("layer",))
 
 
 def spectrum(

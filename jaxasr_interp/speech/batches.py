@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.speech.audio import HOP, SAMPLE_RATE, log_mel_spectrogram
-from jaxasr_interp.speech.clips import Clips
+from jaxasr_interp.speech.clips import Clips, VanishedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,9 @@ def read_batch(
         batch_size: number of slots of the batch.
         n_mels: number of mel bands.
         mel_frames: number of columns of a spectrogram, 10 ms each.
+
+    Raises:
+        VanishedError: the file of a clip was there when the work began, and is gone.
     """
     mels = np.zeros((batch_size, n_mels, mel_frames), np.float32)
     features = np.full((batch_size, 2 * n_mels), np.nan, np.float32)
@@ -46,6 +49,8 @@ def read_batch(
     for i, number in enumerate(rows):
         try:
             audio = read_short(clips, number, mel_frames)
+        except VanishedError:
+            raise
         except InputError as error:
             problems[i] = str(error)
             continue

@@ -26,13 +26,18 @@ from jaxasr_interp.speech.tables import (
 type AudioSource = Path | bytes | tuple[np.ndarray, int]
 
 
+class VanishedError(InputError):
+    """A file that was there when the work began is gone, perhaps with its whole disk."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Clips:
     """Clips in order.
 
     Attributes:
         rows: the columns of each, as text.
-        read: gives the 16 kHz samples of one by its number; raises `InputError` if it cannot.
+        read: gives the 16 kHz samples of one by its number; raises `InputError` if it cannot, and
+            `VanishedError` if it could when the digest was taken.
         digest: gives the SHA-256 of what one is read from by its number: of a file, or of samples
             and their rate; `""` if that cannot be read.
     """
@@ -94,11 +99,17 @@ def check_column(row: Row, column: str) -> str:
 
 
 def _clips(rows: tuple[Row, ...], source: Callable[[int], AudioSource]) -> Clips:
-    return Clips(
-        rows,
-        lambda i: _read(source(i), f"The audio of row {i}"),
-        functools.cache(lambda i: _digest(source, i)),
-    )
+    digest = functools.cache(lambda i: _digest(source, i))
+
+    def read(i: int) -> Float[np.ndarray, " samples"]:
+        one = source(i)
+        if isinstance(one, Path) and not one.is_file() and digest(i):
+            raise VanishedError(
+                f"{one} is gone: bring it back; what is done stays, and the same call goes on."
+            )
+        return _read(one, f"The audio of row {i}")
+
+    return Clips(rows, read, digest)
 
 
 def _digest(source: Callable[[int], AudioSource], number: int) -> str:

@@ -41,7 +41,7 @@ def open_dataset_rows(source: str | Path) -> Any:
         InputError: the package `datasets` is not installed, or there is no such data set or split.
     """
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         where = "is no file here, and a data set" if is_id(source) else "is a folder, which"
         raise InputError(
@@ -59,7 +59,7 @@ def open_dataset_rows(source: str | Path) -> Any:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(f"{place} cannot be read as a data set: {reason}.") from None
     if isinstance(found, datasets.DatasetDict):
-        splits = list(found)
+        splits = list(map(str, found))
         if split not in found and (split is not None or len(splits) > 1):
             raise InputError(
                 f"{place} has the splits {', '.join(splits)}: write {place}:{splits[0]}."

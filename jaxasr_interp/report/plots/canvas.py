@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxasr_interp.report.plots.quantity import Quantity
+from jaxasr_interp.runtime.store import new_file
 from jaxasr_interp.speech.tokenizer import Tokenizer
 
 INK = "#222222"
@@ -150,11 +151,8 @@ def add_colour_bar(
 
 def save(figure: Any, path: Path) -> Path:
     """Write a PNG; it appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with warnings.catch_warnings():
+    with new_file(path) as partial, warnings.catch_warnings():
         # A letter that the font lacks is drawn as a box: tokens may be of any language.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         figure.savefig(partial, format="png", dpi=130)
-    partial.replace(path)
     return path
