@@ -137,12 +137,14 @@ class SlotStore:
             InputError: they cannot be written, or the store has been removed.
         """
         self._check_present()
-        for name, values in {**arrays, "done": np.ones(len(rows), bool)}.items():
-            array, first = self._slots(name), 0
-            for start, stop in _runs(rows):
-                array[start:stop] = values[first : first + stop - start]
-                first += stop - start
-        self._check_present()
+        try:
+            for name, values in {**arrays, "done": np.ones(len(rows), bool)}.items():
+                array, first = self._slots(name), 0
+                for start, stop in _runs(rows):
+                    array[start:stop] = values[first : first + stop - start]
+                    first += stop - start
+        finally:
+            self._check_present()
 
     def _array(self, group: "zarr.Group", name: str) -> "zarr.Array":
         try:
