@@ -32,7 +32,7 @@ NOT_COMPILED = {
 """Jitted functions that `use_everything` does not reach."""
 PROGRAMS = set(jitted()) - NOT_COMPILED
 COPY = {
-    "patching.attribution._slopes": "gradients are kept of the keys and values of all layers",
+    "patching.engine.slopes.slopes_of": "gradients are kept of the keys and values of all layers",
 }
 """Programs that still copy whole stacks, and why."""
 

@@ -210,11 +210,11 @@ def test_integrated_effects_of_all_positions_and_heads_add_up(
     runs = {"clean": clean, "corrupted": corrupted, "metric": metrics}
     where = {"tokens": corrupted.tokens, "stack": stack, "site": site}
     plan = ji.plan_sweep(tiny, heads="each", **where, options=ji.PlanOptions(window=1))
-    before, done = attribution._slopes._cache_size(), []
+    before, done = attribution.slopes_of._cache_size(), []
     ours = ji.attribution_patching(
         tiny, plan, **runs, on_progress=counted(done), options=ji.AttributionOptions(steps=50)
     )
-    assert attribution._slopes._cache_size() == before + 1
+    assert attribution.slopes_of._cache_size() == before + 1
     assert (len(done), done[-1]) == (len(plan.layers), plan.runs)
     assert ours.method == "integrated gradients, 50 steps"
     whole = ji.plan_sweep(tiny, positions=[(0, size)], **where)
