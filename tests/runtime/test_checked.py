@@ -1,6 +1,7 @@
 """No damage to what was written is read as other numbers: bits are flipped and chunks removed."""
 
 import gc
+import shutil
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import xarray
 
 import jaxasr_interp as ji
 from helpers.files import sound
+from helpers.golden import GOLDEN
 from jaxasr_interp.cli import main
 from jaxasr_interp.runtime.store import write_dataset
 
@@ -18,19 +20,28 @@ ORBAX_LEAVES_TASKS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisable
 """Where one of its reads fails, it leaves the others to themselves."""
 
 
-@pytest.fixture
-def store(tiny32, tmp_path):
-    """An activation store of nine clips, one of which cannot be read."""
-    rows = []
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory, tiny_tokenizer):
+    """A folder with an activation store of nine clips, one of which cannot be read."""
+    folder, rows = tmp_path_factory.mktemp("extracted"), []
     for i in range(9):
-        path = tmp_path / f"{i}.wav"
+        path = folder / f"{i}.wav"
         if i != 1:
             soundfile.write(path, sound(i, 1000), 16000)
         rows.append({"path": str(path), "text": "ab", "lang": "en", "speaker": "ab"[i % 2]})
     sites = ["encoder.resid_post:mean", "decoder.z:all", "decoder.resid_post:end"]
-    return ji.extract(
-        tiny32, rows, tmp_path / "x.zarr", sites=sites, options=ji.ExtractOptions(batch_size=4)
-    ).path
+    model = ji.load_model(GOLDEN / "tiny_random")
+    model.tokenizer = tiny_tokenizer
+    options = ji.ExtractOptions(batch_size=4)
+    ji.extract(model, rows, folder / "x.zarr", sites=sites, options=options)
+    return folder
+
+
+@pytest.fixture
+def store(extracted, tmp_path):
+    """The test's own copy of the store."""
+    shutil.copytree(extracted, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "x.zarr"
 
 
 def files_of(folder):
