@@ -23,6 +23,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 jax.config.update("jax_platforms", "cpu")
 # Sweeps spread over devices; all else runs on the first.
 jax.config.update("jax_num_cpu_devices", 4)
+# Models are tiny and programs many, here and in the processes that tests start: compiled in haste.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_disable_most_optimizations", True)
 jaxtyping.install_import_hook("jaxasr_interp", "beartype.beartype")
 
 # The processes that run tests, and those that tests start, share the programs that take long to
@@ -72,21 +75,19 @@ def _forget_programs():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def compiled_in_haste():
-    """For modules whose models are tiny and whose programs are many."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture
+def optimised():
+    """For tests whose programs are compiled as they are for a user."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture
 def x64():
-    """Double precision; compiled in haste, since these models are tiny and their programs many."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    """Double precision."""
     with jax.enable_x64(True):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

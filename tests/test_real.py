@@ -15,7 +15,7 @@ from jaxasr_interp.generation.long_form import transcribe_windows
 from jaxasr_interp.generation.transcribe import encode_batch
 from jaxasr_interp.lens.direct import DIRECT_SITES
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("optimised")]
 
 TIE = 1e-4
 """Rounding of a logit in float32, ours and torch's together."""

@@ -8,7 +8,10 @@ from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, has_compiler
 from jaxasr_interp.runtime.targets import TargetMachine
 
 H100 = TargetMachine.parse("h100-1")
-pytestmark = pytest.mark.skipif(not has_compiler(H100), reason="no CUDA plugin: see the extra gpu")
+pytestmark = [
+    pytest.mark.skipif(not has_compiler(H100), reason="no CUDA plugin: see the extra gpu"),
+    pytest.mark.usefixtures("optimised"),
+]
 
 QUERIES, HEADS, KEYS, D_HEAD = 4096, 20, 1500, 64
 

@@ -230,6 +230,7 @@ def test_own_texts_and_detected_languages(tiny, corpus, tmp_path):
 
 
 @pytest.mark.real
+@pytest.mark.usefixtures("optimised")
 def test_real_activations_equal_torch(data, tmp_path):
     model = real_model("tiny.en")
     with np.load(GOLDEN / "tiny.en_activations.npz") as arrays:

@@ -13,8 +13,6 @@ from jaxasr_interp.speech.clips import choose, find_clips, with_noise
 
 SITES = ["encoder.resid_post:mean"]
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
 
 @pytest.fixture
 def rows(tmp_path):

@@ -9,7 +9,7 @@ import jaxasr_interp as ji
 from helpers.golden import GOLDEN
 from jaxasr_interp.generation.transcribe import encode_batch
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("optimised")]
 
 BATCH = 16
 CLOSE = 1e-3

@@ -15,6 +15,8 @@ from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.interventions.where import CountedFrom
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 CLOSE = 1e-3
 
 

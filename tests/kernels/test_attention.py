@@ -16,6 +16,8 @@ from jaxasr_interp.runtime.targets import TargetMachine
 
 V5E = TargetMachine.parse("v5e-1")
 # Rows and keys that fill no block, and more rows than one block has.
+pytestmark = pytest.mark.usefixtures("optimised")
+
 FULL_REGISTERS = [(1, 2, 1, 64), (77, 4, 150, 64), (1300, 8, 33, 16)]
 SHAPES = [(1, 1, 1, 4), (7, 2, 5, 64), (33, 3, 150, 16)]
 BARS = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2e-2}

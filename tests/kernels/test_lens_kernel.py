@@ -20,6 +20,8 @@ from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, has_compiler, no
 from jaxasr_interp.runtime.devices import make_mesh
 from jaxasr_interp.runtime.targets import TargetMachine
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 IMPLEMENTATIONS = ["xla", "mosaic_tpu"]
 V5E, H100 = map(TargetMachine.parse, ("v5e-1", "h100-1"))
 RAGGED = (3, 5, 16, 5003)

@@ -152,6 +152,7 @@ def expect_torch(name, data, clip, raw=False):
 
 
 @pytest.mark.real
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("clip", CLOSEST[:2])
 def test_depths_equal_torch(data, clip):
     lens = expect_torch("base", data, clip)

@@ -13,15 +13,13 @@ from helpers.files import PNG, write_table
 from jaxasr_interp.patching.aggregate import _averages, top_cells
 from jaxasr_interp.patching.metrics import recovered
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
 OPTIONS = ji.DatasetOptions(
     text="text", reference="column:corrupted", word="each", metrics=("log_prob", "kl")
 )
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory, tiny_tokenizer, compiled_in_haste):
+def swept(tmp_path_factory, tiny_tokenizer):
     folder = make_folder(tmp_path_factory.mktemp("dataset"), tiny_tokenizer)
     model = ji.load_model(folder / "model")
     out = folder / "out"

@@ -23,8 +23,6 @@ SOME = (0, 2, 6)
 """Clips whose questions have three lengths, not all of them a bucket's."""
 TEXT = ji.DatasetOptions(text="text", metrics=("log_prob", "logit_diff", "kl"))
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_tokenizer):

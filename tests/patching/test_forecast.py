@@ -18,8 +18,6 @@ from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, ProgramMemory
 from jaxasr_interp.runtime.devices import Lanes, make_mesh
 from jaxasr_interp.runtime.targets import TargetMachine
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
 V5E = TargetMachine.parse("v5e-8")
 
 

@@ -6,6 +6,8 @@ import jaxasr_interp as ji
 from helpers.tpu import figures, sweep_programs, tpu_mesh
 from jaxasr_interp.runtime.ahead_of_time import not_cached
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 MOST = 1.01
 OF_TOPOLOGY = 1 << 15
 """Bytes that the compiler takes more for 64 cores and for 256 than for 8, whatever the model."""

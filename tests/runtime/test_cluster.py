@@ -18,8 +18,6 @@ from helpers.files import contents
 from jaxasr_interp.runtime import cluster
 from jaxasr_interp.runtime.runner import Share
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
 
 def free_port():
     with socket.socket() as taken:

@@ -18,8 +18,6 @@ from jaxasr_interp.interventions.where import At
 from jaxasr_interp.runtime.copies import copies, move_to, side_by_side
 from jaxasr_interp.runtime.devices import mesh_of
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
 
 @pytest.mark.parametrize("tensor_parallel", [1, 2])
 def test_copies_have_devices_of_their_own_and_all_parameters(tiny, tensor_parallel):

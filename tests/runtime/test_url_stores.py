@@ -28,8 +28,6 @@ LAYOUT = Layout(
 )
 UNIT = {"value": np.ones(2, np.float32), "problem": np.asarray(["", "silent"], "T")}
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
 
 class Server:
     """An S3 server; what it holds outlives a stop."""

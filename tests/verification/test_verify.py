@@ -103,6 +103,7 @@ def test_every_site_of_the_engine_equals_whole_runs(case, stack):
     assert max(check.error for check in checks) < 1e-9
 
 
+@pytest.mark.usefixtures("optimised")
 def test_it_holds_at_float32(tiny32, golden):
     runs = [
         ji.Utterance(
