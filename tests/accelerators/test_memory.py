@@ -15,6 +15,8 @@ from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, has_compiler
 from jaxasr_interp.runtime.devices import make_mesh
 from jaxasr_interp.runtime.targets import TargetMachine
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 MEMORY = 4 * 10**9
 PLANS = {
     "residual": {"site": "resid_pre"},

@@ -13,7 +13,10 @@ from jaxasr_interp.runtime.ahead_of_time import has_compiler, not_cached
 from jaxasr_interp.runtime.targets import TargetMachine
 
 V5E = TargetMachine.parse("v5e-1")
-pytestmark = pytest.mark.skipif(not has_compiler(V5E), reason="no TPU compiler: see the extra tpu")
+pytestmark = [
+    pytest.mark.skipif(not has_compiler(V5E), reason="no TPU compiler: see the extra tpu"),
+    pytest.mark.usefixtures("optimised"),
+]
 
 
 @pytest.fixture(autouse=True)
