@@ -9,8 +9,6 @@ import jaxasr_interp as ji
 from helpers.files import sound, tiny_model_of_30_s
 from jaxasr_interp.cli.clips import read_clips
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
 LONG_TEXT = "a " * 200
 TUNED = ["--steps", "1", "--batch-size", "2"]
 ONE = ["--site", "decoder.mlp_out@0", "--max-new-tokens", "2"]

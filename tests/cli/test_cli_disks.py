@@ -18,8 +18,6 @@ import xarray
 
 from helpers.files import sound, tiny_model_of_30_s
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
 MOMENTS = 10
 DEFAULT = "sweep", "removed"
 """The case that finds most; the others take minutes."""

@@ -11,8 +11,6 @@ import jaxasr_interp as ji
 from helpers.files import sound, tiny_model_of_30_s
 from jaxasr_interp.speech.clips import VanishedError, find_clips
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
 EXTRACT = ["clips.csv", "--site", "encoder.resid_post:mean", "--seed", "3", "--where", "kind=a b"]
 
 
