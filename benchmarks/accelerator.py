@@ -257,7 +257,7 @@ def with_tokenizer(model: ji.Whisper) -> ji.Whisper:
     from tokenizers import AddedToken, models
     from tokenizers import Tokenizer as Backend
 
-    from jaxasr_interp.speech.tokenizer import language_names
+    from jaxasr_interp.speech.languages import language_names
 
     backend = Backend(models.BPE({f"w{i}": i for i in range(WORDS)}, []))
     codes = [*language_names()][: model.config.d_vocab - WORDS - TIMESTAMPS - 8]

@@ -15,6 +15,7 @@ from jaxasr_interp.generation.means import resolve_means
 from jaxasr_interp.generation.options import GREEDY, Choice, Generated
 from jaxasr_interp.interventions.grammar import as_intervention
 from jaxasr_interp.interventions.intervention import UNEDITED, Intervention
+from jaxasr_interp.model.run import check_length
 from jaxasr_interp.model.sites import (
     COMPONENT_SITES,
     Stack,
@@ -26,7 +27,6 @@ from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.runtime.runner import run_units
 from jaxasr_interp.runtime.slot_store import open_slots
-from jaxasr_interp.speech.audio import CHUNK_SAMPLES
 from jaxasr_interp.speech.tokenizer import Tokenizer
 from jaxasr_interp.speech.utterance import Clip
 
@@ -98,7 +98,7 @@ def ablation_sweep(
 
     Args:
         model: a model with a tokenizer.
-        clips: clips of up to 30 s, with their text if it is known.
+        clips: clips that the encoder takes whole (30 s), with their text if it is known.
         interventions: by default every decoder component set to zero; see `component_edits`.
         choice: how tokens are chosen.
         memory: bytes that may be used in addition to the model; by default a quarter of the
@@ -113,7 +113,8 @@ def ablation_sweep(
 
     Raises:
         InputError: there are no clips or interventions, two have the same name, a clip is longer
-            than 30 s, an edit does not fit the model, or the store belongs to another sweep.
+            than the encoder takes, an edit does not fit the model, or the store belongs to another
+            sweep.
     """
     tokenizer = require_tokenizer(model)
     chosen = component_edits(model) if interventions is None else interventions
@@ -124,8 +125,7 @@ def ablation_sweep(
     if not clips or len(edits) == 1:
         raise InputError("A sweep on text takes at least one clip and one edit.")
     for clip in clips:
-        if len(clip.audio) > CHUNK_SAMPLES:
-            raise InputError(f"{clip.name} is longer than 30 s: cut it to the sentence.")
+        check_length(model.config, clip.audio, clip.name)
     by_edit = _transcribe(
         AblationWork(model, tuple(clips), tuple(edits), choice, memory), resume, on_progress
     )

@@ -21,6 +21,7 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.generation.language import name_languages
 from jaxasr_interp.generation.options import Choice, Generated
+from jaxasr_interp.generation.prompts import default_prompt
 from jaxasr_interp.interventions.intervention import (
     UNEDITED,
     Intervention,
@@ -98,9 +99,8 @@ class AblationWork(Work[list[Mel]]):
 
     def load(self, unit: Unit) -> list[Mel]:
         """Compute the spectrograms."""
-        return [
-            log_mel_spectrogram(self.clips[i].audio, self.model.config.n_mels) for i in unit.rows
-        ]
+        n_mels, frames = self.model.config.n_mels, self.model.config.mel_frames
+        return [log_mel_spectrogram(self.clips[i].audio, n_mels, frames) for i in unit.rows]
 
     def on_copies(self) -> "list[AblationWork]":
         """Return the same work on each copy of the model."""
@@ -206,13 +206,13 @@ def _prompts(
     model: Whisper, clips: Sequence[Clip], states: Float[Array, "clip frame d_model"]
 ) -> list[list[int]]:
     """Make each clip's prompt in its language, which is detected if it is not known."""
-    tokenizer, prompts = require_tokenizer(model), []
+    prompts = []
     # Clips are taken one by one, so that a clip's language does not depend on the others.
     for clip, own in zip(clips, states, strict=True):
         (code,) = name_languages(model, own[None], [clip.language])
         if isinstance(code, InputError):
             raise code
-        prompts.append(tokenizer.prompt(code))
+        prompts.append(default_prompt(model, code))
     return prompts
 
 

@@ -27,7 +27,7 @@ def check_special_tokens(
         config: sizes; the vocabulary must hold all special tokens.
         origin: name of the settings in errors.
     """
-    for name, token_ids in _stated(settings):
+    for name, token_ids in _stated(settings, origin):
         own = tokenizer.special(name)
         if own not in token_ids:
             stated = ", ".join(map(str, token_ids))
@@ -35,8 +35,8 @@ def check_special_tokens(
                 f"{tokenizer.path} gives <|{name}|> the id {own} and {origin} {stated}: they are "
                 "not of one model; put the tokenizer of these weights beside them."
             )
-    languages = settings.get("lang_ids")
-    if languages and tokenizer.multilingual and set(languages) != {*tokenizer.languages.values()}:
+    languages = _ids(settings, "lang_ids", origin)
+    if languages and tokenizer.multilingual and {*languages} != {*tokenizer.languages.values()}:
         raise InputError(
             f"{tokenizer.path} and {origin} have other ids for the languages: they are not of one "
             "model; put the tokenizer of these weights beside them."
@@ -49,8 +49,13 @@ def check_special_tokens(
         )
 
 
-def check_alignment_heads(settings: GenerationSettings, config: WhisperConfig, origin: str) -> None:
-    """Raise `InputError` if a cross-attention head that the settings name is not in the model."""
+def check_generation(settings: GenerationSettings, config: WhisperConfig, origin: str) -> None:
+    """Raise `InputError` if the settings name a token or a head that the model lacks."""
+    largest = max(settings.suppress + settings.suppress_first, default=0)
+    if largest >= config.d_vocab:
+        raise InputError(
+            f"{origin} forbids the token {largest}: the model has {config.d_vocab} tokens."
+        )
     for layer, head in settings.alignment_heads:
         if not (0 <= layer < config.decoder_layers and 0 <= head < config.decoder_heads):
             raise InputError(
@@ -59,13 +64,23 @@ def check_alignment_heads(settings: GenerationSettings, config: WhisperConfig, o
             )
 
 
-def _stated(settings: Mapping[str, Any]) -> Iterator[tuple[str, list[int]]]:
+def _stated(settings: Mapping[str, Any], origin: str) -> Iterator[tuple[str, list[int]]]:
     """Yield the name and ids of each special token in the settings; several may end a text."""
     for key, name in _SPECIAL.items():
-        stated = settings.get(key)
-        if stated is not None and stated != []:
-            yield name, stated if isinstance(stated, list) else [stated]
-    for task, token_id in (settings.get("task_to_id") or {}).items():
-        yield task, [token_id]
-    for language, token_id in (settings.get("lang_to_id") or {}).items():
-        yield language.removeprefix("<|").removesuffix("|>"), [token_id]
+        if token_ids := _ids(settings, key, origin):
+            yield name, token_ids
+    for table in ("task_to_id", "lang_to_id"):
+        ids = settings.get(table) or {}
+        if not isinstance(ids, dict):
+            raise InputError(f"{origin} has {table} of another form: expected ids by name.")
+        for name in ids:
+            yield name.removeprefix("<|").removesuffix("|>"), _ids(ids, name, f"{origin}: {table}")
+
+
+def _ids(settings: Mapping[str, Any], key: str, origin: str) -> list[int]:
+    """Return the token id or ids that the settings hold, if any."""
+    stated = settings.get(key)
+    ids = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    if not all(isinstance(number, int) for number in ids):
+        raise InputError(f"{origin} has {key} of another form: expected token ids.")
+    return ids

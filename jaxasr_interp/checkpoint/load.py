@@ -1,5 +1,6 @@
 """`load_model`: load a Whisper model by a bundled name, a local folder or a hub id."""
 
+import dataclasses
 import hashlib
 import mmap
 import re
@@ -9,12 +10,13 @@ from typing import Any
 
 from jaxasr_interp.checkpoint import convert, ctranslate2, huggingface, saved
 from jaxasr_interp.checkpoint.bundled import BUNDLES, require_parts
-from jaxasr_interp.checkpoint.consistency import check_alignment_heads, check_special_tokens
+from jaxasr_interp.checkpoint.consistency import check_generation, check_special_tokens
 from jaxasr_interp.checkpoint.huggingface import read_json
+from jaxasr_interp.checkpoint.prompts import forced_prompt
+from jaxasr_interp.checkpoint.tokenizers import find_tokenizer
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.speech.tokenizer import Tokenizer
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Only these files: repositories also hold the same weights in other precisions and frameworks.
@@ -22,6 +24,10 @@ _HUB_FILES = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*-of-*.safetensors",
@@ -113,9 +119,13 @@ def _from_huggingface(folder: Path, dtype: str) -> Whisper:
     settings = folder / "generation_config.json"
     origin = settings if settings.exists() else folder / "config.json"
     stated = read_json(origin)
-    model.generation = GenerationSettings.from_hf(stated)
-    model.tokenizer = _tokenizer(folder)
+    model.generation = GenerationSettings.from_hf(stated, str(origin))
+    model.tokenizer = find_tokenizer(folder)
     _check(model, stated, origin)
+    # The older fields in config.json name the language of the model that was fine-tuned.
+    if model.tokenizer is not None and origin == settings:
+        forced = forced_prompt(model.tokenizer, stated, str(origin))
+        model.generation = dataclasses.replace(model.generation, **forced)
     model.source = f"{folder} sha256:{_sha256(huggingface.weight_files(folder))}"
     return model
 
@@ -123,23 +133,18 @@ def _from_huggingface(folder: Path, dtype: str) -> Whisper:
 def _from_ctranslate2(data: memoryview, folder: Path, origin: str, dtype: str) -> Whisper:
     config, tensors = ctranslate2.read_tensors(data, origin)
     model = convert.from_tensors(config, tensors, dtype, origin)
-    model.tokenizer = _tokenizer(folder)
+    model.tokenizer = find_tokenizer(folder)
     settings = folder / "config.json"
     stated = read_json(settings) if settings.exists() else {}
-    model.generation = GenerationSettings.from_ctranslate2(stated)
+    model.generation = GenerationSettings.from_ctranslate2(stated, str(settings))
     _check(model, stated, settings)
     return model
 
 
 def _check(model: Whisper, stated: dict[str, Any], origin: Path) -> None:
-    check_alignment_heads(model.generation, model.config, str(origin))
     if model.tokenizer is not None:
         check_special_tokens(model.tokenizer, stated, model.config, str(origin))
-
-
-def _tokenizer(folder: Path) -> Tokenizer | None:
-    path = folder / "tokenizer.json"
-    return Tokenizer(str(path)) if path.is_file() else None
+    check_generation(model.generation, model.config, str(origin))
 
 
 def _sha256(paths: Iterable[Path]) -> str:

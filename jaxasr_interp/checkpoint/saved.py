@@ -1,7 +1,6 @@
 """Saved models: parameters in an Orbax checkpoint, everything else as JSON beside it."""
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ def save_model(model: Whisper, folder: str | Path) -> Path:
             "source": model.source,
         }
         if model.tokenizer is not None:
-            shutil.copyfile(model.tokenizer.path, partial / TOKENIZER)
+            (partial / TOKENIZER).write_bytes(model.tokenizer.content)
         write_json(partial / MARKER, sealed(description, _content(partial, parameters)))
     return Path(folder).absolute()
 
@@ -83,7 +82,11 @@ def restore_model(folder: Path) -> Whisper:
         dtype, source = description["dtype"], description["source"]
         heads = tuple((layer, head) for layer, head in settings["alignment_heads"])
         generation = GenerationSettings(
-            tuple(settings["suppress"]), tuple(settings["suppress_first"]), heads
+            tuple(settings["suppress"]),
+            tuple(settings["suppress_first"]),
+            heads,
+            settings.get("language"),
+            settings.get("task"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / MARKER} is damaged: {error}.") from None

@@ -77,7 +77,7 @@ def repetition(
 
     def check_speech(clip: Clip) -> None:
         check(clip)
-        check_short(clip)
+        check_short(whisper.config, clip)
         if not clip.text:
             raise InputError("It has no text.")
 
@@ -86,7 +86,7 @@ def repetition(
         return sorted(few.tolist())
 
     found = some([*read_rows(candidates, language, check)])
-    maybe = [window for clip in found for window in cut_windows(clip)]
+    maybe = [window for clip in found for window in cut_windows(clip, whisper.config)]
     talk = some([*read_rows(speech, language, check_speech, chosen)])
     with progress() as on_progress:
         looping = find_loops(whisper, maybe, choice=choice, on_progress=on_progress)

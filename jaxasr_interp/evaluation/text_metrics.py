@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from jaxasr_interp.speech.tokenizer import language_code, language_names, without_warnings
+from jaxasr_interp.speech.languages import language_code, language_names, without_warnings
 
 if TYPE_CHECKING:
     import jiwer

@@ -22,6 +22,7 @@ from jaxasr_interp.generation.kv_cache import CrossKV
 from jaxasr_interp.generation.logit_filters import make_logit_filter
 from jaxasr_interp.generation.options import GREEDY, Choice, Generated
 from jaxasr_interp.generation.prompts import (
+    default_prompt,
     limit_new_tokens,
     make_prompt,
     padded_length,
@@ -87,7 +88,7 @@ def generate_rows(
         return _on_copies(replicas, clips, choice, memory)
     n_clips, n_rows = len(states), len(edits[0])
     given = stack_prompts(
-        model.config, tokenizer, [tokenizer.prompt()] * n_clips if prompts is None else prompts
+        model.config, tokenizer, [default_prompt(model)] * n_clips if prompts is None else prompts
     )
     if len(given) != n_clips:
         raise InputError(f"There are {len(given)} prompts for {n_clips} clips: give each one.")

@@ -17,7 +17,12 @@ from jaxasr_interp.generation.batch import GenerationJob, stack_edits
 from jaxasr_interp.generation.batching import check_edits, cross_keys_values
 from jaxasr_interp.generation.logit_filters import make_logit_filter
 from jaxasr_interp.generation.options import GREEDY, Choice
-from jaxasr_interp.generation.prompts import limit_new_tokens, make_prompt, stack_prompts
+from jaxasr_interp.generation.prompts import (
+    default_prompt,
+    limit_new_tokens,
+    make_prompt,
+    stack_prompts,
+)
 from jaxasr_interp.generation.rollout import Sampling, advance_rows, begin, make_sampling
 from jaxasr_interp.model.edits import EditLike, as_edit, identity
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
@@ -84,7 +89,7 @@ def generate_fixed(
     check_edits(model, clips, [[edit]], references)
     if not edit.needs_reference:
         references = None
-    given = stack_prompts(config, tokenizer, [tokenizer.prompt() if prompt is None else prompt])
+    given = stack_prompts(config, tokenizer, [default_prompt(model) if prompt is None else prompt])
     job = GenerationJob(
         model.decoder,
         cross_keys_values(model.decoder, clips, references),

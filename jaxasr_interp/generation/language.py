@@ -54,11 +54,11 @@ def name_languages(
     Args:
         model: a model with a tokenizer.
         states: encoder states of each clip.
-        languages: code or English name of each clip's language; `None` to detect it (English-only
-            models: English).
+        languages: code or English name of each clip's language; `None` for the one that the
+            checkpoint's settings name, or else to detect it (English-only models: English).
     """
     tokenizer = require_tokenizer(model)
-    named = list(languages)
+    named = [language or model.generation.language for language in languages]
     if tokenizer.multilingual and not all(named):
         ranked = detect_language_batch(model, states)
         named = [name or next(iter(best)) for name, best in zip(named, ranked, strict=True)]

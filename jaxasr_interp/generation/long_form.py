@@ -13,11 +13,11 @@ from jaxtyping import Array, Float
 from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.generation.means import resolve_means
 from jaxasr_interp.generation.options import GREEDY, Choice, Generated
+from jaxasr_interp.generation.prompts import default_prompt
 from jaxasr_interp.interventions.grammar import as_intervention
 from jaxasr_interp.interventions.intervention import UNEDITED, Intervention, encode_under
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.speech.audio import (
-    CHUNK_SECONDS,
     MEL_FRAMES_PER_SECOND,
     SAMPLE_RATE,
     log_mel_spectrogram,
@@ -48,23 +48,24 @@ def transcribe_windows(
     model: Whisper,
     audio: Float[np.ndarray, " samples"],
     *,
-    language: str = "en",
-    task: str = "transcribe",
+    language: str | None = None,
+    task: str | None = None,
     choice: Choice = GREEDY,
     edit: Intervention | str = UNEDITED,
     condition_on_previous_text: bool = True,
 ) -> Iterator[Segment]:
     """Transcribe audio of any length.
 
-    Each window of 30 s is decoded with timestamps; the next starts where the last complete segment
-    ended. A window is skipped where the no-speech probability is above 0.6 and the mean
-    log-probability not above -1.
+    Each window, of 30 s in OpenAI's models, is decoded with timestamps; the next starts where the
+    last complete segment ended. A window is skipped where the no-speech probability is above 0.6
+    and the mean log-probability not above -1.
 
     Args:
         model: from `load_model`.
         audio: 16 kHz samples.
-        language: code or English name.
-        task: `"transcribe"`, or `"translate"` into English.
+        language: code or English name; by default the checkpoint's, else English.
+        task: `"transcribe"`, or `"translate"` into English; by default the checkpoint's, else
+            `"transcribe"`.
         choice: how tokens are chosen.
         edit: intervention that acts on the model in every window; see `transcribe`.
         condition_on_previous_text: put the text so far before each window's prompt.
@@ -80,9 +81,7 @@ def transcribe_windows(
     samples = SAMPLE_RATE // MEL_FRAMES_PER_SECOND
     content = len(audio) // samples
     window = model.config.mel_frames
-    mel = log_mel_spectrogram(
-        audio, model.config.n_mels, content + CHUNK_SECONDS * MEL_FRAMES_PER_SECOND
-    )
+    mel = log_mel_spectrogram(audio, model.config.n_mels, content + window)
     longest_context = model.config.max_tokens // 2 - 1
     seek, generated = 0, []
     while seek < content:
@@ -92,7 +91,7 @@ def transcribe_windows(
             model, [samples_here], intervention, [_window(mel, seek, size, window)]
         )
         previous = generated[-longest_context:] if condition_on_previous_text else []
-        prompt = tokenizer.prompt(language, task, timestamps=True, previous=previous)
+        prompt = default_prompt(model, language, task, timestamps=True, previous=previous)
         ((result,),) = generate_rows(
             model,
             states,

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.config import WhisperConfig
 from jaxasr_interp.model.run import check_tokens
+from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.pytree import pytree_dataclass
 from jaxasr_interp.speech.tokenizer import Tokenizer
 
@@ -30,6 +31,27 @@ class Prompt:
     tokens: Int[Array, "clip pos"]
     length: Int[Array, ""]
     start: Int[Array, ""]
+
+
+def default_prompt(
+    model: Whisper,
+    language: str | None = None,
+    task: str | None = None,
+    *,
+    timestamps: bool = False,
+    previous: Sequence[int] = (),
+) -> list[int]:
+    """Return the prompt for a language and a task; see `Tokenizer.prompt`.
+
+    What is not named is what the checkpoint's generation settings ask for, else English and
+    `"transcribe"`.
+    """
+    return require_tokenizer(model).prompt(
+        language or model.generation.language or "en",
+        task or model.generation.task or "transcribe",
+        timestamps,
+        previous,
+    )
 
 
 def stack_prompts(

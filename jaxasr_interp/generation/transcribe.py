@@ -1,4 +1,7 @@
-"""Transcription of audio: clips of up to 30 s in batches, longer audio window by window."""
+"""Transcription of audio: clips of one window in batches, longer audio window by window.
+
+A window is as long as the encoder takes: 30 s in OpenAI's models.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -15,12 +18,13 @@ from jaxasr_interp.generation.language import detect_language_batch
 from jaxasr_interp.generation.long_form import Segment, transcribe_windows
 from jaxasr_interp.generation.means import resolve_means
 from jaxasr_interp.generation.options import GREEDY, Choice, Generated
+from jaxasr_interp.generation.prompts import default_prompt
 from jaxasr_interp.interventions.grammar import as_intervention
 from jaxasr_interp.interventions.intervention import UNEDITED, Intervention, encode_under
 from jaxasr_interp.model.edits import Identity
 from jaxasr_interp.model.encoder import Encoder
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
-from jaxasr_interp.speech.audio import CHUNK_SAMPLES, load_audio, log_mel_spectrogram
+from jaxasr_interp.speech.audio import load_audio, log_mel_spectrogram
 
 BATCH_SIZE = 8
 
@@ -55,7 +59,7 @@ def transcribe(
     audio: Float[np.ndarray, " samples"],
     *,
     language: str | None = None,
-    task: str = "transcribe",
+    task: str | None = None,
     choice: Choice = GREEDY,
     edit: Intervention | str = UNEDITED,
     condition_on_previous_text: bool = True,
@@ -65,21 +69,24 @@ def transcribe(
     Args:
         model: from `load_model`.
         audio: 16 kHz samples, from `load_audio`.
-        language: code or English name; by default detected (English-only models: English).
-        task: `"transcribe"`, or `"translate"` into English.
+        language: code or English name; by default the one that the checkpoint's settings name,
+            or else detected (English-only models: English).
+        task: `"transcribe"`, or `"translate"` into English; by default the checkpoint's, else
+            `"transcribe"`.
         choice: how tokens are chosen.
         edit: intervention on the model, such as `zero:decoder.cross_z@4.7` (see
             `interventions.grammar`). The language is detected without it.
-        condition_on_previous_text: in audio longer than 30 s, give each window the text before it.
+        condition_on_previous_text: in audio longer than one window, give each window the text
+            before it.
 
     Returns:
-        The transcript, with segments where the audio is longer than 30 s.
+        The transcript, with segments where the audio is longer than one window (30 s).
 
     Raises:
         InputError: the language or task is unknown, or the model has no tokenizer.
     """
-    if len(audio) > CHUNK_SAMPLES:
-        code = language or _detected(model, audio)
+    if len(audio) > model.config.max_samples:
+        code = language or model.generation.language or _detected(model, audio)
         segments = transcribe_windows(
             model,
             audio,
@@ -100,17 +107,18 @@ def transcribe_batch(
     clips: Sequence[Float[np.ndarray, " _"]],
     *,
     language: str | None = None,
-    task: str = "transcribe",
+    task: str | None = None,
     choice: Choice = GREEDY,
     edit: Intervention | str = UNEDITED,
 ) -> list[Transcript]:
-    """Transcribe clips of up to 30 s in one batch, without timestamps.
+    """Transcribe clips of up to one window (30 s) in one batch, without timestamps.
 
     Args:
         model: from `load_model`.
         clips: 16 kHz samples of each clip.
-        language: language of all clips; by default detected for each.
-        task: `"transcribe"`, or `"translate"` into English.
+        language: language of all clips; by default the checkpoint's, or detected for each.
+        task: `"transcribe"`, or `"translate"` into English; by default the checkpoint's, else
+            `"transcribe"`.
         choice: how tokens are chosen.
         edit: intervention on the model, such as `zero:decoder.cross_z@4.7` (see
             `interventions.grammar`). The language is detected without it.
@@ -119,16 +127,20 @@ def transcribe_batch(
         One transcript for each clip.
 
     Raises:
-        InputError: there are no clips, one is longer than 30 s, the language or task is unknown, or
-            the model has no tokenizer.
+        InputError: there are no clips, one is longer than the window, the language or task is
+            unknown, or the model has no tokenizer.
     """
     if not clips:
         raise InputError("There are no clips to transcribe.")
-    if max(map(len, clips)) > CHUNK_SAMPLES:
-        raise InputError("A clip is longer than 30 s: give it to transcribe.")
+    if max(map(len, clips)) > model.config.max_samples:
+        raise InputError(
+            f"A clip is longer than {model.config.max_seconds:g} s: give it to transcribe."
+        )
     tokenizer = require_tokenizer(model)
+    language = language or model.generation.language
     (intervention,) = resolve_means(model, [as_intervention(edit, model)])
-    mels = jnp.stack([log_mel_spectrogram(clip, model.config.n_mels) for clip in clips])
+    n_mels, frames = model.config.n_mels, model.config.mel_frames
+    mels = jnp.stack([log_mel_spectrogram(clip, n_mels, frames) for clip in clips])
     states, references = encode_under(model, clips, intervention, mels)
     if language is not None or not tokenizer.multilingual:
         codes = [tokenizer.language_code(language or "en")] * len(clips)
@@ -136,7 +148,7 @@ def transcribe_batch(
         plain = isinstance(intervention.encoder, Identity)
         unedited = states if plain else encode_batch(model.encoder, mels)
         codes = [next(iter(ranked)) for ranked in detect_language_batch(model, unedited)]
-    prompts = [tokenizer.prompt(code, task) for code in codes]
+    prompts = [default_prompt(model, code, task) for code in codes]
     generated = generate_rows(
         model,
         states,
@@ -153,7 +165,7 @@ def transcribe_files(
     paths: Sequence[str | Path],
     *,
     language: str | None = None,
-    task: str = "transcribe",
+    task: str | None = None,
     choice: Choice = GREEDY,
     edit: Intervention | str = UNEDITED,
     batch_size: int = BATCH_SIZE,
@@ -163,8 +175,9 @@ def transcribe_files(
     Args:
         model: from `load_model`.
         paths: audio files.
-        language: language of all files; by default detected for each.
-        task: `"transcribe"`, or `"translate"` into English.
+        language: language of all files; by default the checkpoint's, or detected for each.
+        task: `"transcribe"`, or `"translate"` into English; by default the checkpoint's, else
+            `"transcribe"`.
         choice: how tokens are chosen.
         edit: intervention on the model, such as `zero:decoder.cross_z@4.7` (see
             `interventions.grammar`). The language is detected without it.
@@ -178,7 +191,7 @@ def transcribe_files(
         batch = [str(path) for path in paths[start : start + batch_size]]
         audio = {path: _read(path) for path in batch}
         clips = {p: a for p, a in audio.items() if not isinstance(a, InputError)}
-        short = [path for path, clip in clips.items() if len(clip) <= CHUNK_SAMPLES]
+        short = [path for path, clip in clips.items() if len(clip) <= model.config.max_samples]
         done: dict[str, Transcript | InputError] = {
             path: error for path, error in audio.items() if isinstance(error, InputError)
         }
@@ -220,7 +233,7 @@ def _read(path: str) -> np.ndarray | InputError:
 def _detected(model: Whisper, audio: np.ndarray) -> str:
     if not require_tokenizer(model).multilingual:
         return "en"
-    mel = log_mel_spectrogram(audio, model.config.n_mels)
+    mel = log_mel_spectrogram(audio, model.config.n_mels, model.config.mel_frames)
     ranked = detect_language_batch(model, encode_batch(model.encoder, mel[None]))
     return next(iter(ranked[0]))
 

@@ -11,9 +11,10 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.generate import generate_batch
 from jaxasr_interp.generation.language import name_languages
 from jaxasr_interp.generation.options import GREEDY, Choice
-from jaxasr_interp.model.run import EncodedUtterance, encode, with_encoded
+from jaxasr_interp.generation.prompts import default_prompt
+from jaxasr_interp.model.run import EncodedUtterance, check_length, encode, with_encoded
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
-from jaxasr_interp.speech.audio import CHUNK_SAMPLES, SAMPLE_RATE, log_mel_spectrogram
+from jaxasr_interp.speech.audio import SAMPLE_RATE, log_mel_spectrogram
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
 from jaxasr_interp.speech.utterance import Utterance
 
@@ -52,11 +53,11 @@ def make_utterance(
 
     Args:
         model: a model with a tokenizer.
-        audio: 16 kHz samples, at most 30 s.
+        audio: 16 kHz samples, at most as many as the encoder takes (30 s).
         text: text that the decoder takes after the prompt; by default the model's own transcript,
             cut to its context.
-        language: spoken language, code or English name; by default detected (English-only models:
-            English).
+        language: spoken language, code or English name; by default the checkpoint's, or detected
+            (English-only models: English).
         sites: encoder activations to keep with the encoder states.
         choice: how the model chooses the tokens of its own transcript.
         name: name of the clip in errors.
@@ -65,13 +66,11 @@ def make_utterance(
         The utterance with its encoder run.
 
     Raises:
-        InputError: the clip is longer than 30 s, the language is unknown, the text is too long, or
-            the model has no tokenizer.
+        InputError: the clip is longer than the encoder takes, the language is unknown, the text is
+            too long, or the model has no tokenizer.
     """
-    if len(audio) > CHUNK_SAMPLES:
-        seconds = len(audio) / SAMPLE_RATE
-        raise InputError(f"{name} is longer than 30 s ({seconds:.1f} s): cut it to the sentence.")
-    mel = log_mel_spectrogram(audio, model.config.n_mels)
+    check_length(model.config, audio, name)
+    mel = log_mel_spectrogram(audio, model.config.n_mels, model.config.mel_frames)
     encoded = encode(model, mel, sites=sites)
     (given,) = decoder_inputs(model, encoded.states[None], [text], [language], choice=choice)
     if isinstance(given, InputError):
@@ -100,11 +99,12 @@ def decoder_inputs(
         room: number of positions to leave free after the text.
         choice: how the model chooses the tokens of its own transcripts.
     """
-    tokenizer = require_tokenizer(model)
     codes = name_languages(model, states, languages)
     # Every clip gets a prompt, so that the batch has one shape; texts that are known are not used.
-    plain = tokenizer.prompt()
-    prompts = [plain if isinstance(code, InputError) else tokenizer.prompt(code) for code in codes]
+    plain = default_prompt(model)
+    prompts = [
+        plain if isinstance(code, InputError) else default_prompt(model, code) for code in codes
+    ]
     own = None
     if any(text is None for text in texts):
         own = generate_batch(model, states, prompts=prompts, choice=choice)

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.interventions.where import CountedFrom, chain
 from jaxasr_interp.model.edits import Edit, EditLike, Identity, as_edit, identity
-from jaxasr_interp.model.run import EncoderRun, encode
+from jaxasr_interp.model.run import EncoderRun, check_length, encode
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.speech.audio import CHUNK_SAMPLES, log_mel_spectrogram
+from jaxasr_interp.speech.audio import log_mel_spectrogram
 from jaxasr_interp.speech.noise import reference_audio
 
 
@@ -74,14 +74,14 @@ def encode_reference(
         sites: activations to keep.
 
     Raises:
-        InputError: the file cannot be read, or is longer than 30 s.
+        InputError: the file cannot be read, or is longer than the encoder takes.
     """
     # The noise for a silent clip would be as silent as the clip, so the clip itself is encoded.
     known = np.any(clip) or reference not in ("noise", "silence")
     audio = reference_audio(reference, clip, seed) if known else clip
-    if len(audio) > CHUNK_SAMPLES:
-        raise InputError(f"The reference {reference} is longer than 30 s.")
-    return encode(model, log_mel_spectrogram(audio, model.config.n_mels), sites=sites)
+    check_length(model.config, audio, f"The reference {reference}")
+    mel = log_mel_spectrogram(audio, model.config.n_mels, model.config.mel_frames)
+    return encode(model, mel, sites=sites)
 
 
 def encode_under(
@@ -114,8 +114,9 @@ def encode_under(
         raise InputError(f"The edit {intervention.text!r} takes values from a reference: name one.")
     sites = (encoder.touches or "all") if encoder.needs_reference else ()
     states, references = [], []
+    n_mels, frames = model.config.n_mels, model.config.mel_frames
     for i, clip in enumerate(clips):
-        mel = log_mel_spectrogram(clip, model.config.n_mels) if mels is None else mels[i]
+        mel = log_mel_spectrogram(clip, n_mels, frames) if mels is None else mels[i]
         acts = None
         if needed and intervention.reference is not None:
             other = encode_other(model, clip, intervention.reference, intervention.seed, sites)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.generation.options import GREEDY, Choice, Generated
+from jaxasr_interp.generation.prompts import default_prompt
 from jaxasr_interp.model.edits import identity
 from jaxasr_interp.model.layers import LayerNorm
 from jaxasr_interp.model.run import EncoderRun, decode, encode
@@ -105,7 +106,8 @@ def encoder_lens(
     Args:
         model: a model with a tokenizer.
         clip: its spectrogram, or its encoder run with `DEPTH_SITES`.
-        prompt: tokens to start from, by default `model.tokenizer.prompt()`.
+        prompt: tokens to start from, by default the checkpoint's language and task, or
+            `model.tokenizer.prompt()`.
         reference: tokens of the transcript whose probability is read at every depth, without
             prompt; by default the transcript from full depth.
         norm: apply the encoder's final LayerNorm, with which the decoder was trained.
@@ -124,7 +126,7 @@ def encoder_lens(
     if not 1 <= top_k <= model.config.d_vocab:
         raise InputError(f"top_k is {top_k}: expected 1 to {model.config.d_vocab}.")
     tokenizer = require_tokenizer(model)
-    given = tokenizer.prompt() if prompt is None else list(prompt)
+    given = default_prompt(model) if prompt is None else list(prompt)
     run = clip if isinstance(clip, EncoderRun) else encode(model, clip, sites=DEPTH_SITES)
     if run.acts.resid_pre is None or run.acts.resid_post is None:
         raise InputError(f"The encoder run lacks a site of {DEPTH_SITES}: encode with these sites.")

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.sites import Stack
+from jaxasr_interp.speech.audio import HOP, SAMPLE_RATE
 
 _HF_FIELDS = {
     "n_mels": "num_mel_bins",
@@ -59,6 +60,16 @@ class WhisperConfig:
         """Number of columns of the spectrogram that the encoder takes (3000)."""
         return 2 * self.max_frames
 
+    @property
+    def max_samples(self) -> int:
+        """Number of 16 kHz samples that the encoder takes (480,000)."""
+        return self.mel_frames * HOP
+
+    @property
+    def max_seconds(self) -> float:
+        """Seconds of audio that the encoder takes (30)."""
+        return self.max_samples / SAMPLE_RATE
+
     def layers(self, stack: Stack) -> int:
         """Return the number of layers of a stack."""
         return self.encoder_layers if stack == "encoder" else self.decoder_layers
@@ -105,30 +116,58 @@ class GenerationSettings:
         suppress: token ids that are never generated.
         suppress_first: token ids that are not generated as the first token.
         alignment_heads: (layer, head) pairs of cross-attention that follow the audio.
+        language: code or English name of the language of prompts that name none, if there is one.
+        task: task of prompts that name none, if there is one.
     """
 
     suppress: tuple[int, ...] = ()
     suppress_first: tuple[int, ...] = ()
     alignment_heads: tuple[tuple[int, int], ...] = ()
+    language: str | None = None
+    task: str | None = None
 
     @classmethod
-    def from_hf(cls, settings: dict[str, Any]) -> "GenerationSettings":
-        """Read a Hugging Face `generation_config.json` (or the older fields in `config.json`)."""
+    def from_hf(cls, settings: dict[str, Any], origin: str) -> "GenerationSettings":
+        """Read a Hugging Face `generation_config.json` (or the older fields in `config.json`).
+
+        Args:
+            settings: the parsed file.
+            origin: its name in errors.
+
+        Raises:
+            InputError: a list has the wrong form.
+        """
         return cls(
-            suppress=tuple(settings.get("suppress_tokens") or ()),
-            suppress_first=tuple(settings.get("begin_suppress_tokens") or ()),
-            alignment_heads=_pairs(settings.get("alignment_heads")),
+            suppress=_ids(settings, "suppress_tokens", origin),
+            suppress_first=_ids(settings, "begin_suppress_tokens", origin),
+            alignment_heads=_pairs(settings, "alignment_heads", origin),
         )
 
     @classmethod
-    def from_ctranslate2(cls, settings: dict[str, Any]) -> "GenerationSettings":
-        """Read the `config.json` beside a CTranslate2 `model.bin`."""
+    def from_ctranslate2(cls, settings: dict[str, Any], origin: str) -> "GenerationSettings":
+        """Read the `config.json` beside a CTranslate2 `model.bin`; see `from_hf`."""
         return cls(
-            suppress=tuple(settings.get("suppress_ids") or ()),
-            suppress_first=tuple(settings.get("suppress_ids_begin") or ()),
-            alignment_heads=_pairs(settings.get("alignment_heads")),
+            suppress=_ids(settings, "suppress_ids", origin),
+            suppress_first=_ids(settings, "suppress_ids_begin", origin),
+            alignment_heads=_pairs(settings, "alignment_heads", origin),
         )
 
 
-def _pairs(pairs: Any) -> tuple[tuple[int, int], ...]:
-    return tuple((int(layer), int(head)) for layer, head in pairs or ())
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _ids(settings: dict[str, Any], key: str, origin: str) -> tuple[int, ...]:
+    ids = settings.get(key) or []
+    if not isinstance(ids, list) or not all(map(_is_id, ids)):
+        raise InputError(f"{origin} has {key} of another form: expected a list of token ids.")
+    return tuple(ids)
+
+
+def _pairs(settings: dict[str, Any], key: str, origin: str) -> tuple[tuple[int, int], ...]:
+    pairs = settings.get(key) or []
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(map(_is_id, pair)) for pair in pairs
+    ):
+        raise InputError(f"{origin} has {key} of another form: expected [layer, head] pairs.")
+    return tuple((layer, head) for layer, head in pairs)

@@ -28,6 +28,7 @@ from jaxasr_interp.model.sites import (
 )
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.pytree import pytree_dataclass, static
+from jaxasr_interp.speech.audio import SAMPLE_RATE
 from jaxasr_interp.speech.utterance import Utterance
 
 
@@ -181,6 +182,15 @@ def known_run(
     if any(getattr(known.acts, site) is None for site in wanted):
         return None
     return EncoderRun(known.states, keep(known.acts, wanted))
+
+
+def check_length(config: WhisperConfig, audio: Float[np.ndarray, " samples"], name: str) -> None:
+    """Raise `InputError` if a clip is longer than the encoder takes."""
+    if len(audio) > config.max_samples:
+        raise InputError(
+            f"{name} is longer than {config.max_seconds:g} s ({len(audio) / SAMPLE_RATE:.1f} s): "
+            "cut it to the sentence."
+        )
 
 
 def check_tokens(

@@ -192,7 +192,7 @@ class _Digests:
         """Digest the weights, and the settings and tokenizer that also decide what is generated."""
         paths, _ = jax.tree_util.tree_flatten_with_path(model)
         weights = [x for path, leaf in paths for x in (jax.tree_util.keystr(path), leaf)]
-        tokenizer = None if model.tokenizer is None else Path(model.tokenizer.path).read_bytes()
+        tokenizer = None if model.tokenizer is None else model.tokenizer.content
         return self._of_all("model", [model.config, model.generation, tokenizer, *weights])
 
     def _of_dataclass(self, value: Any) -> str:

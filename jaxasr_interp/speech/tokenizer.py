@@ -4,14 +4,13 @@ A token is ordinary text, a word that a fine-tune has added, one of Whisper's sp
 timestamp. A transcript consists of the first two.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 import logging
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.speech.languages import language_code, language_names
 from jaxasr_interp.speech.merges import Merge, Merges, complete_merges
+from jaxasr_interp.speech.tokenizer_files import read_tokenizer
 
 _ENGLISH_ONLY_END_OF_TEXT = 50256
 SECONDS_PER_TIMESTAMP = 0.02
@@ -48,13 +49,22 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Whisper's tokenizer, read from a `tokenizer.json` when first used.
+    """Whisper's tokenizer, read from its files when first used.
 
     Args:
-        path: the `tokenizer.json` of the checkpoint.
+        path: the `tokenizer.json` of the checkpoint, or a `vocab.json` with a `merges.txt` beside
+            it.
+        extra_language: code of a language that comes behind those of the file and shifts the
+            special tokens that follow by one, as large-v3 has it beside the older models.
     """
 
     path: str
+    extra_language: str | None = None
+
+    @property
+    def content(self) -> bytes:
+        """The tokenizer as the content of a `tokenizer.json`."""
+        return read_tokenizer(Path(self.path), self.extra_language)
 
     def special(self, name: str) -> int:
         """Return the id of the special token `<|name|>`.
@@ -62,7 +72,7 @@ class Tokenizer:
         Raises:
             InputError: the vocabulary has no such token.
         """
-        token_id = _load(self.path).added.get(f"<|{name}|>")
+        token_id = _load(self).added.get(f"<|{name}|>")
         if token_id is None:
             raise InputError(f"The tokenizer {self.path} has no token <|{name}|>.")
         return token_id
@@ -97,7 +107,7 @@ class Tokenizer:
         """Language codes and their token ids; empty for English-only models."""
         if not self.multilingual:
             return {}
-        ids, names = _load(self.path).added, language_names()
+        ids, names = _load(self).added, language_names()
         return {code: ids[f"<|{code}|>"] for code in names if f"<|{code}|>" in ids}
 
     def language_code(self, language: str) -> str:
@@ -142,12 +152,12 @@ class Tokenizer:
     @property
     def added_words(self) -> dict[int, str]:
         """Words that a fine-tune has added to Whisper's vocabulary, by their ids."""
-        return _load(self.path).words
+        return _load(self).words
 
     @property
     def merges(self) -> Merges:
         """The byte-pair merges, with those that the file lacks restored; see `merges`."""
-        return _load(self.path).merges
+        return _load(self).merges
 
     def is_text(self, token: int) -> bool:
         """Tell whether the token is text of a transcript: no special token and no timestamp."""
@@ -171,7 +181,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of text as it is (a transcript's words start with a space)."""
-        return _load(self.path).backend.encode(text, add_special_tokens=False).ids
+        return _load(self).backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """Return the text of some tokens, without Whisper's special tokens and timestamps."""
@@ -189,32 +199,7 @@ class Tokenizer:
         return self.added_words.get(token) or self._decode([token])
 
     def _decode(self, tokens: list[int]) -> str:
-        return _load(self.path).backend.decode(tokens, skip_special_tokens=False)
-
-
-def language_code(language: str, known: Collection[str]) -> str:
-    """Return the code of a language given by code or English name.
-
-    Raises:
-        InputError: its code is not among the known ones.
-    """
-    names = language_names()
-    by_name = {names[code]: code for code in known if code in names}
-    code = by_name.get(language.lower(), language.lower())
-    if code not in known:
-        raise InputError(
-            f"Unknown language {language!r}: choose one of {', '.join(sorted(known))}."
-        )
-    return code
-
-
-@functools.cache
-def language_names() -> dict[str, str]:
-    """Return the lower-case English names of the languages that Whisper knows, by code."""
-    with without_warnings():
-        from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
-    return LANGUAGES
+        return _load(self).backend.decode(tokens, skip_special_tokens=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,11 +225,12 @@ def _merge(pair: str | list[str]) -> Merge:
 
 
 @functools.cache
-def _load(path: str) -> _Loaded:
+def _load(tokenizer: Tokenizer) -> _Loaded:
     import tokenizers
 
+    path = tokenizer.path
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
+        content = json.loads(tokenizer.content)
         added = {token["content"]: int(token["id"]) for token in content["added_tokens"]}
         vocabulary, pairs = content["model"]["vocab"], content["model"]["merges"]
         given = [_merge(pair) for pair in pairs]
@@ -256,7 +242,7 @@ def _load(path: str) -> _Loaded:
         content["truncation"] = content["padding"] = None
         backend = tokenizers.Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # The tokenizers library raises nothing narrower.
-        raise InputError(f"{path} is not a Whisper tokenizer.json: {error}.") from error
+        raise InputError(f"{path} is not a Whisper tokenizer: {error}.") from error
     for token, number in added.items():
         if backend.token_to_id(token) != number:
             raise InputError(
@@ -285,13 +271,3 @@ def _load(path: str) -> _Loaded:
         if token and token not in _SPECIAL | languages | marks and not _TIMESTAMP.fullmatch(token)
     }
     return _Loaded(backend, merges, added, words)
-
-
-@contextlib.contextmanager
-def without_warnings() -> Iterator[None]:
-    """Silence transformers, which warns when imported that torch is absent."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)

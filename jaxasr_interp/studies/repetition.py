@@ -22,9 +22,10 @@ from jaxasr_interp.generation.means import resolve_means
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.generation.transcribe import transcribe_batch
 from jaxasr_interp.interventions.intervention import Intervention
+from jaxasr_interp.model.config import WhisperConfig
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.runtime.progress import Progress
-from jaxasr_interp.speech.audio import CHUNK_SAMPLES
+from jaxasr_interp.speech.audio import SAMPLE_RATE
 from jaxasr_interp.speech.utterance import Clip
 
 _AT_ONCE = 8
@@ -152,17 +153,17 @@ def _silent(swept: TextSweep, i: int) -> float:
     return float(np.mean([not words_on_silence(one.text, language) for one, language in pairs]))
 
 
-def cut_windows(clip: Clip) -> list[Clip]:
-    """Cut a clip into windows of 30 s, named by their first second."""
-    starts = range(0, len(clip.audio), CHUNK_SAMPLES)
+def cut_windows(clip: Clip, config: WhisperConfig) -> list[Clip]:
+    """Cut a clip into windows that the encoder takes (30 s), named by their first second."""
+    starts = range(0, len(clip.audio), config.max_samples)
     if len(starts) < 2:
         return [clip]
     return [
         dataclasses.replace(
             clip,
-            name=f"{clip.name}@{30 * i}s",
-            audio=clip.audio[start : start + CHUNK_SAMPLES],
+            name=f"{clip.name}@{start / SAMPLE_RATE:g}s",
+            audio=clip.audio[start : start + config.max_samples],
             text=None,
         )
-        for i, start in enumerate(starts)
+        for start in starts
     ]

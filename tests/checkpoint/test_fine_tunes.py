@@ -143,3 +143,80 @@ def test_ctranslate2s_languages_are_the_tokenizers(folder, tmp_path):
     edit_json(other / "config.json", lambda content: content.update(lang_ids=[32, 34]))
     with pytest.raises(ji.InputError, match="other ids for the languages"):
         ji.load_model(other)
+
+
+def forced(folder, **settings):
+    edit_json(folder / "generation_config.json", lambda content: content.update(settings))
+    generation = ji.load_model(folder).generation
+    return generation.language, generation.task
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (None, None)),
+        ({"language": "<|de|>", "task": "translate"}, ("de", "translate")),
+        ({"language": "German"}, ("de", None)),
+        ({"forced_decoder_ids": [[1, 33], [2, 35], [3, 39]]}, ("de", "transcribe")),
+        ({"forced_decoder_ids": [[1, None], [2, 35]]}, (None, "transcribe")),
+        ({"language": "en", "forced_decoder_ids": [[1, 33], [2, 34]]}, ("en", "translate")),
+    ],
+)
+def test_a_checkpoint_names_language_and_task(folder, settings, expected):
+    assert forced(folder, **settings) == expected
+
+
+def test_what_a_checkpoint_names_is_the_default_of_prompts(folder, compiled_in_haste):
+    audio = np.random.default_rng(0).normal(size=3000).astype(np.float32)
+    plain = ji.load_model(folder)
+    forced(folder, language="de", task="translate")
+    model = ji.load_model(folder)
+    prompt = plain.tokenizer.prompt("de", "translate")
+    assert list(ji.make_utterance(model, audio, text="a").tokens[: len(prompt)]) == prompt
+    choice = ji.Choice(max_new_tokens=4)
+    ours = ji.transcribe(model, audio, choice=choice)
+    assert ours == ji.transcribe(plain, audio, language="de", task="translate", choice=choice)
+    assert ours.language == "de"
+    states = ji.encode(model, ji.log_mel_spectrogram(audio, 8, 24)).states
+    assert list(ji.generate(model, states, choice=choice).prompt) == prompt
+    # What the caller names goes first.
+    assert ji.transcribe(model, audio, language="en", choice=choice).language == "en"
+
+
+def test_the_older_fields_of_a_config_name_no_language(folder):
+    """They are those of the model that was fine-tuned."""
+    (folder / "generation_config.json").unlink()
+    ids = {"forced_decoder_ids": [[1, 33], [2, 35]]}
+    edit_json(folder / "config.json", lambda content: content.update(ids))
+    assert ji.load_model(folder).generation.language is None
+
+
+def test_saving_keeps_what_a_checkpoint_names(folder, tmp_path):
+    forced(folder, language="de", task="translate")
+    saved = ji.save_model(ji.load_model(folder), tmp_path / "saved")
+    generation = ji.load_model(saved).generation
+    assert (generation.language, generation.task) == ("de", "translate")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"suppress_tokens": 7}, "suppress_tokens of another form"),
+        ({"suppress_tokens": [[1]]}, "suppress_tokens of another form"),
+        ({"begin_suppress_tokens": ["a"]}, "begin_suppress_tokens of another form"),
+        ({"suppress_tokens": [48]}, "forbids the token 48: the model has 48 tokens"),
+        ({"alignment_heads": [1, 2]}, "alignment_heads of another form"),
+        ({"alignment_heads": {"a": 1}}, "alignment_heads of another form"),
+        ({"forced_decoder_ids": [1, 2]}, "forced_decoder_ids of another form"),
+        ({"forced_decoder_ids": "de"}, "forced_decoder_ids of another form"),
+        ({"lang_to_id": [32]}, "lang_to_id of another form"),
+        ({"eos_token_id": "end"}, "eos_token_id of another form"),
+        ({"language": ["de"]}, "language of another form"),
+        ({"language": "Klingon"}, "Unknown language 'Klingon'"),
+        ({"task": "sing"}, "the task 'sing'"),
+    ],
+)
+def test_settings_of_another_form_are_named_in_one_sentence(folder, settings, message):
+    with pytest.raises(ji.InputError, match=message) as error:
+        forced(folder, **settings)
+    assert "\n" not in str(error.value)

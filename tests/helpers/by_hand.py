@@ -7,9 +7,7 @@ import numpy as np
 import jaxasr_interp as ji
 from helpers.decoding import PROMPT
 from helpers.generating import CONTEXT
-from jaxasr_interp.ablation import work as text_work
-from jaxasr_interp.generation import means, transcribe, utterances
-from jaxasr_interp.interventions import intervention as interventions
+from jaxasr_interp.generation import means
 from jaxasr_interp.interventions.grammar import parse_edit
 from jaxasr_interp.pytree import pytree_dataclass
 
@@ -43,15 +41,9 @@ def by_hand(acts, changes):
     return ByHand(*({k: jnp.asarray(v) for k, v in x.items()} for x in (factors, shifts)))
 
 
-def hear_briefly(monkeypatch):
-    """Let the tiny model hear the first 24 of a spectrogram's 3000 frames."""
-
-    def log_mel(audio, n_mels):
-        return ji.log_mel_spectrogram(audio, n_mels, 24)
-
-    for module in (utterances, interventions, text_work, transcribe):
-        monkeypatch.setattr(module, "log_mel_spectrogram", log_mel)
-    return log_mel
+def briefly(audio, n_mels):
+    """The spectrogram that the tiny model hears."""
+    return ji.log_mel_spectrogram(audio, n_mels, 24)
 
 
 def brief_clips():

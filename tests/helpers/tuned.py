@@ -7,15 +7,6 @@ import jaxasr_interp as ji
 TRAINING = {"steps": 30, "batch_size": 16, "save_every": 10, "held_out": 0.25}
 
 
-def hear(monkeypatch):
-    """Let the tiny model hear the first 24 of a spectrogram's 3000 frames."""
-    from jaxasr_interp.generation import utterances
-
-    monkeypatch.setattr(
-        utterances, "log_mel_spectrogram", lambda a, n: ji.log_mel_spectrogram(a, n, 24)
-    )
-
-
 def clips(n):
     generator = np.random.default_rng(3)
     audio = generator.normal(0, 0.1, (n, 24 * 160)).astype(np.float32)

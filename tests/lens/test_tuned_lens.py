@@ -17,7 +17,7 @@ from helpers.files import GLASS, GRASS, PNG
 from helpers.generating import louder
 from helpers.real import real_model
 from helpers.sweeps import counted
-from helpers.tuned import TRAINING, clips, hear
+from helpers.tuned import TRAINING, clips
 from jaxasr_interp.lens.tuned_data import LensRows, lens_rows
 from jaxasr_interp.lens.tuned_training import divergence, fit_translators, mean_divergence
 
@@ -48,11 +48,6 @@ def random_translators(model, scale=0.1):
 def run(tiny, golden):
     states = ji.encode(tiny, jnp.asarray(golden["mel_a"])).states
     return ji.decode(tiny, golden["tokens_a"], states)
-
-
-@pytest.fixture
-def hears(monkeypatch):
-    return hear(monkeypatch)
 
 
 def rows_of(model, run):
@@ -117,7 +112,7 @@ def test_loss_and_gradient_are_those_of_whole_logits(tiny, run):
     np.testing.assert_allclose(mean, np.asarray(expected).mean(1), rtol=1e-9)
 
 
-def test_rows_are_those_of_each_clip_alone(tiny, hears):
+def test_rows_are_those_of_each_clip_alone(tiny):
     model, (first, second) = louder(tiny), clips(2)
     own = ji.Clip("own", second.audio, None, "en")
     silent = ji.Clip("silent", first.audio, "", "en")
@@ -161,9 +156,8 @@ def test_a_known_distortion_is_undone(tiny):
 
 DYING = """
 import os, signal, sys
-import pytest
 from helpers.golden import GOLDEN
-from helpers.tuned import TRAINING, clips, hear
+from helpers.tuned import TRAINING, clips
 import jaxasr_interp as ji
 from jaxasr_interp.speech.tokenizer import Tokenizer
 
@@ -174,13 +168,11 @@ def die(done, of, what):
 tokenizer, folder = sys.argv[1:]
 model = ji.load_model(GOLDEN / "tiny_random")
 model.tokenizer = Tokenizer(tokenizer)
-with pytest.MonkeyPatch.context() as patch:
-    hear(patch)
-    ji.train_tuned_lens(model, clips(8), folder, ji.LensTraining(**TRAINING), on_progress=die)
+ji.train_tuned_lens(model, clips(8), folder, ji.LensTraining(**TRAINING), on_progress=die)
 """
 
 
-def test_training_that_is_killed_goes_on_as_if_it_had_not_been(tiny32, hears, tmp_path):
+def test_training_that_is_killed_goes_on_as_if_it_had_not_been(tiny32, tmp_path):
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     command = [sys.executable, "-c", DYING, tiny32.tokenizer.path, str(cut)]
     dead = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
@@ -211,12 +203,12 @@ def test_training_that_is_killed_goes_on_as_if_it_had_not_been(tiny32, hears, tm
 
 
 @pytest.fixture
-def trained(tiny, hears, tmp_path):
+def trained(tiny, tmp_path):
     training = ji.LensTraining(**TRAINING | {"learning_rate": 1e-2})
     return ji.train_tuned_lens(louder(tiny), clips(8), tmp_path / "lens", training)
 
 
-def test_training_brings_held_out_clips_nearer_to_the_final_layer(tiny, hears, trained, tmp_path):
+def test_training_brings_held_out_clips_nearer_to_the_final_layer(tiny, trained, tmp_path):
     assert (trained.tuned_kl < trained.logit_kl).all()
     lengths = [len(tiny.tokenizer.prompt("en")) + 1 + len(clip.text) for clip in clips(8)]
     assert sum(trained.rows) == sum(lengths)
@@ -252,7 +244,7 @@ def test_a_lens_of_another_model_is_refused(tiny, run, trained, tmp_path):
         ji.tuned_lens(tiny, run, translators)
 
 
-def test_bad_input_is_named(tiny, hears, tmp_path, trained):
+def test_bad_input_is_named(tiny, tmp_path, trained):
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(ji.InputError, match="holds no tuned lens"):
             ji.load_tuned_lens(folder)

@@ -10,12 +10,11 @@ import pytest
 import soundfile
 
 import jaxasr_interp as ji
-from helpers.by_hand import brief_clips, hear_briefly
+from helpers.by_hand import brief_clips
 from helpers.extracting import extract_with
 from helpers.files import sound
 from helpers.functions import times
 from helpers.sweeps import plan_of
-from helpers.tuned import hear
 from jaxasr_interp.runtime import identity
 from jaxasr_interp.runtime.identity import digest
 
@@ -108,8 +107,7 @@ def test_a_changed_sweep_is_refused(tiny, utterances, tmp_path, monkeypatch):
     assert path.stat().st_size == len(written)
 
 
-def test_a_changed_sweep_on_text_is_refused(tiny, monkeypatch, tmp_path):
-    hear_briefly(monkeypatch)
+def test_a_changed_sweep_on_text_is_refused(tiny, tmp_path):
     tone, noise = brief_clips()
     soundfile.write(tmp_path / "reference.wav", noise[:2000], 16000)
     clip = ji.Clip("a", tone, "a b c", "en")
@@ -202,8 +200,7 @@ def test_samples_that_changed_are_refused(tiny32, rows, tmp_path):
         extract_with(tiny32, given(2), tmp_path / "a.zarr", **options)
 
 
-def test_a_changed_training_is_refused(tiny, monkeypatch, tmp_path):
-    hear(monkeypatch)
+def test_a_changed_training_is_refused(tiny, tmp_path):
     training = ji.LensTraining(steps=2, batch_size=4, held_out=0.5)
     clips = [ji.Clip(str(i), sound(i, 3000), "ab", "en") for i in range(2)]
     whole = ji.train_tuned_lens(tiny, clips, tmp_path, training)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxasr_interp as ji
-from helpers.by_hand import brief_clips, hear_briefly
+from helpers.by_hand import brief_clips
 from helpers.dataset_sweeps import N_CLIPS, swept
 from helpers.files import contents
 from jaxasr_interp.generation.batching import generate_rows
@@ -123,8 +123,7 @@ def test_extraction_on_two_devices_gives_the_numbers_of_one(folder, model, tmp_p
         np.testing.assert_array_equal(one[name].values, two[name].values)
 
 
-def test_text_sweeps_on_two_devices_equal_one(tiny, golden, monkeypatch):
-    hear_briefly(monkeypatch)
+def test_text_sweeps_on_two_devices_equal_one(tiny, golden):
     clips = [
         ji.Clip(f"{name}{i}", (i + 1) / 4 * audio, "a b", "en")
         for i in range(3)

@@ -255,5 +255,5 @@ def test_bad_prompts_are_named_in_one_sentence(english, multilingual, call, mess
 def test_a_damaged_tokenizer_is_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text("{")
-    with pytest.raises(ji.InputError, match=r"is not a Whisper tokenizer\.json"):
+    with pytest.raises(ji.InputError, match="is not a Whisper tokenizer"):
         ji.Tokenizer(str(path)).encode("a")
