@@ -1,89 +1,51 @@
-"""The table between Hugging Face's parameter names and ours, applied strictly both ways."""
+"""Tensors of a checkpoint to the parameters of a model and back, strictly both ways."""
 
 import collections
-import dataclasses
 import functools
-import re
-from collections.abc import Iterator, Mapping
+import math
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxasr_interp.checkpoint.shapes import check_sizes, stored_sizes
+from jaxasr_interp.checkpoint.stored import StoredTensor, Tensors
+from jaxasr_interp.checkpoint.table import TABLE, TIED, Rule, names_of, shape_of_one
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.config import WhisperConfig
 from jaxasr_interp.model.whisper import Whisper
 
-type Tensors = Mapping[str, np.ndarray]
-
 DTYPES = ("float32", "bfloat16", "float64")
 _MOST_PROBLEMS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """One parameter: our path and Hugging Face's name, with `{layer}` for stacked ones."""
-
-    path: str
-    name: str
-    transposed: bool = False
-
-
-def _linear(path: str, name: str, bias: bool = True) -> Iterator[Rule]:
-    yield Rule(f"{path}.kernel", f"{name}.weight", transposed=True)
-    if bias:
-        yield Rule(f"{path}.bias", f"{name}.bias")
-
-
-def _norm(path: str, name: str) -> Iterator[Rule]:
-    yield Rule(f"{path}.scale", f"{name}.weight")
-    yield Rule(f"{path}.bias", f"{name}.bias")
-
-
-def _attention(path: str, name: str) -> Iterator[Rule]:
-    yield from _linear(f"{path}.query", f"{name}.q_proj")
-    yield from _linear(f"{path}.key", f"{name}.k_proj", bias=False)
-    yield from _linear(f"{path}.value", f"{name}.v_proj")
-    yield from _linear(f"{path}.out", f"{name}.out_proj")
-
-
-def _stack(stack: str) -> Iterator[Rule]:
-    blocks, layers = f"{stack}.blocks", f"model.{stack}.layers.{{layer}}"
-    yield from _norm(f"{blocks}.attn_norm", f"{layers}.self_attn_layer_norm")
-    yield from _attention(f"{blocks}.attn", f"{layers}.self_attn")
-    yield from _norm(f"{blocks}.mlp_norm", f"{layers}.final_layer_norm")
-    yield from _linear(f"{blocks}.mlp.up", f"{layers}.fc1")
-    yield from _linear(f"{blocks}.mlp.down", f"{layers}.fc2")
-    yield Rule(f"{stack}.pos_embed", f"model.{stack}.embed_positions.weight")
-    yield from _norm(f"{stack}.final_norm", f"model.{stack}.layer_norm")
-
-
-def _table() -> Iterator[Rule]:
-    yield from _linear("encoder.conv1", "model.encoder.conv1")
-    yield from _linear("encoder.conv2", "model.encoder.conv2")
-    yield from _stack("encoder")
-    yield Rule("decoder.embed", "model.decoder.embed_tokens.weight")
-    yield from _stack("decoder")
-    cross = "model.decoder.layers.{layer}"
-    yield from _norm("decoder.blocks.cross_norm", f"{cross}.encoder_attn_layer_norm")
-    yield from _attention("decoder.blocks.cross_attn", f"{cross}.encoder_attn")
-
-
-TABLE = tuple(_table())
-TIED = "proj_out.weight"
+_EMBEDDING = "model.decoder.embed_tokens.weight"
+_ALIGNMENT = 64
+_ROWS_AT_ONCE = 64
+"""Rows of a matrix that are transposed together, so that they stay in a core's cache."""
 
 
 def from_tensors(
-    config: WhisperConfig, tensors: Tensors, dtype: str = "float32", origin: str = "checkpoint"
+    config: WhisperConfig,
+    tensors: Tensors,
+    dtype: str = "float32",
+    origin: str = "checkpoint",
+    table: Sequence[Rule] = TABLE,
 ) -> Whisper:
-    """Build a model from tensors under Hugging Face's names.
+    """Build a model from the tensors of a checkpoint.
+
+    The largest parameters come first: each is read layer by layer into its stack and handed to the
+    device, so that no more than one is held twice.
 
     Args:
         config: sizes.
-        tensors: every parameter of the checkpoint.
+        tensors: every parameter of the checkpoint, by its name there.
         dtype: type of the parameters: `"float32"`, `"bfloat16"` or `"float64"`.
         origin: name of the checkpoint in errors.
+        table: the names of the checkpoint; by default Hugging Face's.
 
     Returns:
         The model, with no tokenizer and default generation settings.
@@ -93,32 +55,29 @@ def from_tensors(
             problems are in one message.
     """
     check_dtype(dtype)
+    check_sizes(config, stored_sizes(tensors, table, origin), origin)
     wanted = abstract_parameters(config, dtype)
-    unused = set(tensors)
-    problems: list[str] = []
-    filled: dict[str, np.ndarray] = {}
-    for rule in TABLE:
-        expected = wanted[rule.path].shape
-        names = _names(rule, config)
-        unused.difference_update(names)
-        absent = [name for name in names if name not in tensors]
-        if absent:
-            problems += [f"missing {name}" for name in absent]
-            continue
-        shape = expected[1:] if "{layer}" in rule.name else expected
-        shape = shape[::-1] if rule.transposed else shape
-        wrong = [name for name in names if tensors[name].shape != shape]
-        if wrong:
-            problems += [f"{name} is {tensors[name].shape}, expected {shape}" for name in wrong]
-            continue
-        filled[rule.path] = _fill(rule, [tensors[name] for name in names], dtype)
-        if not np.isfinite(filled[rule.path]).all():
-            problems.append(f"{rule.name} holds values that are not finite")
-    problems += _check_tied(tensors, unused)
-    problems += [f"unexpected {name}" for name in sorted(unused)]
-    problems += [f"nothing fills {path}" for path in wanted.keys() - {rule.path for rule in TABLE}]
-    if problems:
-        raise InputError(f"{origin} does not fit its config: {_summary(problems)}.")
+    named = {rule: names_of(rule, config) for rule in table}
+    problems = {rule: _misfits(rule, named[rule], tensors, wanted[rule.path]) for rule in table}
+    surplus = set(tensors).difference([TIED], *named.values())
+    found = [problem for own in problems.values() for problem in own]
+    found += [f"unexpected {name}" for name in sorted(surplus)]
+    found += [f"nothing fills {path}" for path in wanted.keys() - {rule.path for rule in table}]
+    if not found:
+        found += _check_tied(tensors)
+    filled: dict[str, jax.Array] = {}
+    fitting = [rule for rule in table if not problems[rule]]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for rule in sorted(fitting, key=lambda rule: -wanted[rule.path].size):
+            stack = _aligned(wanted[rule.path].shape, wanted[rule.path].dtype)
+            layers = stack if rule.stacked else stack[None]
+            finite = pool.map(partial(_fill, rule), [tensors[n] for n in named[rule]], layers)
+            bad = [name for name, fine in zip(named[rule], finite, strict=True) if not fine]
+            found += [f"{name} holds values that are not finite" for name in bad]
+            if not found:
+                filled[rule.path] = jax.device_put(stack)
+    if found:
+        raise InputError(f"{origin} does not fit its config: {_summary(found)}.")
     return with_parameters(config, filled)
 
 
@@ -128,8 +87,8 @@ def to_tensors(model: Whisper) -> dict[str, np.ndarray]:
     tensors = {}
     for rule in TABLE:
         value = np.asarray(parameters[rule.path])
-        layers = value if "{layer}" in rule.name else value[None]
-        for name, layer in zip(_names(rule, model.config), layers, strict=True):
+        layers = value if rule.stacked else value[None]
+        for name, layer in zip(names_of(rule, model.config), layers, strict=True):
             tensors[name] = layer.T if rule.transposed else layer
     return tensors
 
@@ -185,34 +144,49 @@ def check_dtype(dtype: str) -> None:
         )
 
 
-def layer_count(names: Mapping[str, object], stack: str) -> int:
-    """Count the layers of `stack` in tensor names."""
-    pattern = re.compile(rf"model\.{stack}\.layers\.(\d+)\.")
-    return 1 + max((int(m[1]) for m in map(pattern.match, names) if m), default=-1)
-
-
 @functools.cache
 def _abstract(config: WhisperConfig) -> Whisper:
     return jax.eval_shape(lambda: Whisper(config, rngs=nnx.Rngs(0)))
 
 
-def _names(rule: Rule, config: WhisperConfig) -> list[str]:
-    if "{layer}" not in rule.name:
-        return [rule.name]
-    layers = config.encoder_layers if rule.path.startswith("encoder") else config.decoder_layers
-    return [rule.name.format(layer=layer) for layer in range(layers)]
+def _misfits(
+    rule: Rule, names: Sequence[str], tensors: Tensors, wanted: jax.ShapeDtypeStruct
+) -> list[str]:
+    """Say which tensors of a parameter are missing, or of another shape or type."""
+    shape, problems = shape_of_one(rule, wanted.shape), []
+    for name in names:
+        if name not in tensors:
+            problems.append(f"missing {name}")
+        elif tensors[name].shape != shape:
+            problems.append(f"{name} is {tensors[name].shape}, expected {shape}")
+        elif not jnp.issubdtype(tensors[name].dtype, jnp.floating):
+            problems.append(f"{name} is {tensors[name].dtype}, expected floats")
+    return problems
 
 
-def _fill(rule: Rule, values: list[np.ndarray], dtype: str) -> np.ndarray:
-    cast = [(v.T if rule.transposed else v).astype(jnp.dtype(dtype)) for v in values]
-    return np.stack(cast) if "{layer}" in rule.name else cast[0]
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Make an array that JAX takes over on a CPU as it is: others are copied."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _check_tied(tensors: Tensors, unused: set[str]) -> list[str]:
-    if TIED not in tensors:
-        return []
-    unused.discard(TIED)
-    if np.array_equal(tensors[TIED], tensors.get("model.decoder.embed_tokens.weight", np.empty(0))):
+def _fill(rule: Rule, tensor: np.ndarray | StoredTensor, out: np.ndarray) -> bool:
+    """Read one tensor into `out`; return whether it is finite."""
+    values = np.asarray(tensor)
+    with np.errstate(over="ignore"):
+        if rule.transposed:
+            for start in range(0, len(values), _ROWS_AT_ONCE):
+                rows = slice(start, start + _ROWS_AT_ONCE)
+                out[..., rows] = values[rows].T
+        else:
+            out[...] = values
+    return bool(np.isfinite(out).all())
+
+
+def _check_tied(tensors: Tensors) -> list[str]:
+    if TIED not in tensors or np.array_equal(tensors[TIED], tensors[_EMBEDDING]):
         return []
     return [f"{TIED} differs from the token embedding it is tied to"]
 

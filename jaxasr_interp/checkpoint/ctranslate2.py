@@ -2,18 +2,21 @@
 
 The file holds named variables, each with a shape, a type and raw little-endian data, then aliases.
 Whisper's stacked projections are split here, quantised weights are divided by their scales, and the
-scalars that describe the architecture are checked.
+scalars that describe the architecture are checked. Values are read when they are used.
 """
 
 import dataclasses
 import math
 import re
 import struct
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxasr_interp.checkpoint.convert import layer_count
+from jaxasr_interp.checkpoint.shapes import stored_sizes
+from jaxasr_interp.checkpoint.stored import FileBytes, StoredTensor
+from jaxasr_interp.checkpoint.table import TABLE
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.config import WhisperConfig
 
@@ -29,40 +32,45 @@ _IGNORED_SCALARS = ("num_heads", "alignment_heads", "alignment_layer")
 
 @dataclasses.dataclass
 class _Reader:
-    data: memoryview
+    data: FileBytes
     origin: str
     offset: int = 0
 
-    def take(self, size: int, what: str) -> memoryview:
-        piece = self.data[self.offset : self.offset + size]
-        if len(piece) != size:
+    def skip(self, size: int, what: str) -> int:
+        """Pass over some bytes; return where they begin."""
+        start = self.offset
+        if start + size > len(self.data):
             raise InputError(
                 f"{self.origin} is truncated: it ends inside {what} at byte {len(self.data)}; "
                 "fetch the file again."
             )
         self.offset += size
-        return piece
+        return start
+
+    def take(self, size: int, what: str) -> bytes:
+        start = self.skip(size, what)
+        return self.data[start : start + size].tobytes()
 
     def number(self, layout: str, what: str) -> int:
         return struct.unpack("<" + layout, self.take(struct.calcsize(layout), what))[0]
 
     def string(self, what: str) -> str:
-        raw = bytes(self.take(self.number("H", what), what))
+        raw = self.take(self.number("H", what), what)
         try:
             return raw.rstrip(b"\0").decode()
         except UnicodeDecodeError:
             raise InputError(f"{self.origin} is corrupt: {what} is not text.") from None
 
 
-def read_variables(data: memoryview, origin: str) -> dict[str, np.ndarray]:
-    """Read every variable of a `model.bin`, aliases included.
+def read_variables(data: FileBytes, origin: str) -> dict[str, StoredTensor]:
+    """Find every variable of a `model.bin`, aliases included.
 
     Args:
         data: the file's bytes.
         origin: name of the file in errors.
 
     Returns:
-        Arrays by variable name, which are views of `data`.
+        Tensors by variable name.
 
     Raises:
         InputError: the file is no version 6 Whisper model, truncated, or has bytes left over.
@@ -77,18 +85,22 @@ def read_variables(data: memoryview, origin: str) -> dict[str, np.ndarray]:
     if spec != "WhisperSpec":
         raise InputError(f"{origin} holds a {spec!r}: expected a Whisper model (WhisperSpec).")
     reader.number("I", "the header")
-    variables: dict[str, np.ndarray] = {}
+    variables: dict[str, StoredTensor] = {}
     for _ in range(reader.number("I", "the header")):
         name = reader.string("a variable's name")
         rank = reader.number("B", name)
         shape = tuple(reader.number("I", name) for _ in range(rank))
         kind = reader.number("B", name)
-        raw = reader.take(reader.number("I", name), name)
+        size = reader.number("I", name)
+        start = reader.skip(size, name)
         if kind not in _TYPES:
             raise InputError(f"{origin}: {name} has unknown type {kind}.")
-        if len(raw) != math.prod(shape) * np.dtype(_TYPES[kind]).itemsize:
-            raise InputError(f"{origin}: {name} of shape {shape} has {len(raw)} bytes of data.")
-        variables[name] = np.frombuffer(raw, _TYPES[kind]).reshape(shape)
+        dtype = np.dtype(_TYPES[kind])
+        if size != math.prod(shape) * dtype.itemsize:
+            raise InputError(f"{origin}: {name} of shape {shape} has {size} bytes of data.")
+        if name in variables:
+            raise InputError(f"{origin} holds {name} a second time.")
+        variables[name] = StoredTensor(shape, dtype, partial(_values, data, start, shape, dtype))
     for _ in range(reader.number("I", "the aliases")):
         alias, target = reader.string("an alias"), reader.string("an alias")
         if target not in variables:
@@ -101,8 +113,13 @@ def read_variables(data: memoryview, origin: str) -> dict[str, np.ndarray]:
     return variables
 
 
-def read_tensors(data: memoryview, origin: str) -> tuple[WhisperConfig, dict[str, np.ndarray]]:
-    """Read a Whisper `model.bin`.
+def _values(data: FileBytes, start: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    return data[start : start + size].view(dtype).reshape(shape)
+
+
+def read_tensors(data: FileBytes, origin: str) -> tuple[WhisperConfig, dict[str, StoredTensor]]:
+    """Find the tensors of a Whisper `model.bin`.
 
     Args:
         data: the file's bytes.
@@ -115,29 +132,42 @@ def read_tensors(data: memoryview, origin: str) -> tuple[WhisperConfig, dict[str
     Raises:
         InputError: the file describes another architecture; and see `read_variables`.
     """
-    variables = _dequantise(read_variables(data, origin))
-    scalars = {name: int(v) for name, v in variables.items() if v.ndim == 0}
+    variables = _dequantised(read_variables(data, origin), origin)
+    scalars = {name: int(np.asarray(v)) for name, v in variables.items() if not v.shape}
     for name, value in scalars.items():
         if name.split("/")[-1] not in _IGNORED_SCALARS and value != _SCALARS.get(name, 0):
             raise InputError(f"{origin} has {name} = {value}: not a Whisper model.")
-    tensors: dict[str, np.ndarray] = {}
+    tensors: dict[str, StoredTensor] = {}
     for name, value in variables.items():
-        if value.ndim:
+        if value.shape:
             tensors.update(_rename(name, value, origin))
-    return _config(scalars, tensors, origin), tensors
+    heads = {}
+    for stack in ("encoder", "decoder"):
+        if f"{stack}/num_heads" not in scalars:
+            raise InputError(f"{origin} does not tell its heads: missing {stack}/num_heads.")
+        heads[f"{stack}_heads"] = scalars[f"{stack}/num_heads"]
+    return WhisperConfig(**heads, **stored_sizes(tensors, TABLE, origin)), tensors
 
 
-def _dequantise(variables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _dequantised(variables: dict[str, StoredTensor], origin: str) -> dict[str, StoredTensor]:
     plain = {}
     for name, value in variables.items():
         scale = variables.get(f"{name}_scale")
         if name.endswith("_scale") and name.removesuffix("_scale") in variables:
             continue
         if scale is not None:
-            scale = scale.astype(np.float32)
-            value = value.astype(np.float32) / scale.reshape(-1, *(1,) * (value.ndim - 1))
+            if scale.shape not in ((), value.shape[:1]):
+                raise InputError(f"{origin}: {name}_scale has shape {scale.shape}.")
+            read = partial(_divide, value, scale)
+            value = StoredTensor(value.shape, np.dtype(np.float32), read)
         plain[name] = value
     return plain
+
+
+def _divide(value: StoredTensor, scale: StoredTensor) -> np.ndarray:
+    divisor = np.asarray(scale).astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(value) / divisor.reshape(-1, *(1,) * (len(value.shape) - 1))
 
 
 _SUBLAYERS: dict[str, tuple[str, ...]] = {
@@ -161,7 +191,7 @@ _WHOLE = {
 _KINDS = {"gamma": "weight", "beta": "bias", "weight": "weight", "bias": "bias"}
 
 
-def _rename(name: str, value: np.ndarray, origin: str) -> dict[str, np.ndarray]:
+def _rename(name: str, value: StoredTensor, origin: str) -> dict[str, StoredTensor]:
     if name in _WHOLE:
         return {_WHOLE[name]: value}
     if match := re.fullmatch(r"(encoder|decoder)/(layer_norm|conv1|conv2)/(\w+)", name):
@@ -170,37 +200,23 @@ def _rename(name: str, value: np.ndarray, origin: str) -> dict[str, np.ndarray]:
     if match := re.fullmatch(r"(encoder|decoder)/layer_(\d+)/(.+)/(\w+)", name):
         stack, layer, sublayer, kind = match.groups()
         targets = _SUBLAYERS.get(sublayer)
-        if targets and kind in _KINDS and len(value) % len(targets) == 0:
-            prefix = f"model.{stack}.layers.{layer}"
-            pieces = np.split(value, len(targets))
+        if targets and kind in _KINDS and value.shape[0] % len(targets) == 0:
+            prefix, rows = f"model.{stack}.layers.{layer}", value.shape[0] // len(targets)
             named = {
-                f"{prefix}.{t}.{_KINDS[kind]}": p for t, p in zip(targets, pieces, strict=True)
+                f"{prefix}.{target}.{_KINDS[kind]}": _rows(value, i * rows, rows)
+                for i, target in enumerate(targets)
             }
             return _without_key_bias(named, origin)
     return {name: value}
 
 
-def _without_key_bias(named: dict[str, np.ndarray], origin: str) -> dict[str, np.ndarray]:
+def _rows(value: StoredTensor, start: int, count: int) -> StoredTensor:
+    read = lambda: np.asarray(value)[start : start + count]  # noqa: E731
+    return StoredTensor((count, *value.shape[1:]), value.dtype, read)
+
+
+def _without_key_bias(named: dict[str, StoredTensor], origin: str) -> dict[str, StoredTensor]:
     for name in [name for name in named if name.endswith("k_proj.bias")]:
-        if named.pop(name).any():
+        if np.asarray(named.pop(name)).any():
             raise InputError(f"{origin} has a key bias ({name}): Whisper's keys have none.")
     return named
-
-
-def _config(scalars: dict[str, int], tensors: dict[str, np.ndarray], origin: str) -> WhisperConfig:
-    try:
-        return WhisperConfig(
-            n_mels=tensors["model.encoder.conv1.weight"].shape[1],
-            d_vocab=tensors["model.decoder.embed_tokens.weight"].shape[0],
-            d_model=tensors["model.decoder.embed_tokens.weight"].shape[1],
-            encoder_layers=layer_count(tensors, "encoder"),
-            decoder_layers=layer_count(tensors, "decoder"),
-            encoder_heads=scalars["encoder/num_heads"],
-            decoder_heads=scalars["decoder/num_heads"],
-            encoder_d_mlp=tensors["model.encoder.layers.0.fc1.weight"].shape[0],
-            decoder_d_mlp=tensors["model.decoder.layers.0.fc1.weight"].shape[0],
-            max_frames=tensors["model.encoder.embed_positions.weight"].shape[0],
-            max_tokens=tensors["model.decoder.embed_positions.weight"].shape[0],
-        )
-    except (KeyError, IndexError) as error:
-        raise InputError(f"{origin}: its sizes cannot be read ({error.args[0]}).") from None

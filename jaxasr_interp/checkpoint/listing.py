@@ -38,7 +38,7 @@ def list_models() -> list[dict[str, str]]:
             "model": "a folder",
             "kind": "local",
             "state": "on disk",
-            "how": "--model PATH (safetensors, CTranslate2 model.bin, or save_model's folder)",
+            "how": "--model PATH (safetensors, .bin, .pt, CTranslate2 or save_model's folder)",
         },
     ]
 

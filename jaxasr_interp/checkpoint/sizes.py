@@ -1,16 +1,20 @@
 """Models without their weights: sizes and tokenizer alone, to plan work beforehand."""
 
-import mmap
 from pathlib import Path
 
-from jaxasr_interp.checkpoint import convert, ctranslate2, huggingface, saved
+from jaxasr_interp.checkpoint import convert, ctranslate2, huggingface, openai, saved
 from jaxasr_interp.checkpoint.bundled import BUNDLES, find_parts
+from jaxasr_interp.checkpoint.shapes import check_sizes, stored_sizes
+from jaxasr_interp.checkpoint.stored import FileBytes
+from jaxasr_interp.checkpoint.table import TABLE
+from jaxasr_interp.checkpoint.tokenizers import find_tokenizer
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.config import WhisperConfig
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.speech.tokenizer import Tokenizer
 
-_OPENAI = "openai/whisper-"
+HUB = "openai/whisper-"
+"""How the ids of OpenAI's models on the hub begin."""
+
 _SIZES = {
     "tiny": (384, 4, 6),
     "base": (512, 6, 8),
@@ -39,21 +43,20 @@ def model_without_weights(name: str, dtype: str | None = None) -> Whisper:
             unknown.
     """
     folder = Path(name)
-    config = openai_config(name.removeprefix(_OPENAI))
+    config = openai_config(name.removeprefix(HUB))
     if config is not None:
         parts = find_parts(name) if name in BUNDLES else None
-        tokenizer = parts[0].with_name(saved.TOKENIZER) if parts else None
+        tokenizer = find_tokenizer(parts[0].parent) if parts else None
     elif folder.is_dir():
         config, dtype = _read_config(folder, dtype)
-        tokenizer = folder / saved.TOKENIZER
+        tokenizer = find_tokenizer(folder)
     else:
         names = ", ".join([*_SIZES, *_LARGE])
         raise InputError(
             f"The sizes of {name!r} are not known here: choose one of {names}, or a local folder."
         )
     model = convert.abstract_model(config, dtype or "float32")
-    if tokenizer is not None and tokenizer.is_file():
-        model.tokenizer = Tokenizer(str(tokenizer))
+    model.tokenizer = tokenizer
     model.name = name
     return model
 
@@ -86,7 +89,13 @@ def _read_config(folder: Path, dtype: str | None) -> tuple[WhisperConfig, str | 
         return saved.read_config(folder)
     if (folder / "model.bin").exists():
         # Its sizes are those of its tensors, which are named one after the other in one file.
-        with (folder / "model.bin").open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return ctranslate2.read_tensors(memoryview(data), str(folder / "model.bin"))[0], dtype
-    return WhisperConfig.from_hf(huggingface.read_json(folder / "config.json")), dtype
+        path = folder / "model.bin"
+        return ctranslate2.read_tensors(FileBytes([path]), str(path))[0], dtype
+    files = huggingface.weight_files(folder)
+    if not files and (found := sorted(folder.glob("*.pt"))):
+        return openai.read_openai(found[0])[0], dtype
+    config = WhisperConfig.from_hf(huggingface.read_json(folder / "config.json"))
+    if files:
+        tensors = huggingface.read_tensors(folder)
+        check_sizes(config, stored_sizes(tensors, TABLE, str(folder)), str(folder))
+    return config, dtype

@@ -30,7 +30,6 @@ class Whisper(nnx.Module):
     Attributes:
         generation: the checkpoint's generation settings.
         tokenizer: the checkpoint's tokenizer, or `None` if it has none.
-        source: where the weights came from, for provenance.
         name: the name by which any process loads the model, if it was loaded by one.
     """
 
@@ -38,7 +37,7 @@ class Whisper(nnx.Module):
         self.config = config
         self.generation = GenerationSettings()
         self.tokenizer: Tokenizer | None = None
-        self.source = "random"
+        self._source: object = "random"
         self.name: str | None = None
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
@@ -66,6 +65,16 @@ class Whisper(nnx.Module):
         states, acts = self.encoder(mel, encoder_edit, patterns=patterns)
         run = self.decoder.run(tokens, states, decoder_edit, logits_at=logits_at, patterns=patterns)
         return replace(run, encoder=acts)
+
+    @property
+    def source(self) -> str:
+        """Where the weights came from, for provenance."""
+        return str(self._source)
+
+    @source.setter
+    def source(self, source: object) -> None:
+        # Its text may take time: that of large weight files waits for their hash.
+        self._source = source
 
     @property
     def dtype(self) -> jnp.dtype:

@@ -166,8 +166,8 @@ def config(**fields):
     return change
 
 
-def pickled(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+def nested(folder):
+    (folder / "config.json").write_text("[" * 100_000)
 
 
 def outside_shard(folder):
@@ -189,8 +189,10 @@ NORM = "model.decoder.layer_norm.weight"
         (put("proj_out.weight", np.zeros((48, 16))), "differs from the token embedding"),
         (truncate, "is not a whole safetensors file"),
         (config(d_model=18), "d_model 18 is not a multiple of encoder_heads 4"),
-        (config(encoder_layers=3), "missing model.encoder.layers.2"),
-        (config(decoder_layers=2), "unexpected model.decoder.layers.2"),
+        (config(encoder_layers=3), r"says encoder_layers 3 \(it holds 2\)"),
+        (config(decoder_layers=2), r"says decoder_layers 2 \(it holds 3\)"),
+        (config(max_source_positions=10**7), r"says max_frames 10000000 \(it holds 12\)"),
+        (config(encoder_layers=10**6, vocab_size=10**9), "d_vocab 1000000000 .* encoder_layers 1"),
         (config(activation_function="relu"), "activation_function='relu'"),
         (config(vocab_size=0), "expected a positive integer"),
         (lambda folder: (folder / "config.json").unlink(), "config.json cannot be read"),
@@ -199,7 +201,8 @@ NORM = "model.decoder.layer_norm.weight"
             "config.json lacks num_mel_bins",
         ),
         (lambda folder: (folder / "config.json").write_text("["), "cannot be read as JSON"),
-        (pickled, "Pickled weights"),
+        (nested, "config.json cannot be read as JSON"),
+        (put(NORM, np.zeros(16, np.int32)), "expected floats"),
         (outside_shard, "names shards that are not in the folder"),
     ],
 )
@@ -239,7 +242,7 @@ def binary(tmp_path):
         (lambda data: b"\7" + data[1:], "not a CTranslate2 model of version 6"),
         (lambda data: data.replace(b"WhisperSpec", b"MarianSpec_"), "holds a 'MarianSpec_'"),
         (lambda data: data.replace(b"r_0/ffn/linear_0/b", b"r_0/ffn/linear_9/b"), "missing model."),
-        (lambda data: b"", "is empty"),
+        (lambda data: b"", "is truncated: it ends inside the header at byte 0"),
     ],
 )
 def test_damaged_ctranslate2_files_are_named_in_one_sentence(binary, damage, message):
@@ -261,6 +264,10 @@ def test_a_ctranslate2_file_cut_anywhere_is_refused(binary, cut):
     [
         ("nonsense", {}, "No model 'nonsense': choose a bundled name"),
         ("/no/such/place", {}, "No model"),
+        ("./nofolder", {}, "No model './nofolder'"),
+        ("large-v3", {}, "from the hub as 'openai/whisper-large-v3'"),
+        ("small.en", {}, "from the hub as 'openai/whisper-small.en'"),
+        ("tiny.en", {"revision": "main"}, "'tiny.en' is no hub id"),
         (__file__, {}, "is a file: give the folder"),
         (TINY, {"dtype": "float8"}, "Unknown dtype 'float8'"),
         (TINY, {"dtype": "float64"}, "float64 needs 64-bit mode"),
@@ -304,13 +311,35 @@ def test_a_hub_id_loads_what_the_hub_gives(monkeypatch, tiny32):
 
     asked = []
 
-    def give(hub_id, allow_patterns):
-        asked.append(hub_id)
+    def give(hub_id, *, revision, cache_dir, allow_patterns):
+        asked.append((hub_id, revision, cache_dir))
         return str(TINY)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", give)
-    assert_same(ji.load_model("somebody/whisper-tiny-random"), tiny32)
-    assert asked == ["somebody/whisper-tiny-random"]
+    name = "somebody/whisper-tiny-random"
+    assert_same(ji.load_model(name), tiny32)
+    model = ji.load_model(name, revision="v1", cache_dir="kept")
+    assert model.name == f"{name}@v1"
+    assert ji.load_model(model.name).name == model.name
+    assert asked == [(name, None, None), (name, "v1", "kept"), (name, "v1", None)]
+
+
+def test_files_of_torch_are_fetched_only_where_there_are_no_others(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked = []
+
+    def give(hub_id, *, revision, cache_dir, allow_patterns):
+        asked.append(allow_patterns)
+        if any("pytorch" in pattern for pattern in allow_patterns):
+            shutil.copy(GOLDEN / "torch_files" / "pytorch_model.bin", tmp_path)
+        else:
+            shutil.copy(TINY / "config.json", tmp_path)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", give)
+    ji.load_model("somebody/whisper-old")
+    assert len(asked) == 2
 
 
 @pytest.mark.real
