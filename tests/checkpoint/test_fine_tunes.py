@@ -166,7 +166,7 @@ def test_a_checkpoint_names_language_and_task(folder, settings, expected):
     assert forced(folder, **settings) == expected
 
 
-def test_what_a_checkpoint_names_is_the_default_of_prompts(folder, compiled_in_haste):
+def test_what_a_checkpoint_names_is_the_default_of_prompts(folder):
     audio = np.random.default_rng(0).normal(size=3000).astype(np.float32)
     plain = ji.load_model(folder)
     forced(folder, language="de", task="translate")

@@ -18,8 +18,6 @@ SECONDS = 10
 CHOICE = ji.Choice(max_new_tokens=6)
 POSITIONS = "model.encoder.embed_positions.weight"
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
 
 @pytest.fixture
 def folder(tmp_path, tiny_tokenizer):
