@@ -174,14 +174,27 @@ def _log_mel(
     samples: Float[Array, " samples"], filterbank: Float[Array, "n_bins n_mels"]
 ) -> Float[Array, "n_mels mel_frame"]:
     padded = jnp.pad(samples, N_FFT // 2, mode="reflect")
-    starts = jnp.arange(len(samples) // HOP) * HOP
-    windows = padded[starts[:, None] + jnp.arange(N_FFT)[None, :]]
+    windows = jax.lax.platform_dependent(padded, tpu=_cut_by_hops, default=_cut_by_index)
     hann = jnp.asarray(np.hanning(N_FFT + 1)[:-1], jnp.float32)
     spectrum = jnp.fft.rfft(windows * hann[None, :])
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     mel = jnp.matmul(power, filterbank, precision=jax.lax.Precision.HIGHEST).T
     log_mel = jnp.log10(jnp.maximum(mel, 1e-10))
     return (jnp.maximum(log_mel, log_mel.max() - 8.0) + 4.0) / 4.0
+
+
+def _cut_by_index(padded: Float[Array, " samples"]) -> Float[Array, "mel_frame sample"]:
+    """Cut samples into windows of `N_FFT`, one every `HOP`."""
+    starts = jnp.arange((len(padded) - N_FFT) // HOP) * HOP
+    return padded[starts[:, None] + jnp.arange(N_FFT)[None, :]]
+
+
+def _cut_by_hops(padded: Float[Array, " samples"]) -> Float[Array, "mel_frame sample"]:
+    """Do the same without an index for each sample, which a TPU fetches one by one."""
+    n = (len(padded) - N_FFT) // HOP
+    parts = -(-N_FFT // HOP)
+    hops = jnp.pad(padded, (0, (n + parts) * HOP - len(padded))).reshape(-1, HOP)
+    return jnp.concatenate([hops[i : n + i] for i in range(parts)], axis=1)[:, :N_FFT]
 
 
 @functools.cache

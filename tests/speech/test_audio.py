@@ -1,5 +1,6 @@
 """Audio files and log-mel spectrograms, against transformers' feature extractor."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -9,7 +10,7 @@ from transformers.audio_utils import mel_filter_bank
 
 import jaxasr_interp as ji
 from helpers.real import data_folder
-from jaxasr_interp.speech.audio import mel_filterbank
+from jaxasr_interp.speech.audio import HOP, N_FFT, _cut_by_hops, _cut_by_index, mel_filterbank
 
 
 def noise(seconds, rate=16_000, channels=1):
@@ -35,6 +36,14 @@ def test_log_mel_equals_transformers(n_mels, seconds):
     difference = np.abs(ji.log_mel_spectrogram(audio, n_mels) - reference(audio, n_mels))
     assert difference.max() < 1e-4
     assert difference.mean() < 1e-6
+
+
+@pytest.mark.parametrize("frames", [1, 10, 3000])
+def test_windows_are_cut_alike_on_a_tpu(frames):
+    samples = jnp.arange(frames * HOP + N_FFT, dtype=jnp.float32)
+    by_hops, by_index = _cut_by_hops(samples), _cut_by_index(samples)
+    assert by_hops.shape == (frames, N_FFT)
+    np.testing.assert_array_equal(by_hops, by_index)
 
 
 @pytest.mark.real
