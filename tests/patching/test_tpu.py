@@ -47,9 +47,8 @@ def compiled(config, mesh):
     return {name: figures(program.compile()) for name, program in programs}
 
 
-@pytest.mark.parametrize(
-    "config", [SMALL, pytest.param(LARGE_V3, marks=pytest.mark.slow)], ids=["small", "large-v3"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [SMALL, LARGE_V3], ids=["small", "large-v3"])
 def test_devices_exchange_nothing_and_do_as_much_however_many_there_are(compiler, config):
     few, many = (compiled(config, tpu_mesh(topology, count)) for topology, count in TOPOLOGIES)
     for found in (*few.values(), *many.values()):
