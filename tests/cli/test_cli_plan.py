@@ -66,7 +66,7 @@ def test_what_does_not_fit_ends_with_exit_code_2_and_one_sentence(
     assert (code, printed) == (2, "")
     assert errors.splitlines()[-1] == (
         "error: 64 questions at a time, 8 on each device of v5e-8, do not fit the 4.2 GB that the "
-        "sweep may use in addition to the model: --batch 32 fits, in 5.9 GB."
+        "sweep may use in addition to the model: --batch 32 fits, in 5.8 GB."
     )
 
 

@@ -28,11 +28,14 @@ def test_killed_at_random_moments(kills, tmp_path, tiny_tokenizer):
     folder = make_folder(tmp_path / "data", tiny_tokenizer, TEXTS)
     command = [sys.executable, "-m", "jaxasr_interp", "sweep", str(folder / "clips.tsv")]
     command += ["--model", str(folder / "model"), "--text", "text", "--word", "each", "--out"]
+    # A store says which command made it: both have the same.
+    undisturbed, out = (tmp_path / name / "out" for name in ("whole", "killed"))
 
     def start(out):
-        return subprocess.Popen([*command, str(out)], stderr=subprocess.PIPE)
+        out.parent.mkdir(exist_ok=True)
+        return subprocess.Popen([*command, out.name], cwd=out.parent, stderr=subprocess.PIPE)
 
-    whole, out = start(tmp_path / "whole"), tmp_path / "killed"
+    whole = start(undisturbed)
     assert whole.wait() == 0, whole.stderr.read()
     whole.stderr.close()
     moments, killed = random.Random(0), 0
@@ -51,4 +54,4 @@ def test_killed_at_random_moments(kills, tmp_path, tiny_tokenizer):
     assert killed > 0
     for torn in out.rglob("*.partial"):
         torn.unlink()
-    assert contents(tmp_path / "whole") == contents(out)
+    assert contents(undisturbed) == contents(out)
