@@ -9,9 +9,9 @@ import typer
 from jaxasr_interp.cli.output import say
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.utterances import decoder_inputs
-from jaxasr_interp.model.config import WhisperConfig
+from jaxasr_interp.model.run import check_length
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
-from jaxasr_interp.speech.audio import SAMPLE_RATE, load_audio
+from jaxasr_interp.speech.audio import load_audio
 from jaxasr_interp.speech.clips import find_clips
 from jaxasr_interp.speech.hub import is_dataset
 from jaxasr_interp.speech.tables import TABLES
@@ -37,7 +37,7 @@ def read_clips(
         require_tokenizer(model).language_code(language)
 
     def check(clip: Clip) -> None:
-        check_short(model.config, clip)
+        check_length(model.config, clip.audio, "The clip")
         check_decoder_input(model, clip, reads_text=reads_text)
 
     clips: list[Clip] = []
@@ -96,13 +96,6 @@ def _passes(clip: Clip, check: Callable[[Clip], None]) -> bool:
 
 def _say_left_out(name: str, error: InputError) -> None:
     say(f"left out: {name}: {error}")
-
-
-def check_short(config: WhisperConfig, clip: Clip) -> None:
-    """Raise `InputError` if a clip is longer than the encoder takes."""
-    if len(clip.audio) > config.max_samples:
-        seconds, most = len(clip.audio) / SAMPLE_RATE, config.max_seconds
-        raise InputError(f"It is {seconds:.1f} s long: the most is {most:g} s.")
 
 
 def check_decoder_input(model: Whisper, clip: Clip, *, reads_text: bool) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from jaxasr_interp.ablation.sweep import component_edits
 from jaxasr_interp.checkpoint.load import load_model
-from jaxasr_interp.cli.clips import check_decoder_input, check_short, read_rows, some
+from jaxasr_interp.cli.clips import check_decoder_input, read_rows, some
 from jaxasr_interp.cli.options import (
     CLIPS,
     DtypeOption,
@@ -24,6 +24,7 @@ from jaxasr_interp.cli.output import console, print_json
 from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.options import Choice
+from jaxasr_interp.model.run import check_length
 from jaxasr_interp.model.whisper import require_tokenizer
 from jaxasr_interp.runtime.store import (
     file_provenance,
@@ -77,7 +78,7 @@ def repetition(
 
     def check_speech(clip: Clip) -> None:
         check(clip)
-        check_short(whisper.config, clip)
+        check_length(whisper.config, clip.audio, "The clip")
         if not clip.text:
             raise InputError("It has no text.")
 

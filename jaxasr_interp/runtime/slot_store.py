@@ -13,7 +13,7 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -136,15 +136,16 @@ class SlotStore:
         Raises:
             InputError: they cannot be written, or the store has been removed.
         """
+        written = {**arrays, "done": np.ones(len(rows), bool)}
         self._check_present()
         try:
-            for name, values in {**arrays, "done": np.ones(len(rows), bool)}.items():
+            for name, values in written.items():
                 array, first = self._slots(name), 0
                 for start, stop in _runs(rows):
                     array[start:stop] = values[first : first + stop - start]
                     first += stop - start
         finally:
-            self._check_present()
+            self._check_present(written)
 
     def _array(self, group: "zarr.Group", name: str) -> "zarr.Array":
         try:
@@ -153,10 +154,16 @@ class SlotStore:
             self._check_present()
             raise InputError(f"{self.path} is damaged: it has no {name}; make it again.") from None
 
-    def _check_present(self) -> None:
-        """Raise `InputError` if the store has been removed; what was written since goes too."""
+    def _check_present(self, written: Iterable[str] = ()) -> None:
+        """Raise `InputError` if the store has been removed; what has been `written` since goes too.
+
+        A folder that now has its name and holds anything else stays.
+        """
         if isinstance(self.path, Path) and not (self.path / ROOT).exists():
-            shutil.rmtree(self.path, ignore_errors=True)
+            for name in written:
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
             raise InputError(
                 f"{self.path} was removed while it was written: the same call begins anew."
             )

@@ -13,21 +13,20 @@ import sys
 from pathlib import Path
 
 import pytest
-import soundfile
 import xarray
 
-from helpers.files import sound, tiny_model_of_30_s
+from helpers.files import tiny_folder
 
 MOMENTS = 10
 DEFAULT = "sweep", "removed"
 """The case that finds most; the others take minutes."""
 
 COMMANDS = {
-    "extract": ["clips.csv", "--site", "encoder.resid_post:mean", "--no-random"],
-    "sweep": ["clips.csv", "--text", "text", "--metric", "log_prob"],
+    "extract": ["clips.tsv", "--site", "encoder.resid_post:mean", "--no-random"],
+    "sweep": ["clips.tsv", "--text", "text", "--metric", "log_prob"],
     "patch": ["0.wav", "noise", "--text", "ab", "--metric", "log_prob", "--csv"],
-    "ablate-text": ["clips.csv", "--site", "decoder.mlp_out@0", "--max-new-tokens", "2"],
-    "tuned-lens": ["clips.csv", "--steps", "2", "--batch-size", "2"],
+    "ablate-text": ["clips.tsv", "--site", "decoder.mlp_out@0", "--max-new-tokens", "2"],
+    "tuned-lens": ["clips.tsv", "--steps", "2", "--batch-size", "2"],
 }
 STORES = {
     "extract": "disk/out",
@@ -86,12 +85,7 @@ def disk():
 @pytest.fixture
 def place(tmp_path, tiny_tokenizer):
     """The tiny model, three short clips, and a small disk of their own for results if possible."""
-    tiny_model_of_30_s(tmp_path / "model", tiny_tokenizer)
-    rows = ["path,text,lang"]
-    for i in range(3):
-        soundfile.write(tmp_path / f"{i}.wav", sound(i, 500 + 50 * i), 16_000)
-        rows.append(f"{i}.wav,ab,en")
-    (tmp_path / "clips.csv").write_text("\n".join(rows) + "\n")
+    tiny_folder(tmp_path, tiny_tokenizer, 3)
     (tmp_path / "disk").mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path / "disk")]
     mounted = os.geteuid() == 0 and not subprocess.run(mount, capture_output=True).returncode

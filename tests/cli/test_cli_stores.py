@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pandas
 import pytest
-import soundfile
 
 import jaxasr_interp as ji
-from helpers.files import sound, tiny_model_of_30_s
+from helpers.files import tiny_folder
 from jaxasr_interp.speech.clips import VanishedError, find_clips
 
 EXTRACT = ["clips.csv", "--site", "encoder.resid_post:mean", "--seed", "3", "--where", "kind=a b"]
@@ -16,12 +15,9 @@ EXTRACT = ["clips.csv", "--site", "encoder.resid_post:mean", "--seed", "3", "--w
 
 @pytest.fixture
 def folder(tmp_path, tiny_tokenizer):
-    tiny_model_of_30_s(tmp_path / "model", tiny_tokenizer)
-    rows = ["path,text,kind"]
-    for i in range(4):
-        soundfile.write(tmp_path / f"{i}.wav", sound(i, 500 + 50 * i), 16_000)
-        rows.append(f"{i}.wav,ab,a{' b' if i else ''}")
-    (tmp_path / "clips.csv").write_text("\n".join(rows) + "\n")
+    rows = (f"{i}.wav,ab,{kind}" for i, kind in enumerate(["a", "a b", "a b", "a b"]))
+    tiny_folder(tmp_path, tiny_tokenizer, 4)
+    (tmp_path / "clips.csv").write_text("\n".join(["path,text,kind", *rows]) + "\n")
     return tmp_path
 
 
