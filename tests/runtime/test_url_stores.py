@@ -228,6 +228,17 @@ def test_a_folder_that_is_removed_while_it_is_written_is_said_in_a_sentence(
     assert contents(tmp_path / "out") == whole
 
 
+def test_a_folder_that_took_the_name_of_a_store_is_left_alone(tmp_path):
+    path = tmp_path / "x.zarr"
+    store = open_slots(path, LAYOUT, {"of": "all"})
+    shutil.rmtree(path)
+    path.mkdir()
+    (path / "thesis.txt").write_text("mine")
+    with pytest.raises(ji.InputError, match="was removed while it was written"):
+        store.write([0, 1], UNIT)
+    assert contents(path) == {"thesis.txt": b"mine"}
+
+
 def test_a_full_disk_is_said_in_a_sentence(tmp_path):
     """A limit on the size of files fails writes as a full disk does."""
     store = open_slots(tmp_path / "x.zarr", LAYOUT, {"of": "all"})
