@@ -146,10 +146,10 @@ def _attribute(
     others: Int[Array, " pos"] | None,
 ) -> DirectLogitAttribution:
     wide = accumulation_dtype(decoder.embed.dtype)
-    token = decoder.embed[...].astype(wide)[targets]
+    token = decoder.embed[...][targets].astype(wide)
     logit = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
     if others is not None:
-        token = token - decoder.embed[...].astype(wide)[others]
+        token = token - decoder.embed[...][others].astype(wide)
         logit = logit - jnp.take_along_axis(logits, others[:, None], axis=1)[:, 0]
     direction = _direction(decoder.final_norm, acts["resid_post"][-1].astype(wide), token)
 

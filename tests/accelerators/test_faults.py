@@ -52,6 +52,20 @@ def test_an_exchange_between_devices_is_found():
     assert found(total, rows) == ["exchanges values between devices: all-reduce"]
 
 
+def test_an_oversize_temporary_is_found(on_tpu):
+    """Scores of all pairs of rows, of which there are more than weights and rows."""
+    rows = on_tpu(jax.ShapeDtypeStruct((8192, 256), jnp.bfloat16))
+
+    def through_scores(rows):
+        scores = jax.nn.softmax(rows @ rows.T)
+        return (scores @ rows).astype(rows.dtype), scores.sort().max(0)
+
+    said = found(through_scores, rows)
+    assert said
+    assert all("of more than any array that comes in or goes out" in one for one in said)
+    assert any("[8192x8192]" in one for one in said)
+
+
 def test_float64_is_found(on_tpu):
     with jax.enable_x64(True):
         rows = on_tpu(jax.ShapeDtypeStruct((8, 128), jnp.float32))

@@ -18,6 +18,8 @@ COLLECTIVES = (
 )
 LEAST_OF_STACK = 4 << 20
 """Elements of the smallest stack that counts: less than the weights of any map of `small`."""
+LEAST_OVERSIZE = 1 << 20
+"""Bytes of the smallest array that is oversize."""
 
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(")
@@ -53,6 +55,14 @@ class Buffer:
     def size(self) -> int:
         """Number of its elements."""
         return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its elements."""
+        return self.size * int(re.sub(r"\D", "", self.dtype)) // 8
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{'x'.join(map(str, self.shape))}], in {self.source}"
 
 
 def buffers(text: str) -> Iterator[Buffer]:
@@ -104,19 +114,28 @@ def problems(lowered: Any, compiled: Any, n_layers: int) -> list[str]:
     found = [f"exchanges values between devices: {name}" for name in collectives(text)]
     if wide := re.search(r".*(?:x|<)f64>.*", lowered.as_text()):
         found.append(f"float64: {wide[0].strip()[:200]}")
-    given = _sizes(lowered.in_avals, compiled.input_shardings, n_layers)
-    stacks = given - _sizes(lowered.out_info, compiled.output_shardings, n_layers)
+    given = _arrays(lowered.in_avals, compiled.input_shardings)
+    gives = _arrays(lowered.out_info, compiled.output_shardings)
+    stacks = _stacks(given, n_layers) - _stacks(gives, n_layers)
+    largest = max(LEAST_OVERSIZE, *(math.prod(s) * itemsize for s, itemsize in given + gives))
     for one in buffers(text):
         if one.size in stacks:
-            of = "x".join(map(str, one.shape))
-            found.append(f"{one.op} of a whole stack, {one.dtype}[{of}], in {one.source}")
+            found.append(f"{one.op} of a whole stack, {one}")
+        elif one.bytes > largest:
+            found.append(f"{one.op} of more than any array that comes in or goes out, {one}")
     return found
 
 
-def _sizes(tree: Any, shardings: Any, n_layers: int) -> set[int]:
-    """Elements that a device has of each stack."""
+def _arrays(tree: Any, shardings: Any) -> list[tuple[tuple[int, ...], int]]:
+    """Shape and item size of what a device has of each array."""
     leaves, structure = jax.tree.flatten(tree)
     each = zip(leaves, structure.flatten_up_to(shardings), strict=True)
     # What a program does not use has no sharding.
-    shapes = [one.shard_shape(leaf.shape) for leaf, one in each if one is not None]
-    return {math.prod(s) for s in shapes if n_layers in s[:2] and math.prod(s) >= LEAST_OF_STACK}
+    used = [(leaf, one.shard_shape(leaf.shape)) for leaf, one in each if one is not None]
+    return [(shape, leaf.dtype.itemsize) for leaf, shape in used]
+
+
+def _stacks(arrays: list[tuple[tuple[int, ...], int]], n_layers: int) -> set[int]:
+    """Elements of each stack."""
+    sizes = {math.prod(shape) for shape, _ in arrays if n_layers in shape[:2]}
+    return {size for size in sizes if size >= LEAST_OF_STACK}
