@@ -21,6 +21,8 @@ _HF_FIELDS = {
     "max_tokens": "max_target_positions",
 }
 
+_MOST_POSITION_VALUES = 10**8
+
 
 @dataclasses.dataclass(frozen=True)
 class WhisperConfig:
@@ -52,6 +54,11 @@ class WhisperConfig:
                 raise InputError(
                     f"d_model {self.d_model} is not a multiple of {name} {getattr(self, name)}."
                 )
+        if self.max_frames * self.d_model > _MOST_POSITION_VALUES:
+            raise InputError(
+                f"max_frames is {self.max_frames} and d_model is {self.d_model}: expected a "
+                f"product of at most {_MOST_POSITION_VALUES:,}, the encoder's positions."
+            )
         if self.d_model % 2:
             raise InputError(f"d_model is {self.d_model}: expected an even number.")
 
