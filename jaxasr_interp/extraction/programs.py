@@ -65,9 +65,8 @@ def decode_reduced(
     def one(clip: tuple[Array, Array, Places]) -> dict[str, Array]:
         states, tokens, places = clip
         keep = functools.partial(reduced, requests, places)
-        cross = decoder.cross_keys_values(states)
         resid, around, layers = decoder.run_layers(
-            tokens, cross, patterns=_patterns(requests), keep=keep
+            tokens, states, patterns=_patterns(requests), keep=keep
         )
         return layers | keep(around | decoder.unembed(resid)[1])
 

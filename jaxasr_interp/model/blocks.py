@@ -143,6 +143,11 @@ class DecoderBlock(_Layer):
         resid = tap("resid_mid_cross", resid_mid + cross_attn_out)
         return self.add_mlp(tap, resid)
 
+    def cross_keys_values(self, states: Float[Array, "frame d_model"]) -> KeysValues:
+        """Compute the keys and values of the encoder states."""
+        k, v = self.cross_attn.keys_values(states)
+        return KeysValues(k.swapaxes(0, 1), v.swapaxes(0, 1))
+
     def cross_attention(
         self, tap: Tap, resid_mid: Float[Array, "rows d_model"], cross: KeysValues
     ) -> Float[Array, "rows d_model"]:

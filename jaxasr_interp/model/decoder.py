@@ -56,16 +56,12 @@ class Decoder(nnx.Module):
     def cross_keys_values(self, states: Float[Array, "frame d_model"]) -> KeysValues:
         """Compute the cross-attention keys and values of every layer."""
 
-        def layer(block: DecoderBlock) -> KeysValues:
-            k, v = block.cross_attn.keys_values(states)
-            return KeysValues(k.swapaxes(0, 1), v.swapaxes(0, 1))
-
-        return jax.lax.map(layer, self.blocks)
+        return jax.lax.map(lambda block: block.cross_keys_values(states), self.blocks)
 
     def __call__(
         self,
         tokens: Int[Array, " pos"],
-        cross: KeysValues,
+        cross: KeysValues | Float[Array, "frame d_model"],
         edit: Edit = identity,
         *,
         patterns: bool = False,
@@ -75,7 +71,8 @@ class Decoder(nnx.Module):
 
         Args:
             tokens: the tokens, from the first on.
-            cross: from `cross_keys_values`.
+            cross: from `cross_keys_values`, or the encoder states: then every layer computes its
+                own keys and values, and those of one layer exist at a time.
             edit: called at every site.
             patterns: also return attention scores and patterns.
             context: what the edit is told about the values.
@@ -92,7 +89,7 @@ class Decoder(nnx.Module):
     def run_layers(
         self,
         tokens: Int[Array, " pos"],
-        cross: KeysValues,
+        cross: KeysValues | Float[Array, "frame d_model"],
         edit: Edit = identity,
         *,
         patterns: bool = False,
@@ -119,12 +116,15 @@ class Decoder(nnx.Module):
         positions = jnp.arange(len(tokens), dtype=jnp.int32)
         mask = positions[None, :] <= positions[:, None]
 
-        def layer(resid, inputs):
-            block, index, cross = inputs
-            layer_tap = Tap(edit, index, patterns, context)
-            return block(layer_tap, resid, cross, mask), keep(layer_tap.acts)
+        known = cross if isinstance(cross, KeysValues) else None
 
-        inputs = (self.blocks, jnp.arange(self.n_layers), cross)
+        def layer(resid, inputs):
+            block, index, own = inputs
+            own = block.cross_keys_values(cross) if own is None else own
+            layer_tap = Tap(edit, index, patterns, context)
+            return block(layer_tap, resid, own, mask), keep(layer_tap.acts)
+
+        inputs = (self.blocks, jnp.arange(self.n_layers), known)
         resid, layers = jax.lax.scan(layer, x, inputs)
         return resid, tap.acts, layers
 

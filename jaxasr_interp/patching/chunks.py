@@ -249,5 +249,5 @@ def _costs(grid: PatchGrid, site: str, method: str, width: int, utterances: int)
         patch += width * (size * 8 * d + 2 * wide * heads * tokens)
     elif grid.stack == "encoder":
         patch += 2 * wide * c.encoder_heads * frames**2
-        patch += size * frames * (8 * d + 2 * c.encoder_d_mlp + 2 * c.decoder_layers * d)
+        patch += size * frames * (10 * d + 2 * c.encoder_d_mlp)
     return _Costs(utterances * patch, utterances * row)

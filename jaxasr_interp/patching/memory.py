@@ -88,7 +88,7 @@ class _Sizes:
                 # A processor computes one head after the other.
                 heads = 2 if self.platform == "cpu" else c.encoder_heads
                 frames += 2 * self.wide * heads * c.max_frames**2
-            return utterances * chunk.size * (self.cross + frames)
+            return utterances * chunk.size * frames
         together = chunk.schedule.together if grid.stack == "decoder" else 1
         rows = utterances * chunk.rows
         row = self.item * (9 * c.d_model // 2)

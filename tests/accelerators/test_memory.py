@@ -17,7 +17,7 @@ from jaxasr_interp.runtime.targets import TargetMachine
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
-MEMORY = 4 * 10**9
+MEMORY = 6 * 10**9
 PLANS = {
     "residual": {"site": "resid_pre"},
     "heads": {"site": "z", "heads": "each"},

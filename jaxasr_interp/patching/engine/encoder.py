@@ -48,7 +48,7 @@ def propagate_frames(
         def of_layer(entering: tuple[Entry, Array]) -> Array:
             def patch(rows: Entry, start: Array, stop: Array) -> Array:
                 states = _encode(model.encoder, base, rows, entering[1], start, stop)
-                return model.decoder.run(base.tokens, states).resid[reads]
+                return model.decoder(base.tokens, states)[0][reads]
 
             return jax.vmap(patch)(entering[0], cells.start, cells.stop)
 
