@@ -3,7 +3,8 @@
 At each token, some cross-attention heads attend to the audio of the next token. Dynamic time
 warping finds the monotonic path through the mean of their patterns that collects most attention; a
 word begins where the path reaches its first token. This is the algorithm of openai/whisper (Radford
-et al. 2022); the heads are the checkpoint's `alignment_heads`.
+et al. 2022); the heads are the checkpoint's `alignment_heads`. Its boundaries are then moved to
+where the sound has them; see `word_boundaries`.
 """
 
 import dataclasses
@@ -14,12 +15,14 @@ from jaxtyping import Float, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.prompts import padded_length
+from jaxasr_interp.generation.word_boundaries import refine_boundaries
 from jaxasr_interp.model.run import DecoderRun, decode, encode_utterance
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND, words_of
 from jaxasr_interp.speech.utterance import Utterance
 
 _FILTER_WIDTH = 7
+_MEL_FRAMES_PER_FRAME = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +48,15 @@ class Word:
         return start / FRAMES_PER_SECOND, stop / FRAMES_PER_SECOND
 
 
-def align_words(model: Whisper, utterance: Utterance) -> tuple[Word, ...]:
+def align_words(model: Whisper, utterance: Utterance, *, refine: bool = True) -> tuple[Word, ...]:
     """Find when the words of a transcript are said.
 
     Args:
         model: a model with a tokenizer.
         utterance: the clip with its prompt and transcript, without end-of-text, and the number of
             encoder frames that hold sound.
+        refine: move the boundaries of words to where the sound has them; without it, words start
+            and end where openai/whisper's do.
 
     Returns:
         The words in order; none if the transcript has none.
@@ -86,8 +91,10 @@ def align_words(model: Whisper, utterance: Utterance) -> tuple[Word, ...]:
     # The pattern at a token attends to the audio of the next token.
     path = warp(-followed[prompt - 1 : len(tokens)])
     reached = path[1, np.diff(path[0], prepend=-1) > 0]
+    edges = reached[np.array([window for _, window in words]) - prompt]
+    if refine:
+        edges = _refined(edges, np.asarray(utterance.mel[:, : _MEL_FRAMES_PER_FRAME * frames]))
     # A word has at least one frame, though the path may pass several tokens in one frame.
-    edges = [(int(reached[a - prompt]), int(reached[b - prompt])) for _, (a, b) in words]
     return tuple(
         Word(
             tokenizer.decode(tokens[window[0] : window[1]]).strip(),
@@ -95,8 +102,15 @@ def align_words(model: Whisper, utterance: Utterance) -> tuple[Word, ...]:
             window,
             (min(start, frames - 1), min(max(stop, start + 1), frames)),
         )
-        for (name, window), (start, stop) in zip(words, edges, strict=True)
+        for (name, window), (start, stop) in zip(words, edges.tolist(), strict=True)
     )
+
+
+def _refined(
+    edges: Int[np.ndarray, "word 2"], mel: Float[np.ndarray, "n_mels mel_frame"]
+) -> Int[np.ndarray, "word 2"]:
+    boundaries = np.append(edges[:, 0], edges[-1, 1]) * _MEL_FRAMES_PER_FRAME
+    return np.rint(refine_boundaries(boundaries, mel) / _MEL_FRAMES_PER_FRAME).astype(int)
 
 
 def warp(cost: Float[np.ndarray, "row column"]) -> Int[np.ndarray, "2 step"]:
