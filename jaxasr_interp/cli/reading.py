@@ -20,10 +20,12 @@ from jaxasr_interp.cli.output import print_json, say
 from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.options import Choice
+from jaxasr_interp.generation.segments import Segment
 from jaxasr_interp.generation.transcribe import Transcript, transcribe_files
 from jaxasr_interp.interventions.grammar import parse_edit
 from jaxasr_interp.interventions.intervention import UNEDITED
-from jaxasr_interp.runtime.store import reserve, write_json
+from jaxasr_interp.report.subtitles import FORMATS
+from jaxasr_interp.runtime.store import new_file, reserve, write_json
 
 
 def transcribe(
@@ -42,8 +44,15 @@ def transcribe(
     beam_size: Annotated[int, typer.Option(help="Number of sequences in beam search.")] = 1,
     temperature: Annotated[float, typer.Option(help="Above 0, draw tokens.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    times: Annotated[
+        bool, typer.Option(help="Generate timestamps, and find when each word is said.")
+    ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Also write the results to this JSON file.")
+        Path | None,
+        typer.Option(
+            help="Also write the results to this .json file, or the segments of one clip and their "
+            "times to an .srt, .vtt or .tsv file."
+        ),
     ] = None,
     as_json: JsonOption = False,
     overwrite: OverwriteOption = False,
@@ -53,13 +62,21 @@ def transcribe(
     if temperature == 0:
         refuse_options(context, ("seed",), "goes with a --temperature above 0")
     if out is not None:
+        _check_format(out, files)
         reserve(out, overwrite)
     whisper = load_model(model, dtype)
     intervention = parse_edit(edit, whisper) if edit else UNEDITED
     results: list[dict[str, Any]] = []
+    segments: list[Segment] = []
     failed: list[InputError] = []
     transcripts = transcribe_files(
-        whisper, files, language=language, task=task, choice=choice, edit=intervention
+        whisper,
+        files,
+        language=language,
+        task=task,
+        choice=choice,
+        edit=intervention,
+        times=times or (out is not None and out.suffix in FORMATS),
     )
     with progress() as on_progress:
         for done, (path, transcript) in enumerate(transcripts, 1):
@@ -68,16 +85,32 @@ def transcribe(
                 say(f"error: {transcript}")
             else:
                 results.append(_as_json(path, transcript))
+                segments += transcript.segments
                 if not as_json:
                     label = f"{path}\t" if len(files) > 1 else ""
                     print(f"{label}{transcript.text}", flush=True)
             on_progress(done, len(files), "clips")
     if as_json:
         print_json(results)
-    if out is not None:
+    if out is not None and out.suffix in FORMATS:
+        with new_file(out) as partial:
+            partial.write_text(FORMATS[out.suffix](segments), encoding="utf-8", newline="")
+    elif out is not None:
         write_json(out, results)
     if failed:
         raise typer.Exit(2)
+
+
+def _check_format(out: Path, files: list[str]) -> None:
+    if out.suffix not in (".json", *FORMATS):
+        raise InputError(
+            f"No format is known for {out}: name a .json file, or {', '.join(FORMATS)} with the "
+            "segments of one clip."
+        )
+    if out.suffix in FORMATS and len(files) > 1:
+        raise InputError(
+            f"{out} takes the segments of one clip, not of {len(files)}: give one, or a .json file."
+        )
 
 
 def _as_json(path: str, transcript: Transcript) -> dict[str, Any]:

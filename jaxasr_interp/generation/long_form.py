@@ -3,8 +3,8 @@
 This is the procedure of openai/whisper's `transcribe`, without temperature fallback.
 """
 
-import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +14,12 @@ from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.generation.means import resolve_means
 from jaxasr_interp.generation.options import GREEDY, Choice, Generated
 from jaxasr_interp.generation.prompts import default_prompt
+from jaxasr_interp.generation.segments import Segment, TimedWord, time_words
 from jaxasr_interp.interventions.grammar import as_intervention
 from jaxasr_interp.interventions.intervention import UNEDITED, Intervention, encode_under
+from jaxasr_interp.model.edits import Identity
+from jaxasr_interp.model.run import EncoderRun, with_encoded
+from jaxasr_interp.model.sites import EncoderActivations
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.speech.audio import (
     MEL_FRAMES_PER_SECOND,
@@ -23,25 +27,11 @@ from jaxasr_interp.speech.audio import (
     log_mel_spectrogram,
 )
 from jaxasr_interp.speech.tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
+from jaxasr_interp.speech.utterance import Utterance
 
 NO_SPEECH_THRESHOLD = 0.6
 LOG_PROB_THRESHOLD = -1.0
 _MEL_FRAMES_PER_TIMESTAMP = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """A stretch of speech between two timestamps.
-
-    `start` and `end` are in seconds; `mean_log_prob` and `no_speech_prob` are those of its window.
-    """
-
-    start: float
-    end: float
-    text: str
-    tokens: tuple[int, ...]
-    mean_log_prob: float
-    no_speech_prob: float
 
 
 def transcribe_windows(
@@ -53,6 +43,7 @@ def transcribe_windows(
     choice: Choice = GREEDY,
     edit: Intervention | str = UNEDITED,
     condition_on_previous_text: bool = True,
+    times: bool = False,
 ) -> Iterator[Segment]:
     """Transcribe audio of any length.
 
@@ -69,6 +60,7 @@ def transcribe_windows(
         choice: how tokens are chosen.
         edit: intervention that acts on the model in every window; see `transcribe`.
         condition_on_previous_text: put the text so far before each window's prompt.
+        times: find when each word is said, in the sound and by the unedited model.
 
     Yields:
         Segments, in order.
@@ -87,9 +79,8 @@ def transcribe_windows(
     while seek < content:
         size = min(window, content - seek)
         samples_here = audio[seek * samples : (seek + size) * samples]
-        states, references = encode_under(
-            model, [samples_here], intervention, [_window(mel, seek, size, window)]
-        )
+        here, start = _window(mel, seek, size, window), seek / MEL_FRAMES_PER_SECOND
+        states, references = encode_under(model, [samples_here], intervention, [here])
         previous = generated[-longest_context:] if condition_on_previous_text else []
         prompt = default_prompt(model, language, task, timestamps=True, previous=previous)
         ((result,),) = generate_rows(
@@ -104,14 +95,30 @@ def transcribe_windows(
             seek += size
         else:
             pieces, advance = _cut(result.tokens, tokenizer, size)
-            for tokens, first, last in pieces:
-                text = tokenizer.decode(tokens)
-                start = seek / MEL_FRAMES_PER_SECOND + first * SECONDS_PER_TIMESTAMP
-                end = seek / MEL_FRAMES_PER_SECOND + last * SECONDS_PER_TIMESTAMP
-                if start == end or not text.strip():
-                    continue
-                generated += tokens
-                yield Segment(start, end, text, tokens, result.mean_log_prob, result.no_speech_prob)
+            pieces = [
+                (piece, first, last)
+                for piece, first, last in pieces
+                if first != last and tokenizer.decode(piece).strip()
+            ]
+            words: list[tuple[TimedWord, ...]] = [()] * len(pieces)
+            if times and pieces:
+                known = states[0] if isinstance(intervention.encoder, Identity) else None
+                prompt = default_prompt(model, language, task)
+                tokens = [piece for piece, *_ in pieces]
+                words = _timed(
+                    model, tokens, prompt, here, -(-size // _MEL_FRAMES_PER_TIMESTAMP), known, start
+                )
+            for (piece, first, last), said in zip(pieces, words, strict=True):
+                generated += piece
+                yield Segment(
+                    start + first * SECONDS_PER_TIMESTAMP,
+                    start + last * SECONDS_PER_TIMESTAMP,
+                    tokenizer.decode(piece),
+                    piece,
+                    result.mean_log_prob,
+                    result.no_speech_prob,
+                    said,
+                )
             seek += advance
 
 
@@ -119,6 +126,24 @@ def _window(
     mel: Float[Array, "n_mels mel_frame"], seek: int, size: int, window: int
 ) -> Float[Array, "n_mels window"]:
     return jnp.pad(mel[:, seek : seek + size], ((0, 0), (0, window - size)))
+
+
+def _timed(
+    model: Whisper,
+    pieces: Sequence[Sequence[int]],
+    prompt: Sequence[int],
+    mel: Float[Array, "n_mels window"],
+    frames: int,
+    states: Float[Array, "frame d_model"] | None,
+    start: float,
+) -> list[tuple[TimedWord, ...]]:
+    """Find the words of a window's segments; the window is encoded if its states are not known."""
+    spoken = [list(filter(require_tokenizer(model).is_text, piece)) for piece in pieces]
+    tokens = jnp.asarray([*prompt, *itertools.chain(*spoken)], jnp.int32)
+    window = Utterance(mel, tokens, len(prompt), frames)
+    if states is not None:
+        window = with_encoded(model, window, EncoderRun(states, EncoderActivations()))
+    return time_words(model, window, list(map(len, spoken)), start)
 
 
 def _is_silent(result: Generated) -> bool:

@@ -15,10 +15,11 @@ from jaxtyping import Array, Float
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.generation.language import detect_language_batch
-from jaxasr_interp.generation.long_form import Segment, transcribe_windows
+from jaxasr_interp.generation.long_form import transcribe_windows
 from jaxasr_interp.generation.means import resolve_means
 from jaxasr_interp.generation.options import GREEDY, Choice, Generated
 from jaxasr_interp.generation.prompts import default_prompt
+from jaxasr_interp.generation.segments import Segment
 from jaxasr_interp.interventions.grammar import as_intervention
 from jaxasr_interp.interventions.intervention import UNEDITED, Intervention, encode_under
 from jaxasr_interp.model.edits import Identity
@@ -63,6 +64,7 @@ def transcribe(
     choice: Choice = GREEDY,
     edit: Intervention | str = UNEDITED,
     condition_on_previous_text: bool = True,
+    times: bool = False,
 ) -> Transcript:
     """Transcribe one clip of any length.
 
@@ -78,14 +80,17 @@ def transcribe(
             `interventions.grammar`). The language is detected without it.
         condition_on_previous_text: in audio longer than one window, give each window the text
             before it.
+        times: generate timestamps in audio of any length, and find when each word is said; the
+            transcript may differ from that without timestamps.
 
     Returns:
-        The transcript, with segments where the audio is longer than one window (30 s).
+        The transcript, with segments where the audio is longer than one window (30 s) or times are
+        asked for; with times, segments have words.
 
     Raises:
         InputError: the language or task is unknown, or the model has no tokenizer.
     """
-    if len(audio) > model.config.max_samples:
+    if times or len(audio) > model.config.max_samples:
         code = language or model.generation.language or _detected(model, audio)
         segments = transcribe_windows(
             model,
@@ -95,6 +100,7 @@ def transcribe(
             choice=choice,
             edit=edit,
             condition_on_previous_text=condition_on_previous_text,
+            times=times,
         )
         return _joined(model, tuple(segments), require_tokenizer(model).language_code(code))
     return transcribe_batch(model, [audio], language=language, task=task, choice=choice, edit=edit)[
@@ -169,6 +175,7 @@ def transcribe_files(
     choice: Choice = GREEDY,
     edit: Intervention | str = UNEDITED,
     batch_size: int = BATCH_SIZE,
+    times: bool = False,
 ) -> Iterator[tuple[str, Transcript | InputError]]:
     """Transcribe files in order, short ones in batches.
 
@@ -182,6 +189,7 @@ def transcribe_files(
         edit: intervention on the model, such as `zero:decoder.cross_z@4.7` (see
             `interventions.grammar`). The language is detected without it.
         batch_size: number of short clips that share one run of the model.
+        times: give segments and words with their times; each clip is then transcribed alone.
 
     Yields:
         Each path with its transcript, or with the error if the file cannot be read.
@@ -191,7 +199,8 @@ def transcribe_files(
         batch = [str(path) for path in paths[start : start + batch_size]]
         audio = {path: _read(path) for path in batch}
         clips = {p: a for p, a in audio.items() if not isinstance(a, InputError)}
-        short = [path for path, clip in clips.items() if len(clip) <= model.config.max_samples]
+        longest = 0 if times else model.config.max_samples
+        short = [path for path, clip in clips.items() if len(clip) <= longest]
         done: dict[str, Transcript | InputError] = {
             path: error for path, error in audio.items() if isinstance(error, InputError)
         }
@@ -210,7 +219,13 @@ def transcribe_files(
         for path in batch:
             if path not in done:
                 done[path] = transcribe(
-                    model, clips[path], language=language, task=task, choice=choice, edit=edit
+                    model,
+                    clips[path],
+                    language=language,
+                    task=task,
+                    choice=choice,
+                    edit=edit,
+                    times=times,
                 )
             yield path, done[path]
 

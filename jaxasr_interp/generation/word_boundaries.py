@@ -68,7 +68,7 @@ def model_offset(
 
     It is the shift `s` within ±0.3 s with the least `mean L(b + s) + 100 s²` over the boundaries
     `b`, with `s` in seconds; `L` is the loudness, averaged over 130 ms, where all that is more than
-    10 dB below speech counts alike.
+    10 dB below speech counts alike. In a short running sentence several shifts may be as quiet.
 
     Args:
         inner: mel frames of the boundaries between words.

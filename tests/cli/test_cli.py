@@ -43,6 +43,16 @@ def test_transcribe_prints_text_and_json(tmp_path):
 
 
 @pytest.mark.real
+def test_transcribe_writes_subtitles(tmp_path, invoke):
+    out = tmp_path / "grass.srt"
+    code, _, errors = invoke("transcribe", GRASS, "--out", out, "--json", "--times")
+    assert code == 0, errors
+    number, times, text, *rest = out.read_text().split("\n")
+    assert (number, text, rest) == ("1", "My brother went outside to cut the grass.", ["", ""])
+    assert times.startswith("00:00:00,000 --> 00:00:0")
+
+
+@pytest.mark.real
 def test_lens_writes_stores_and_pictures(tmp_path, invoke):
     folder = tmp_path / "lens"
     code, printed, errors = invoke(

@@ -32,6 +32,8 @@ def noise(tmp_path, seconds=1.0):
         (["transcribe", GRASS, "--task", "translate"], "English-only model cannot translate"),
         (["lens", GRASS, "--out", f"{GRASS}/lens"], "Nothing can be written to"),
         (["transcribe", GRASS, "--out", f"{GRASS}/t.json"], "Nothing can be written to"),
+        (["transcribe", GRASS, "--out", "t.doc"], "No format is known for t.doc"),
+        (["transcribe", GRASS, GRASS, "--out", "t.srt"], "the segments of one clip, not of 2"),
         (["patch", GRASS, GRASS], "Both clips are transcribed as"),
         (["patch", GRASS, GLASS, "--metric", "vibes"], "Unknown metric 'vibes'"),
         (["patch", GRASS, GLASS, "--site", "decoder.nose"], "has no site 'nose'"),

@@ -35,6 +35,32 @@ def test_files_come_back_in_order_whatever_they_are(tmp_path):
     assert alone.mean_log_prob == pytest.approx(by_path[GRASS].mean_log_prob, abs=1e-5)
 
 
+def test_words_have_times_in_audio_of_any_length():
+    model = real_model("tiny.en")
+    grass, glass = ji.load_audio(GRASS), ji.load_audio(GLASS)
+    alone = ji.transcribe(model, grass, times=True)
+    assert alone.text == SENTENCE.format("grass")
+    (segment,) = alone.segments
+    assert [word.text for word in segment.words] == alone.text.split()
+    # Where the sound starts and ends.
+    assert segment.words[0].start == pytest.approx(0.06, abs=0.03)
+    assert segment.words[-1].end == pytest.approx(2.0, abs=0.03)
+    before = np.concatenate([glass, np.zeros(29 * 16_000, np.float32)])
+    audio = np.concatenate([before, grass])
+    long = ji.transcribe(model, audio, times=True, condition_on_previous_text=False)
+    for one in long.segments:
+        assert [word.text for word in one.words] == one.text.split()
+    assert "".join(one.text for one in long.segments).strip() == long.text
+    words = [word for one in long.segments for word in one.words][-len(segment.words) :]
+    assert [word.text for word in words] == alone.text.split()
+    moved = np.array([a.start - b.start for a, b in zip(words, segment.words, strict=True)])
+    assert np.median(moved) == pytest.approx(len(before) / 16_000, abs=0.03)
+    assert np.abs(moved[1:] - len(before) / 16_000).max() < 0.3
+    # An edit changes the text; its words are found in the sound all the same.
+    edited = ji.transcribe(model, grass, times=True, edit="zero:encoder.mlp_out@1")
+    assert [w.text for s in edited.segments for w in s.words] == edited.text.split()
+
+
 def test_an_empty_batch_and_a_long_clip_are_refused():
     model = real_model("tiny.en")
     with pytest.raises(ji.InputError, match="no clips"):

@@ -1,0 +1,59 @@
+"""The pieces of a transcript with their times: segments, and the words in them."""
+
+import bisect
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from jaxasr_interp.generation.word_times import align_words
+from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.speech.utterance import Utterance
+
+
+@dataclasses.dataclass(frozen=True)
+class TimedWord:
+    """A word of a segment, with case and punctuation; `start` and `end` are in seconds."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A stretch of speech between two timestamps.
+
+    `start` and `end` are in seconds; `mean_log_prob` and `no_speech_prob` are those of its window.
+    `words` are its words, where their times were asked for.
+    """
+
+    start: float
+    end: float
+    text: str
+    tokens: tuple[int, ...]
+    mean_log_prob: float
+    no_speech_prob: float
+    words: tuple[TimedWord, ...] = ()
+
+
+def time_words(
+    model: Whisper, window: Utterance, pieces: Sequence[int], start: float
+) -> list[tuple[TimedWord, ...]]:
+    """Find when the words of a window's segments are said.
+
+    Args:
+        model: a model with a tokenizer.
+        window: the window with its prompt and the text of its segments, without timestamps.
+        pieces: number of text tokens of each segment, in order.
+        start: where the window starts, in seconds.
+
+    Returns:
+        The words of each segment; a word belongs to the segment in which it starts.
+    """
+    ends = [window.prompt + end for end in itertools.accumulate(pieces)]
+    words: list[list[TimedWord]] = [[] for _ in pieces]
+    for word in align_words(model, window):
+        first, last = (round(start + edge, 2) for edge in word.seconds)
+        piece = bisect.bisect_right(ends, word.tokens[0])
+        words[piece].append(TimedWord(word.text, first, last))
+    return [tuple(some) for some in words]
