@@ -47,6 +47,13 @@ def transcribe(
     times: Annotated[
         bool, typer.Option(help="Generate timestamps, and find when each word is said.")
     ] = False,
+    fallback: Annotated[
+        bool,
+        typer.Option(
+            help="Decode again at higher temperatures what repeats itself or is improbable, where "
+            "timestamps are generated: with --times, or in long audio."
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -58,7 +65,9 @@ def transcribe(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Transcribe audio files, with the model unchanged or under an --edit."""
-    choice = Choice(suppress, temperature=temperature, seed=seed, beam_size=beam_size)
+    choice = Choice(
+        suppress, temperature=temperature, seed=seed, beam_size=beam_size, fallback=fallback
+    )
     if temperature == 0:
         refuse_options(context, ("seed",), "goes with a --temperature above 0")
     if out is not None:

@@ -1,8 +1,9 @@
 """Transcription of long audio: each window's timestamps say where the next window starts.
 
-This is the procedure of openai/whisper's `transcribe`, without temperature fallback.
+This is the procedure of openai/whisper's `transcribe`; its temperature fallback is an option.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxasr_interp.generation.batching import generate_rows
+from jaxasr_interp.generation.fallback import decode_again, is_silent
 from jaxasr_interp.generation.means import resolve_means
 from jaxasr_interp.generation.options import GREEDY, Choice, Generated
 from jaxasr_interp.generation.prompts import default_prompt
@@ -29,8 +31,8 @@ from jaxasr_interp.speech.audio import (
 from jaxasr_interp.speech.tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
 from jaxasr_interp.speech.utterance import Utterance
 
-NO_SPEECH_THRESHOLD = 0.6
-LOG_PROB_THRESHOLD = -1.0
+# Text drawn at a higher temperature is no context for what follows.
+_HIGHEST_TEMPERATURE_OF_CONTEXT = 0.5
 _MEL_FRAMES_PER_TIMESTAMP = 2
 
 
@@ -75,23 +77,19 @@ def transcribe_windows(
     window = model.config.mel_frames
     mel = log_mel_spectrogram(audio, model.config.n_mels, content + window)
     longest_context = model.config.max_tokens // 2 - 1
-    seek, generated = 0, []
+    seek, context = 0, []
     while seek < content:
         size = min(window, content - seek)
         samples_here = audio[seek * samples : (seek + size) * samples]
         here, start = _window(mel, seek, size, window), seek / MEL_FRAMES_PER_SECOND
         states, references = encode_under(model, [samples_here], intervention, [here])
-        previous = generated[-longest_context:] if condition_on_previous_text else []
+        previous = context[-longest_context:] if condition_on_previous_text else []
         prompt = default_prompt(model, language, task, timestamps=True, previous=previous)
-        ((result,),) = generate_rows(
-            model,
-            states,
-            [[intervention.decoder_edit(len(prompt))]],
-            prompts=[prompt],
-            references=references,
-            choice=choice,
-        )
-        if _is_silent(result):
+        decode = functools.partial(_decode, model, states, references, intervention, prompt)
+        result, used = decode(choice), choice
+        if choice.fallback:
+            result, used = decode_again(decode, choice, result)
+        if is_silent(result):
             seek += size
         else:
             pieces, advance = _cut(result.tokens, tokenizer, size)
@@ -109,7 +107,7 @@ def transcribe_windows(
                     model, tokens, prompt, here, -(-size // _MEL_FRAMES_PER_TIMESTAMP), known, start
                 )
             for (piece, first, last), said in zip(pieces, words, strict=True):
-                generated += piece
+                context += piece
                 yield Segment(
                     start + first * SECONDS_PER_TIMESTAMP,
                     start + last * SECONDS_PER_TIMESTAMP,
@@ -119,6 +117,8 @@ def transcribe_windows(
                     result.no_speech_prob,
                     said,
                 )
+            if choice.fallback and used.temperature > _HIGHEST_TEMPERATURE_OF_CONTEXT:
+                context = []
             seek += advance
 
 
@@ -126,6 +126,25 @@ def _window(
     mel: Float[Array, "n_mels mel_frame"], seek: int, size: int, window: int
 ) -> Float[Array, "n_mels window"]:
     return jnp.pad(mel[:, seek : seek + size], ((0, 0), (0, window - size)))
+
+
+def _decode(
+    model: Whisper,
+    states: Float[Array, "clip frame d_model"],
+    references: Float[Array, "clip frame d_model"] | None,
+    intervention: Intervention,
+    prompt: Sequence[int],
+    choice: Choice,
+) -> Generated:
+    ((result,),) = generate_rows(
+        model,
+        states,
+        [[intervention.decoder_edit(len(prompt))]],
+        prompts=[prompt],
+        references=references,
+        choice=choice,
+    )
+    return result
 
 
 def _timed(
@@ -144,12 +163,6 @@ def _timed(
     if states is not None:
         window = with_encoded(model, window, EncoderRun(states, EncoderActivations()))
     return time_words(model, window, list(map(len, spoken)), start)
-
-
-def _is_silent(result: Generated) -> bool:
-    return (
-        result.no_speech_prob > NO_SPEECH_THRESHOLD and result.mean_log_prob <= LOG_PROB_THRESHOLD
-    )
 
 
 def _cut(

@@ -49,6 +49,9 @@ class Choice:
             `p ∝ exp(logits / temperature)`.
         seed: seed of the draws.
         beam_size: number of sequences kept at each step, as in openai/whisper; 1 is no search.
+        fallback: where `transcribe` generates timestamps, decode a window again at higher
+            temperatures if its text compresses more than 2.4-fold or its mean log-probability is
+            below -1, unless nobody speaks.
     """
 
     suppress: bool = True
@@ -56,6 +59,7 @@ class Choice:
     temperature: float = 0.0
     seed: int = 0
     beam_size: int = 1
+    fallback: bool = False
 
     def __post_init__(self):
         for name in ("max_new_tokens", "beam_size"):
