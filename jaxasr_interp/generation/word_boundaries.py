@@ -1,12 +1,11 @@
 """Word boundaries moved from where the decoder attends to where the sound has them.
 
 A Whisper checkpoint attends to words a little early or late, by an offset of its own that differs
-from clip to clip. It shows in the sound: with the right shift, the boundaries between words fall
-where the clip is quietest. Behind that shift, each boundary is a stretch `[stop, start)` of the
-sound, in which one word has stopped and the next has not started: a run of quiet, or in running
-speech a single time. Those stretches are chosen together, in order, as the cheapest of all choices
-of a cost: loudness, plus the squared distance from where the decoder attends, minus the length of
-the quiet.
+from clip to clip. Behind that offset, each boundary is a stretch `[stop, start)` of the sound, in
+which one word has stopped and the next has not started: a run of quiet, or in running speech a
+single time. The offset and all stretches are chosen together as the cheapest of all choices of a
+cost: boundaries lie where it is quiet and near to where the decoder attends, and words last as long
+as their letters let one expect.
 """
 
 import itertools
@@ -16,43 +15,53 @@ import numpy as np
 from jaxtyping import Float, Int
 
 _REACH = 30
-_OFFSET_WINDOW = 13
-_OFFSET_RANGE_DB = 10.0
-_OFFSET_COST = 0.01
+_OFFSETS = range(-_REACH, _REACH + 1, 5)
 _QUIET_DB_BELOW_SPEECH = 35.0
 _QUIET_SHARE_OF_RANGE = 0.3
 # The closure of a plosive is quiet too, but shorter.
 _SHORTEST_QUIET, _LONGEST_QUIET = 5, 30
-_QUIET_GAIN = 8.0
-_DISTANCE_COST = 0.18
-_SHORTEST_WORD, _SHORT_WORD_COST = 5, 100.0
+_QUIET_GAIN = 4.0
+_DISTANCE_COST, _OFFSET_COST, _LENGTH_COST = 0.12, 0.005, 100.0
 
 
 def refine_boundaries(
-    boundaries: Int[np.ndarray, " boundary"], mel: Float[np.ndarray, "n_mels mel_frame"]
+    boundaries: Int[np.ndarray, " boundary"],
+    letters: Int[np.ndarray, " word"],
+    mel: Float[np.ndarray, "n_mels mel_frame"],
 ) -> Int[np.ndarray, "word 2"]:
     """Move the boundaries of words to where the sound has them.
 
-    A boundary's cost is `max(L - quiet, 0) + 0.18 d² - 8 q`: the loudness there in decibels above
-    quiet, the distance in mel frames from the attended boundary (at most 30, which is 0.3 s) and
-    the length in mel frames of a run of quiet (30 count at most). Words have at least 50 ms where
-    that is possible.
+    With the offset `s`, the attended boundaries `a` (inner ones moved by `s`) and the words'
+    lengths `l`, the cost is
+
+        Σ_boundary (max(L - quiet, 0) + 0.12 (b - a - s)² - 4 q + 0.005 s²) + Σ_word 100 ln²(l / e)
+
+    in decibels and mel frames: `L` is the loudness at a boundary without a gap, `q` the length of a
+    run of quiet (30 count at most), and `e` the length that is expected of a word with so many
+    letters. Both `s` and `b - a - s` are at most 0.3 s.
 
     Args:
         boundaries: mel frames (10 ms) in which the decoder attends to the start of each word and
             to the end of the last, in order.
+        letters: number of letters and digits of each word.
         mel: log-mel spectrogram of the clip, without what lies behind its end.
 
     Returns:
         The first mel frame of each word, and the one after its last.
     """
     level = loudness(mel)
-    # The path of attention starts and stops with the sound, whatever the offset between.
-    shifted = boundaries.copy()
-    shifted[1:-1] += model_offset(boundaries[1:-1], level)
-    attended = np.maximum.accumulate(np.clip(shifted, 0, len(level)))
     runs, over = quiet_runs(level), _over_quiet(level)
-    gaps = _cheapest([_gaps(int(at), runs, over) for at in attended])
+    expected = _expected_lengths(boundaries, letters, level)
+
+    def with_offset(offset: int) -> tuple[float, Int[np.ndarray, "boundary 2"]]:
+        shifted = boundaries.copy()
+        # The path of attention starts and stops with the sound, whatever the offset between.
+        shifted[1:-1] += offset
+        attended = np.maximum.accumulate(np.clip(shifted, 0, len(level)))
+        cost, gaps = _cheapest([_gaps(int(at), runs, over) for at in attended], expected)
+        return cost + _OFFSET_COST * len(boundaries) * offset**2, gaps
+
+    _, gaps = min(map(with_offset, _OFFSETS), key=lambda found: found[0])
     return np.stack([gaps[:-1, 1], gaps[1:, 0]], 1)
 
 
@@ -61,34 +70,23 @@ def loudness(mel: Float[np.ndarray, "n_mels mel_frame"]) -> Float[np.ndarray, " 
     return 10 * np.log10((10.0 ** (4 * mel.astype(np.float64))).sum(0))
 
 
-def model_offset(
-    inner: Int[np.ndarray, " boundary"], level: Float[np.ndarray, " mel_frame"]
-) -> int:
-    """Estimate by how many mel frames attention is before the word boundaries of the sound.
-
-    It is the shift `s` within ±0.3 s with the least `mean L(b + s) + 100 s²` over the boundaries
-    `b`, with `s` in seconds; `L` is the loudness, averaged over 130 ms, where all that is more than
-    10 dB below speech counts alike. In a short running sentence several shifts may be as quiet.
-
-    Args:
-        inner: mel frames of the boundaries between words.
-        level: loudness in decibels.
-    """
-    if not len(inner):
-        return 0
-    lowest = _speech_level(level) - _OFFSET_RANGE_DB
-    smooth = _running_mean(np.maximum(level, lowest), _OFFSET_WINDOW)
-    shifts = np.arange(-_REACH, _REACH + 1)
-    at = np.clip(inner + shifts[:, None], 0, len(level) - 1)
-    return int(shifts[np.argmin(smooth[at].mean(1) + _OFFSET_COST * shifts**2)])
-
-
 def quiet_runs(level: Float[np.ndarray, " mel_frame"]) -> list[tuple[int, int]]:
     """List the runs of at least 50 ms that are quiet, as first frame and frame after the last."""
     quiet = np.pad(level < _quiet_level(level), 1).astype(int)
     edges = np.flatnonzero(np.diff(quiet)).tolist()
     runs = zip(edges[::2], edges[1::2], strict=True)
     return [(first, stop) for first, stop in runs if stop - first >= _SHORTEST_QUIET]
+
+
+def _expected_lengths(
+    boundaries: Int[np.ndarray, " boundary"],
+    letters: Int[np.ndarray, " word"],
+    level: Float[np.ndarray, " mel_frame"],
+) -> Float[np.ndarray, " word"]:
+    """Return a length for each letter and one more: the median of sound in the attended words."""
+    sound = np.append(0, np.cumsum(level >= _quiet_level(level)))
+    of_words = np.diff(sound[np.clip(boundaries, 0, len(level))])
+    return max(1.0, float(np.median(of_words / (letters + 1)))) * (letters + 1)
 
 
 def _speech_level(level: Float[np.ndarray, " mel_frame"]) -> float:
@@ -131,17 +129,27 @@ def _gaps(
     return np.array(gaps, np.float64)
 
 
-def _cheapest(boundaries: Sequence[Float[np.ndarray, "_ 3"]]) -> Int[np.ndarray, "boundary 2"]:
-    """Choose a gap for each boundary, so that words do not overlap and the costs' sum is least."""
+def _cheapest(
+    boundaries: Sequence[Float[np.ndarray, "_ 3"]], expected: Float[np.ndarray, " word"]
+) -> tuple[float, Int[np.ndarray, "boundary 2"]]:
+    """Choose a gap for each boundary, so that words do not overlap and the costs' sum is least.
+
+    Args:
+        boundaries: stop, start and cost of each gap that a boundary may be.
+        expected: mel frames that each word is expected to last.
+
+    Returns:
+        The least sum, and the gap of each boundary.
+    """
     total, best = boundaries[0][:, 2], []
-    for before, here in itertools.pairwise(boundaries):
-        length = here[:, 0] - before[:, 1, None]
-        cost = np.where(length < _SHORTEST_WORD, _SHORT_WORD_COST, 0.0)
-        reached = total[:, None] + np.where(length < 0, np.inf, cost)
+    for (before, here), length in zip(itertools.pairwise(boundaries), expected, strict=True):
+        lengths = here[:, 0] - before[:, 1, None]
+        cost = _LENGTH_COST * np.log(np.maximum(lengths, 1) / length) ** 2
+        reached = total[:, None] + np.where(lengths < 0, np.inf, cost)
         best.append(reached.argmin(0))
         total = reached.min(0) + here[:, 2]
     chosen = [int(total.argmin())]
     for back in reversed(best):
         chosen.append(int(back[chosen[-1]]))
     gaps = [gap[i, :2] for gap, i in zip(boundaries, reversed(chosen), strict=True)]
-    return np.array(gaps).astype(int)
+    return float(total.min()), np.array(gaps).astype(int)

@@ -93,7 +93,8 @@ def align_words(model: Whisper, utterance: Utterance, *, refine: bool = True) ->
     reached = path[1, np.diff(path[0], prepend=-1) > 0]
     edges = reached[np.array([window for _, window in words]) - prompt]
     if refine:
-        edges = _refined(edges, np.asarray(utterance.mel[:, : _MEL_FRAMES_PER_FRAME * frames]))
+        mel = np.asarray(utterance.mel[:, : _MEL_FRAMES_PER_FRAME * frames])
+        edges = _refined(edges, [name for name, _ in words], mel)
     # A word has at least one frame, though the path may pass several tokens in one frame.
     return tuple(
         Word(
@@ -107,10 +108,14 @@ def align_words(model: Whisper, utterance: Utterance, *, refine: bool = True) ->
 
 
 def _refined(
-    edges: Int[np.ndarray, "word 2"], mel: Float[np.ndarray, "n_mels mel_frame"]
+    edges: Int[np.ndarray, "word 2"],
+    words: Sequence[str],
+    mel: Float[np.ndarray, "n_mels mel_frame"],
 ) -> Int[np.ndarray, "word 2"]:
     boundaries = np.append(edges[:, 0], edges[-1, 1]) * _MEL_FRAMES_PER_FRAME
-    return np.rint(refine_boundaries(boundaries, mel) / _MEL_FRAMES_PER_FRAME).astype(int)
+    letters = np.array([sum(map(str.isalnum, word)) for word in words])
+    refined = refine_boundaries(boundaries, letters, mel)
+    return np.rint(refined / _MEL_FRAMES_PER_FRAME).astype(int)
 
 
 def warp(cost: Float[np.ndarray, "row column"]) -> Int[np.ndarray, "2 step"]:

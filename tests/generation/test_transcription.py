@@ -42,9 +42,10 @@ def test_words_have_times_in_audio_of_any_length():
     assert alone.text == SENTENCE.format("grass")
     (segment,) = alone.segments
     assert [word.text for word in segment.words] == alone.text.split()
-    # Where the sound starts and ends.
+    # Where the sound starts and ends, and where the vowel of "grass" sounds.
     assert segment.words[0].start == pytest.approx(0.06, abs=0.03)
     assert segment.words[-1].end == pytest.approx(2.0, abs=0.03)
+    assert segment.words[-1].start < 1.75 < segment.words[-1].end
     before = np.concatenate([glass, np.zeros(29 * 16_000, np.float32)])
     audio = np.concatenate([before, grass])
     long = ji.transcribe(model, audio, times=True, condition_on_previous_text=False)
@@ -54,8 +55,7 @@ def test_words_have_times_in_audio_of_any_length():
     words = [word for one in long.segments for word in one.words][-len(segment.words) :]
     assert [word.text for word in words] == alone.text.split()
     moved = np.array([a.start - b.start for a, b in zip(words, segment.words, strict=True)])
-    assert np.median(moved) == pytest.approx(len(before) / 16_000, abs=0.03)
-    assert np.abs(moved[1:] - len(before) / 16_000).max() < 0.3
+    assert np.abs(moved - len(before) / 16_000).max() < 0.1
     # An edit changes the text; its words are found in the sound all the same.
     edited = ji.transcribe(model, grass, times=True, edit="zero:encoder.mlp_out@1")
     assert [w.text for s in edited.segments for w in s.words] == edited.text.split()

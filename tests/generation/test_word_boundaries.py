@@ -9,17 +9,14 @@ import pytest
 import jaxasr_interp as ji
 from helpers.golden import GOLDEN
 from helpers.real import TINY_FIRST, real_model
-from jaxasr_interp.generation.word_boundaries import (
-    _cheapest,
-    loudness,
-    model_offset,
-    refine_boundaries,
-)
+from jaxasr_interp.generation.word_boundaries import _cheapest, refine_boundaries
 
 SAMPLES = 160
 """Samples in a mel frame of 10 ms."""
 LENGTHS = [30, 42, 25, 51, 38, 33]
 """Mel frames of each word."""
+LETTERS = np.array([5, 5, 4, 7, 5, 6])
+"""Letters of each word, of which its length says a part."""
 
 
 def bursts(gaps, noise, fade=0.25):
@@ -50,22 +47,24 @@ def attended(words, offset, spread, seed=1):
 )
 def test_words_start_and_stop_where_the_sound_does(gaps, offset, noise):
     mel, words = bursts(gaps, noise)
-    found = refine_boundaries(attended(words, offset, 4), mel)
+    found = refine_boundaries(attended(words, offset, 4), LETTERS, mel)
     assert np.abs(found - words).max() <= 2
-
-
-@pytest.mark.parametrize("offset", [-18, -6, 0, 9, 15])
-def test_the_offset_is_what_puts_boundaries_where_it_is_quiet(offset):
-    mel, words = bursts([20, 4, 4, 4, 4, 4, 20], 70)
-    inner = words[1:, 0] - 2 - offset
-    assert model_offset(inner, loudness(mel)) == pytest.approx(offset, abs=3)
 
 
 def test_without_quiet_boundaries_move_to_the_least_energy():
     mel, words = bursts([0, 0, 0, 0, 0, 0, 0], 70, fade=0.5)
-    found = refine_boundaries(attended(words, 8, 3), mel)
+    found = refine_boundaries(attended(words, 8, 3), LETTERS, mel)
     assert np.abs(found[1:, 0] - words[1:, 0]).max() <= 3
     assert np.abs(found[:-1, 1] - words[:-1, 1]).max() <= 3
+
+
+@pytest.mark.parametrize("letters", [[3, 3], [2, 5], [6, 1]])
+def test_without_any_boundary_in_the_sound_letters_say_how_long_words_are(letters):
+    mel = np.zeros((8, 100))
+    (_, boundary), (same, _) = refine_boundaries(np.array([0, 50, 100]), np.array(letters), mel)
+    assert boundary == same
+    share = (letters[0] + 1) / (sum(letters) + 2)
+    assert 50 <= boundary <= 100 * share + 1 or 100 * share - 1 <= boundary <= 50
 
 
 def test_the_gaps_are_the_cheapest_of_all_that_are_in_order():
@@ -78,15 +77,19 @@ def test_the_gaps_are_the_cheapest_of_all_that_are_in_order():
             boundaries.append(np.stack([stops, starts, rng.normal(0, 30, 5)], 1).astype(float))
         # A choice that is always possible.
         boundaries = [np.vstack([gaps, [40, 40, 200]]) for gaps in boundaries]
+        expected = rng.uniform(5, 20, 3)
 
-        def cost(choice):
-            words = [b[0] - a[1] for a, b in itertools.pairwise(choice)]
-            if min(words) < 0:
+        def cost(choice, expected=expected):
+            words = np.array([b[0] - a[1] for a, b in itertools.pairwise(choice)])
+            if words.min() < 0:
                 return np.inf
-            return sum(gap[2] for gap in choice) + 100 * sum(word < 5 for word in words)
+            lengths = np.log(np.maximum(words, 1) / expected) ** 2
+            return sum(gap[2] for gap in choice) + 100 * lengths.sum()
 
         best = min(itertools.product(*boundaries), key=cost)
-        np.testing.assert_array_equal(_cheapest(boundaries), np.array(best)[:, :2])
+        least, found = _cheapest(boundaries, expected)
+        np.testing.assert_array_equal(found, np.array(best)[:, :2])
+        assert least == pytest.approx(cost(best))
 
 
 def test_any_boundaries_give_words_in_order_within_the_clip():
@@ -94,7 +97,7 @@ def test_any_boundaries_give_words_in_order_within_the_clip():
     for frames, words in itertools.product((1, 2, 24, 300), (1, 2, 40)):
         for mel in (rng.normal(size=(8, frames)), np.zeros((8, frames))):
             boundaries = np.sort(rng.integers(0, frames + 1, words + 1))
-            found = refine_boundaries(boundaries, mel)
+            found = refine_boundaries(boundaries, rng.integers(0, 9, words), mel)
             assert found.shape == (words, 2)
             edges = found.ravel()
             assert (np.diff(edges) >= 0).all()
