@@ -179,7 +179,7 @@ def as_line(result: dict[str, Any]) -> str:
         if side in result
     ]
     overlap = [f"IoU {result['iou']:.2f}"] if "iou" in result else []
-    label = f"{result['model']:8}{result['kind']:8} {noise:12} {result['method']:15}"
+    label = f"{result['model']:8} {result['kind']:8} {noise:12} {result['method']:15}"
     return f"{label} {', '.join([*errors, *overlap])} ({result['words']} words)"
 
 
