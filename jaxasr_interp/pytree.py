@@ -1,9 +1,14 @@
-"""Frozen dataclasses that are JAX pytrees."""
+"""Frozen dataclasses that are JAX pytrees, and how dataclasses with arrays are shown."""
 
 import dataclasses
+import sys
+import textwrap
 from typing import Any, dataclass_transform
 
 import jax
+import wadler_lindig
+
+_WIDTH, _MOST_LINES, _MOST_ITEMS = 100, 20, 8
 
 
 def static(**kwargs: Any) -> Any:
@@ -17,8 +22,10 @@ def pytree_dataclass[T](cls: type[T]) -> type[T]:
 
     Fields are children unless declared with `static()`. Rebuilding the tree (in `jax.tree.map`,
     `vmap`, ...) does not call `__init__`, so `__post_init__` checks what a user constructs and
-    never sees placeholders.
+    never sees placeholders. Its `repr` is its `summary`.
     """
+    if "__repr__" not in vars(cls):
+        cls.__repr__ = summary
     cls = dataclasses.dataclass(frozen=True)(cls)
     fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
     data = [f.name for f in fields if not f.metadata.get("static")]
@@ -47,3 +54,28 @@ def replace[T](tree: T, **fields: Any) -> T:
     for name, value in (vars(tree) | fields).items():
         object.__setattr__(copy, name, value)
     return copy
+
+
+def summary(value: Any) -> str:
+    """Describe a dataclass in at most 20 lines.
+
+    Fields that have their defaults are left out, arrays are shown by dtype and shape, such as
+    `f32[11,384]`, and of long sequences the first elements.
+    """
+    text = wadler_lindig.pformat(value, width=_WIDTH, custom=_shortened)
+    if text.count("\n") < _MOST_LINES:
+        return text
+    # A field on each line takes too many.
+    text = wadler_lindig.pformat(value, width=sys.maxsize, custom=_shortened)
+    return textwrap.fill(
+        text, _WIDTH, subsequent_indent="  ", max_lines=_MOST_LINES, placeholder=" …"
+    )
+
+
+def _shortened(value: Any) -> wadler_lindig.AbstractDoc | None:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return wadler_lindig.array_summary(tuple(value.shape), str(value.dtype), None)
+    if isinstance(value, tuple | list) and len(value) > _MOST_ITEMS:
+        first = ", ".join(wadler_lindig.pformat(one, custom=_shortened) for one in value[:3])
+        return wadler_lindig.TextDoc(f"({first}, … {len(value)} in all)")
+    return None

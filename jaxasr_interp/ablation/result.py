@@ -22,6 +22,7 @@ from jaxasr_interp.interventions.intervention import Intervention
 from jaxasr_interp.interventions.where import END, At, chain
 from jaxasr_interp.model.edits import Edit, Identity, as_edit
 from jaxasr_interp.model.sites import SITES, Stack
+from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.speech.utterance import Clip
 
@@ -50,6 +51,8 @@ class TextSweep:
     clips: tuple[Clip, ...]
     languages: tuple[str, ...]
     generated: tuple[tuple[Generated, ...], ...]
+
+    __repr__ = summary
 
     @functools.cached_property
     def errors(self) -> Int[np.ndarray, "intervention clip against unit operation"]:

@@ -50,8 +50,8 @@ def transcribe(
     fallback: Annotated[
         bool,
         typer.Option(
-            help="Decode again at higher temperatures what repeats itself or is improbable, where "
-            "timestamps are generated: with --times, or in long audio."
+            help="Generate timestamps, and decode again at higher temperatures what repeats itself "
+            "or is improbable."
         ),
     ] = False,
     out: Annotated[
@@ -65,9 +65,7 @@ def transcribe(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Transcribe audio files, with the model unchanged or under an --edit."""
-    choice = Choice(
-        suppress, temperature=temperature, seed=seed, beam_size=beam_size, fallback=fallback
-    )
+    choice = Choice(suppress, temperature=temperature, seed=seed, beam_size=beam_size)
     if temperature == 0:
         refuse_options(context, ("seed",), "goes with a --temperature above 0")
     if out is not None:
@@ -86,6 +84,7 @@ def transcribe(
         choice=choice,
         edit=intervention,
         times=times or (out is not None and out.suffix in FORMATS),
+        fallback=fallback,
     )
     with progress() as on_progress:
         for done, (path, transcript) in enumerate(transcripts, 1):

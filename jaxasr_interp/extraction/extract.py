@@ -17,6 +17,7 @@ from jaxasr_interp.extraction.request import Request, parse_requests
 from jaxasr_interp.extraction.texts import longest_run
 from jaxasr_interp.model.sites import SITES
 from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.identity import identify
 from jaxasr_interp.runtime.location import Location, locate
 from jaxasr_interp.runtime.progress import Progress
@@ -87,6 +88,8 @@ class Extraction:
     clips: int
     done: int
     problems: tuple[tuple[str, str], ...]
+
+    __repr__ = summary
 
 
 def extract(

@@ -34,6 +34,8 @@ from jaxasr_interp.speech.utterance import Utterance
 # Text drawn at a higher temperature is no context for what follows.
 _HIGHEST_TEMPERATURE_OF_CONTEXT = 0.5
 _MEL_FRAMES_PER_TIMESTAMP = 2
+# Timestamps may be early by as much.
+_MEL_FRAMES_BEHIND_A_SEGMENT = 20
 
 
 def transcribe_windows(
@@ -46,6 +48,7 @@ def transcribe_windows(
     edit: Intervention | str = UNEDITED,
     condition_on_previous_text: bool = True,
     times: bool = False,
+    fallback: bool = False,
 ) -> Iterator[Segment]:
     """Transcribe audio of any length.
 
@@ -63,6 +66,8 @@ def transcribe_windows(
         edit: intervention that acts on the model in every window; see `transcribe`.
         condition_on_previous_text: put the text so far before each window's prompt.
         times: find when each word is said, in the sound and by the unedited model.
+        fallback: decode a window again at higher temperatures if its text compresses more than
+            2.4-fold or its mean log-probability is below -1, unless nobody speaks.
 
     Yields:
         Segments, in order.
@@ -87,7 +92,7 @@ def transcribe_windows(
         prompt = default_prompt(model, language, task, timestamps=True, previous=previous)
         decode = functools.partial(_decode, model, states, references, intervention, prompt)
         result, used = decode(choice), choice
-        if choice.fallback:
+        if fallback:
             result, used = decode_again(decode, choice, result)
         if is_silent(result):
             seek += size
@@ -102,10 +107,10 @@ def transcribe_windows(
             if times and pieces:
                 known = states[0] if isinstance(intervention.encoder, Identity) else None
                 prompt = default_prompt(model, language, task)
-                tokens = [piece for piece, *_ in pieces]
-                words = _timed(
-                    model, tokens, prompt, here, -(-size // _MEL_FRAMES_PER_TIMESTAMP), known, start
-                )
+                # What is said behind the last complete segment is not part of the text.
+                heard = min(size, advance + _MEL_FRAMES_BEHIND_A_SEGMENT)
+                frames = -(-heard // _MEL_FRAMES_PER_TIMESTAMP)
+                words = _timed(model, pieces, prompt, here, frames, known, start)
             for (piece, first, last), said in zip(pieces, words, strict=True):
                 context += piece
                 yield Segment(
@@ -117,7 +122,7 @@ def transcribe_windows(
                     result.no_speech_prob,
                     said,
                 )
-            if choice.fallback and used.temperature > _HIGHEST_TEMPERATURE_OF_CONTEXT:
+            if fallback and used.temperature > _HIGHEST_TEMPERATURE_OF_CONTEXT:
                 context = []
             seek += advance
 
@@ -149,7 +154,7 @@ def _decode(
 
 def _timed(
     model: Whisper,
-    pieces: Sequence[Sequence[int]],
+    pieces: Sequence[tuple[tuple[int, ...], int, int]],
     prompt: Sequence[int],
     mel: Float[Array, "n_mels window"],
     frames: int,
@@ -157,12 +162,13 @@ def _timed(
     start: float,
 ) -> list[tuple[TimedWord, ...]]:
     """Find the words of a window's segments; the window is encoded if its states are not known."""
-    spoken = [list(filter(require_tokenizer(model).is_text, piece)) for piece in pieces]
+    spoken = [list(filter(require_tokenizer(model).is_text, piece)) for piece, *_ in pieces]
     tokens = jnp.asarray([*prompt, *itertools.chain(*spoken)], jnp.int32)
     window = Utterance(mel, tokens, len(prompt), frames)
     if states is not None:
         window = with_encoded(model, window, EncoderRun(states, EncoderActivations()))
-    return time_words(model, window, list(map(len, spoken)), start)
+    places = [(len(own), *edges) for own, (_, *edges) in zip(spoken, pieces, strict=True)]
+    return time_words(model, window, places, start)
 
 
 def _cut(

@@ -4,6 +4,7 @@ import dataclasses
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.sites import DecoderActivations
+from jaxasr_interp.pytree import summary
 
 MAX_NEW_TOKENS = 224
 _LEAST_TEMPERATURE = 1e-3
@@ -32,6 +33,8 @@ class Generated:
     text: str
     acts: DecoderActivations | None = None
 
+    __repr__ = summary
+
     @property
     def mean_log_prob(self) -> float:
         """Sum of `log_probs` over `len(tokens) + 1`, as openai/whisper defines it."""
@@ -49,9 +52,6 @@ class Choice:
             `p ∝ exp(logits / temperature)`.
         seed: seed of the draws.
         beam_size: number of sequences kept at each step, as in openai/whisper; 1 is no search.
-        fallback: where `transcribe` generates timestamps, decode a window again at higher
-            temperatures if its text compresses more than 2.4-fold or its mean log-probability is
-            below -1, unless nobody speaks.
     """
 
     suppress: bool = True
@@ -59,7 +59,6 @@ class Choice:
     temperature: float = 0.0
     seed: int = 0
     beam_size: int = 1
-    fallback: bool = False
 
     def __post_init__(self):
         for name in ("max_new_tokens", "beam_size"):

@@ -5,9 +5,13 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from jaxasr_interp.generation.word_times import align_words
+from jaxasr_interp.generation.word_times import Stretch, align_words
 from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.pytree import summary
 from jaxasr_interp.speech.utterance import Utterance
+
+# By as much timestamps may be early or late.
+_FRAMES_AROUND = 25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,24 +39,34 @@ class Segment:
     no_speech_prob: float
     words: tuple[TimedWord, ...] = ()
 
+    __repr__ = summary
+
 
 def time_words(
-    model: Whisper, window: Utterance, pieces: Sequence[int], start: float
+    model: Whisper,
+    window: Utterance,
+    pieces: Sequence[tuple[int, int, int]],
+    start: float,
 ) -> list[tuple[TimedWord, ...]]:
     """Find when the words of a window's segments are said.
 
     Args:
         model: a model with a tokenizer.
         window: the window with its prompt and the text of its segments, without timestamps.
-        pieces: number of text tokens of each segment, in order.
+        pieces: of each segment, in order, the number of text tokens, and its first encoder frame
+            and the one after its last by its timestamps.
         start: where the window starts, in seconds.
 
     Returns:
-        The words of each segment; a word belongs to the segment in which it starts.
+        The words of each segment, which are looked for within 0.5 s of its timestamps.
     """
-    ends = [window.prompt + end for end in itertools.accumulate(pieces)]
+    ends = [window.prompt + end for end in itertools.accumulate(n for n, *_ in pieces)]
+    stretches = [
+        Stretch((end - n, end), (max(0, first - _FRAMES_AROUND), last + _FRAMES_AROUND))
+        for end, (n, first, last) in zip(ends, pieces, strict=True)
+    ]
     words: list[list[TimedWord]] = [[] for _ in pieces]
-    for word in align_words(model, window):
+    for word in align_words(model, window, stretches=stretches):
         first, last = (round(start + edge, 2) for edge in word.seconds)
         piece = bisect.bisect_right(ends, word.tokens[0])
         words[piece].append(TimedWord(word.text, first, last))

@@ -23,6 +23,8 @@ from jaxasr_interp.speech.utterance import Utterance
 
 _FILTER_WIDTH = 7
 _MEL_FRAMES_PER_FRAME = 2
+# More than any pattern, which is standardised, is worth.
+_COST_OUTSIDE = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,26 @@ class Word:
         return start / FRAMES_PER_SECOND, stop / FRAMES_PER_SECOND
 
 
-def align_words(model: Whisper, utterance: Utterance, *, refine: bool = True) -> tuple[Word, ...]:
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """A part of a transcript, and where in the sound it is said.
+
+    Attributes:
+        tokens: position of its first token in the run, and the position after its last.
+        frames: the first encoder frame in which it may be said, and the frame after the last.
+    """
+
+    tokens: tuple[int, int]
+    frames: tuple[int, int]
+
+
+def align_words(
+    model: Whisper,
+    utterance: Utterance,
+    *,
+    refine: bool = True,
+    stretches: Sequence[Stretch] = (),
+) -> tuple[Word, ...]:
     """Find when the words of a transcript are said.
 
     Args:
@@ -57,6 +78,7 @@ def align_words(model: Whisper, utterance: Utterance, *, refine: bool = True) ->
             encoder frames that hold sound.
         refine: move the boundaries of words to where the sound has them; without it, words start
             and end where openai/whisper's do.
+        stretches: parts of the transcript that are known to be said within some frames.
 
     Returns:
         The words in order; none if the transcript has none.
@@ -79,17 +101,14 @@ def align_words(model: Whisper, utterance: Utterance, *, refine: bool = True) ->
     ]
     if not words:
         return ()
-    states = encode_utterance(model, utterance).states
-    run = [*tokens, tokenizer.end_of_text][: model.config.max_tokens]
-    # Padding gives few lengths, as each takes a compilation; no token attends to later ones.
-    padding = padded_length(len(run), model.config.max_tokens) - len(run)
-    padded = run + [tokenizer.end_of_text] * padding
-    pattern = decode(model, padded, states, sites=["cross_pattern"]).acts.cross_pattern
-    assert pattern is not None
-    layers, heads = np.array(following_heads(model)).T
-    followed = _sharpened(np.asarray(pattern[layers, heads, : len(run), :frames], np.float64))
     # The pattern at a token attends to the audio of the next token.
-    path = warp(-followed[prompt - 1 : len(tokens)])
+    cost = -_attention(model, utterance, frames)[prompt - 1 : len(tokens)]
+    for stretch in stretches:
+        (first, last), (start, stop) = stretch.tokens, stretch.frames
+        rows = cost[first - prompt : last - prompt]
+        rows[:, :start] += _COST_OUTSIDE
+        rows[:, stop:] += _COST_OUTSIDE
+    path = warp(cost)
     reached = path[1, np.diff(path[0], prepend=-1) > 0]
     edges = reached[np.array([window for _, window in words]) - prompt]
     if refine:
@@ -105,6 +124,23 @@ def align_words(model: Whisper, utterance: Utterance, *, refine: bool = True) ->
         )
         for (name, window), (start, stop) in zip(words, edges.tolist(), strict=True)
     )
+
+
+def _attention(model: Whisper, utterance: Utterance, frames: int) -> Float[np.ndarray, "pos frame"]:
+    """Compute how each token of a transcript and its end attend to the sound, in heads that follow.
+
+    The patterns are normalised and averaged over the alignment heads.
+    """
+    tokens, tokenizer = np.asarray(utterance.tokens).tolist(), require_tokenizer(model)
+    states = encode_utterance(model, utterance).states
+    run = [*tokens, tokenizer.end_of_text][: model.config.max_tokens]
+    # Padding gives few lengths, as each takes a compilation; no token attends to later ones.
+    padding = padded_length(len(run), model.config.max_tokens) - len(run)
+    padded = run + [tokenizer.end_of_text] * padding
+    pattern = decode(model, padded, states, sites=["cross_pattern"]).acts.cross_pattern
+    assert pattern is not None
+    layers, heads = np.array(following_heads(model)).T
+    return _sharpened(np.asarray(pattern[layers, heads, : len(run), :frames], np.float64))
 
 
 def _refined(

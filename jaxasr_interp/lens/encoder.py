@@ -22,6 +22,7 @@ from jaxasr_interp.model.edits import identity
 from jaxasr_interp.model.layers import LayerNorm
 from jaxasr_interp.model.run import EncoderRun, decode, encode
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
+from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.frames import to_dataframe
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class EncoderLens:
     top_tokens: Int[np.ndarray, "depth pos rank"]
     top_log_probs: Float[np.ndarray, "depth pos rank"]
     normed: bool
+
+    __repr__ = summary
 
     @property
     def texts(self) -> list[str]:

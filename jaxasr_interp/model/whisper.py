@@ -7,6 +7,7 @@ outputs are the activations; the compiler drops those that are not used.
 Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision".
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -65,6 +66,12 @@ class Whisper(nnx.Module):
         states, acts = self.encoder(mel, encoder_edit, patterns=patterns)
         run = self.decoder.run(tokens, states, decoder_edit, logits_at=logits_at, patterns=patterns)
         return replace(run, encoder=acts)
+
+    def __repr__(self) -> str:
+        sizes = (leaf.size for leaf in jax.tree.leaves(nnx.state(self, nnx.Param)))
+        dtype = self.decoder.embed.dtype
+        name = self.name or self.source
+        return f"Whisper({name!r}, {sum(sizes):,} parameters in {dtype}, {self.config})"
 
     @property
     def source(self) -> str:

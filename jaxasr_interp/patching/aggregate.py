@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.patching.dataset_layout import DATASET_SWEEP
 from jaxasr_interp.patching.metrics import recovered
+from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.location import exists, locate, within
 from jaxasr_interp.runtime.slot_store import read_identity
 from jaxasr_interp.runtime.store import open_dataset
@@ -51,6 +52,8 @@ class Resampling:
     level: float = 0.95
     n_resamples: int = 1000
     seed: int = 0
+
+    __repr__ = summary
 
     def __post_init__(self):
         if not 0 < self.level < 1:

@@ -10,6 +10,7 @@ from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.dataset_jobs import DatasetInputs, SweepJob, TextJob
 from jaxasr_interp.patching.dataset_options import DatasetOptions
 from jaxasr_interp.patching.planning import PlanOptions
+from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.cluster import run_job
 from jaxasr_interp.runtime.location import Location, locate
 from jaxasr_interp.runtime.progress import Progress
@@ -32,6 +33,8 @@ class DatasetSweep:
     questions: int
     done: int
     problems: tuple[tuple[str, str], ...]
+
+    __repr__ = summary
 
 
 _OPTIONS, _PLAN, _RUN = DatasetOptions(), PlanOptions(), RunOptions()

@@ -15,6 +15,7 @@ from jaxasr_interp.patching.chunks import Chunk, make_chunks
 from jaxasr_interp.patching.engine.inject import entry_layer
 from jaxasr_interp.patching.memory import sweep_bytes
 from jaxasr_interp.patching.metrics import Metric, MetricPositions
+from jaxasr_interp.pytree import summary
 
 _EFFICIENCY = 0.75
 """The share of a large matrix product's rate that sweeps reach."""
@@ -48,6 +49,8 @@ class Estimate:
 @dataclasses.dataclass(frozen=True)
 class SweepPlan(PatchGrid):
     """The grid of a sweep and its cost. Print it to see both; see `plan_sweep`."""
+
+    __repr__ = summary
 
     def select(self, cells: Sequence[int] | Int[np.ndarray, " cell"]) -> "SweepPlan":
         """Make a plan of some cells only, by their numbers in the order of `cells`.

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from jaxasr_interp.patching.metrics import recovered
 from jaxasr_interp.patching.plan import SweepPlan
+from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
 
@@ -38,6 +39,8 @@ class SweepResult:
     corrupted: Float[np.ndarray, " metric"]
     direction: str = "clean_to_corrupted"
     method: str = "exact"
+
+    __repr__ = summary
 
     @property
     def recovered(self) -> Float[np.ndarray, "metric *cells"]:

@@ -14,6 +14,7 @@ from jaxasr_interp.probes.options import FitOptions
 from jaxasr_interp.probes.result import Probes
 from jaxasr_interp.probes.scores import Scores, majority, score_names, score_probes, selectivity
 from jaxasr_interp.probes.targets import Labels
+from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.progress import Progress
 
@@ -43,6 +44,8 @@ class ProbeReport:
     probes: Probes
     curves: Mapping[str, Scores]
     lines: Mapping[str, Mapping[str, float]]
+
+    __repr__ = summary
 
     @property
     def scores(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from jaxasr_interp.probes.linear import LinearProbe
 from jaxasr_interp.probes.options import FitOptions
 from jaxasr_interp.probes.solve import Probe, Solution
 from jaxasr_interp.probes.targets import Target
-from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.pytree import pytree_dataclass, summary
 
 
 @pytree_dataclass
@@ -67,6 +67,8 @@ class Probes:
     probe: Probe
     l2_index: Int[np.ndarray, " layer"]
     features: str | None = None
+
+    __repr__ = summary
 
     def outputs(
         self, x: Float[np.ndarray, "layer example feature"]

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from jaxasr_interp.probes.result import HeldOut, Probes
 from jaxasr_interp.probes.targets import Target
+from jaxasr_interp.pytree import summary
 
 Resamples = Float[np.ndarray, "resample example"]
 CLASS_SCORES = ("accuracy", "balanced_accuracy", "auc", "macro_f1")
@@ -107,6 +108,8 @@ class Scores:
     estimate: Mapping[str, Float[np.ndarray, " layer"]]
     low: Mapping[str, Float[np.ndarray, " layer"]]
     high: Mapping[str, Float[np.ndarray, " layer"]]
+
+    __repr__ = summary
 
 
 def score_probes(

@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.representations import features_of, layers_of, row_axes, row_blocks
+from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.memory import default_memory
 from jaxasr_interp.runtime.progress import Progress
@@ -52,6 +53,8 @@ class Similarity:
     cka: Float[np.ndarray, "first_layer second_layer"]
     rows: int
     unbiased: bool
+
+    __repr__ = summary
 
     def to_dataset(self) -> "xarray.Dataset":
         """Return the matrix with named axes."""

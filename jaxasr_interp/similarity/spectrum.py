@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.representations import features_of, layers_of, row_blocks
+from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.progress import Progress
 
@@ -30,6 +31,8 @@ class Spectrum:
     name: str
     variances: Float[np.ndarray, "layer component"]
     rows: int
+
+    __repr__ = summary
 
     @property
     def effective_rank(self) -> Float[np.ndarray, " layer"]:

@@ -24,6 +24,7 @@ from jaxasr_interp.generation.transcribe import transcribe_batch
 from jaxasr_interp.interventions.intervention import Intervention
 from jaxasr_interp.model.config import WhisperConfig
 from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.speech.audio import SAMPLE_RATE
 from jaxasr_interp.speech.utterance import Clip
@@ -57,6 +58,8 @@ class RepetitionStudy:
     loops: TextSweep
     speech: TextSweep
     remedies: tuple[Remedy, ...]
+
+    __repr__ = summary
 
 
 def find_loops(

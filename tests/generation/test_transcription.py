@@ -61,6 +61,21 @@ def test_words_have_times_in_audio_of_any_length():
     assert [w.text for s in edited.segments for w in s.words] == edited.text.split()
 
 
+def test_sentences_that_are_said_again_have_words_where_their_timestamps_are():
+    """Windows end in the middle of a sentence, whose sound is not that of the last word."""
+    model = real_model("tiny.en")
+    audio = np.concatenate([ji.load_audio(GRASS), ji.load_audio(GLASS)] * 8)
+    segments = ji.transcribe(model, audio, times=True).segments
+    assert len(segments) == 16
+    for segment in segments:
+        assert len(segment.words) == 8
+        edges = [edge for word in segment.words for edge in (word.start, word.end)]
+        assert edges == sorted(edges)
+        assert edges[0] == pytest.approx(segment.start, abs=0.5)
+        assert edges[-1] == pytest.approx(segment.end, abs=0.5)
+        assert max(word.end - word.start for word in segment.words) < 0.8
+
+
 def test_an_empty_batch_and_a_long_clip_are_refused():
     model = real_model("tiny.en")
     with pytest.raises(ji.InputError, match="no clips"):
