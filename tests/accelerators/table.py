@@ -3,7 +3,8 @@
     python tests/accelerators/table.py --on h100-1 [--size small] [--dtype bfloat16] [--json FILE]
 
 For TPUs it needs the extra `tpu`, for NVIDIA GPUs the extra `gpu` (no GPU). Bytes are the
-compiler's own. `largest` is the largest array that a program writes in addition to its results.
+compiler's own. `largest` is the largest array that a program writes; where the JSON has a problem's
+place in the program, the table has its kind.
 """
 
 import argparse
@@ -45,7 +46,8 @@ def main() -> None:
         rows.append(row)
         numbers = [f"{row[name] / 1e6:.1f}" for name in ("arguments", "temporaries")]
         cells = [row["program"], *numbers, row["largest"], f"{row['seconds']:.1f}"]
-        print(f"| {' | '.join([*cells, '; '.join(row['problems'])])} |", flush=True)
+        said = dict.fromkeys(problem.split(", in ")[0] for problem in row["problems"])
+        print(f"| {' | '.join([*cells, '; '.join(said)])} |", flush=True)
         if given.json is not None:
             content = {"on": given.on, "size": given.size, "dtype": given.dtype, "rows": rows}
             given.json.write_text(json.dumps({"jax": jax.__version__, **content}, indent=2) + "\n")
