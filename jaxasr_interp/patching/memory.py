@@ -69,7 +69,20 @@ class _Sizes:
             total += 2 * self.cross // 5
         elif utterances > 1:
             total += self.of_decoder
-        return utterances * total
+        if self.rounds:
+            total += self.cross // 4
+        return utterances * total + self.rounded_weights
+
+    @property
+    def rounds(self) -> bool:
+        """Whether products round float32 to 16 bits, which a TPU does for all layers at once."""
+        return self.platform == "tpu" and self.item == 4
+
+    @property
+    def rounded_weights(self) -> int:
+        """The weights of cross-attention, in 16 bits beside the model's own."""
+        c = self.config
+        return 8 * c.decoder_layers * c.d_model**2 if self.rounds else 0
 
     @property
     def kept(self) -> int:
@@ -88,7 +101,7 @@ class _Sizes:
                 # A processor computes one head after the other.
                 heads = 2 if self.platform == "cpu" else c.encoder_heads
                 frames += 2 * self.wide * heads * c.max_frames**2
-            return utterances * chunk.size * frames
+            return utterances * chunk.size * frames + 2 * self.rounded_weights
         together = chunk.schedule.together if grid.stack == "decoder" else 1
         rows = utterances * chunk.rows
         row = self.item * (9 * c.d_model // 2)

@@ -3,11 +3,12 @@
     python tests/accelerators/table.py --on h100-1 [--size small] [--dtype bfloat16] [--json FILE]
 
 For TPUs it needs the extra `tpu`, for NVIDIA GPUs the extra `gpu` (no GPU). Bytes are the
-compiler's own. `largest` is the largest array that a program writes; where the JSON has a problem's
-place in the program, the table has its kind.
+compiler's own. `largest` is the largest array that a program writes; of what `hlo.problems` says,
+the table has kinds and counts, the JSON the places.
 """
 
 import argparse
+import collections
 import json
 import re
 import sys
@@ -46,8 +47,9 @@ def main() -> None:
         rows.append(row)
         numbers = [f"{row[name] / 1e6:.1f}" for name in ("arguments", "temporaries")]
         cells = [row["program"], *numbers, row["largest"], f"{row['seconds']:.1f}"]
-        said = dict.fromkeys(problem.split(", in ")[0] for problem in row["problems"])
-        print(f"| {' | '.join([*cells, '; '.join(said)])} |", flush=True)
+        kinds = collections.Counter(problem.split(", ")[0] for problem in row["problems"])
+        said = "; ".join(f"{kind} ({count})" for kind, count in kinds.items())
+        print(f"| {' | '.join([*cells, said])} |", flush=True)
         if given.json is not None:
             content = {"on": given.on, "size": given.size, "dtype": given.dtype, "rows": rows}
             given.json.write_text(json.dumps({"jax": jax.__version__, **content}, indent=2) + "\n")

@@ -18,8 +18,9 @@ COLLECTIVES = (
 )
 LEAST_OF_STACK = 4 << 20
 """Elements of the smallest stack that counts: less than the weights of any map of `small`."""
-LEAST_OVERSIZE = 1 << 20
-"""Bytes of the smallest array that is oversize."""
+LEAST_LARGE = 4 << 20
+"""Bytes of the smallest array that can be oversize."""
+_OVERSIZE = 2
 
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(")
@@ -117,12 +118,12 @@ def problems(lowered: Any, compiled: Any, n_layers: int) -> list[str]:
     given = _arrays(lowered.in_avals, compiled.input_shardings)
     gives = _arrays(lowered.out_info, compiled.output_shardings)
     stacks = _stacks(given, n_layers) - _stacks(gives, n_layers)
-    largest = max(LEAST_OVERSIZE, *(math.prod(s) * itemsize for s, itemsize in given + gives))
+    largest = max([LEAST_LARGE, *(math.prod(s) * itemsize for s, itemsize in given + gives)])
     for one in buffers(text):
         if one.size in stacks:
             found.append(f"{one.op} of a whole stack, {one}")
-        elif one.bytes > largest:
-            found.append(f"{one.op} of more than any array that comes in or goes out, {one}")
+        elif one.bytes > _OVERSIZE * largest:
+            found.append(f"{one.op} of more than twice what comes in or goes out, {one}")
     return found
 
 

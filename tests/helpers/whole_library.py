@@ -23,6 +23,7 @@ LARGE = ji.WhisperConfig(
 )  # fmt: skip
 TOKENS = 32
 CLIPS = 4
+OPTIONS = ji.PlanOptions(memory=4 * 10**9)
 
 
 def zero_model(config: ji.WhisperConfig, dtype: str, tokenizer: ji.Tokenizer) -> ji.Whisper:
@@ -63,7 +64,7 @@ def sweeps(model: ji.Whisper, mel: jax.Array, tokens: jax.Array) -> None:
     ):
         ji.activation_patching(
             model,
-            ji.plan_sweep(model, tokens=tokens, **plan),
+            ji.plan_sweep(model, tokens=tokens, options=OPTIONS, **plan),
             **runs,
             metric=metric,
             options=ji.SweepOptions(method=method),
