@@ -150,8 +150,9 @@ def _grids(jaxpr: Any) -> Iterator[tuple[tuple[int, ...], int]]:
     """The steps of the attention kernel, by the shape of its result."""
     for equation in jaxpr.eqns:
         if equation.primitive is mosaic_tpu.attend_p:
-            shape, keys = (variable.aval.shape for variable in equation.invars[:2])
-            yield shape, math.prod(mosaic_tpu.grid(shape, keys[1]))
+            q, k = (variable.aval for variable in equation.invars[:2])
+            steps = mosaic_tpu.grid(q.shape, k.shape[1], q.dtype.itemsize)
+            yield q.shape, math.prod(steps)
         for value in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")
         ):

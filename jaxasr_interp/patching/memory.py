@@ -70,7 +70,7 @@ class _Sizes:
         elif utterances > 1:
             total += self.of_decoder
         if self.rounds:
-            total += self.cross // 4
+            total += self.cross // 2
         return utterances * total + self.rounded_weights
 
     @property

@@ -108,7 +108,7 @@ def _run(
         lanes of the head.
     """
     n_keys = k.shape[1]
-    block = _block(q.shape[1], n_keys)
+    block = _block(q.shape[1], n_keys, q.dtype.itemsize)
 
     def spec(array: Array, shape: tuple[int, int], place: Any) -> pl.BlockSpec:
         shared = len(array) == 1
@@ -120,7 +120,7 @@ def _run(
     of_keys = [spec(x, (n_keys, _LANES), lambda group, i: (0, group)) for x in (k, v)]
     call = pl.pallas_call(
         functools.partial(_kernel, d_head=d_head, masked=bool(masks)),
-        grid=grid(q.shape, n_keys),
+        grid=grid(q.shape, n_keys, q.dtype.itemsize),
         in_specs=[
             of_rows,
             *of_keys,
@@ -201,15 +201,17 @@ mlir.register_lowering(attend_p, _lower, platform="tpu")
 batching.primitive_batchers[attend_p] = _batch
 
 
-def grid(shape: tuple[int, ...], n_keys: int) -> tuple[int, int, int]:
+def grid(shape: tuple[int, ...], n_keys: int, itemsize: int) -> tuple[int, int, int]:
     """Return the kernel's steps for queries of some shape: examples, registers, blocks of rows."""
     batch, n_queries, d_model = shape
-    return batch, d_model // _LANES, pl.cdiv(n_queries, _block(n_queries, n_keys))
+    return batch, d_model // _LANES, pl.cdiv(n_queries, _block(n_queries, n_keys, itemsize))
 
 
-def _block(n_queries: int, n_keys: int) -> int:
+def _block(n_queries: int, n_keys: int, itemsize: int) -> int:
     """Return how many queries a step takes: a multiple of 32, as tiles of a mask have 32 rows."""
-    most = max(32, min(_QUERIES, _MOST_SCORES // n_keys // 32 * 32))
+    # Products of float32 hold it in parts of 16 bits, too.
+    parts = itemsize // 2
+    most = max(32, min(_QUERIES, _MOST_SCORES // n_keys) // parts // 32 * 32)
     return math.ceil(n_queries / math.ceil(n_queries / most) / 32) * 32
 
 
