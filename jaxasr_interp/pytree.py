@@ -1,11 +1,11 @@
 """Frozen dataclasses that are JAX pytrees, and how dataclasses with arrays are shown."""
 
 import dataclasses
-import sys
 import textwrap
 from typing import Any, dataclass_transform
 
 import jax
+import numpy as np
 import wadler_lindig
 
 _WIDTH, _MOST_LINES, _MOST_ITEMS = 100, 20, 8
@@ -63,19 +63,23 @@ def summary(value: Any) -> str:
     `f32[11,384]`, and of long sequences the first elements.
     """
     text = wadler_lindig.pformat(value, width=_WIDTH, custom=_shortened)
-    if text.count("\n") < _MOST_LINES:
+    lines = text.splitlines()
+    if len(lines) <= _MOST_LINES and max(map(len, lines)) <= _WIDTH:
         return text
     # A field on each line takes too many.
-    text = wadler_lindig.pformat(value, width=sys.maxsize, custom=_shortened)
+    text = " ".join(text.split())
     return textwrap.fill(
         text, _WIDTH, subsequent_indent="  ", max_lines=_MOST_LINES, placeholder=" …"
     )
 
 
 def _shortened(value: Any) -> wadler_lindig.AbstractDoc | None:
+    if isinstance(value, np.generic):
+        return wadler_lindig.TextDoc(repr(value.item()))
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return wadler_lindig.array_summary(tuple(value.shape), str(value.dtype), None)
     if isinstance(value, tuple | list) and len(value) > _MOST_ITEMS:
-        first = ", ".join(wadler_lindig.pformat(one, custom=_shortened) for one in value[:3])
+        some = (wadler_lindig.pformat(one, custom=_shortened) for one in value[:3])
+        first = " ".join(", ".join(some).split())
         return wadler_lindig.TextDoc(f"({first}, … {len(value)} in all)")
     return None

@@ -66,8 +66,8 @@ def transcribe(
 ) -> None:
     """Transcribe audio files, with the model unchanged or under an --edit."""
     choice = Choice(suppress, temperature=temperature, seed=seed, beam_size=beam_size)
-    if temperature == 0:
-        refuse_options(context, ("seed",), "goes with a --temperature above 0")
+    if temperature == 0 and not fallback:
+        refuse_options(context, ("seed",), "goes with a --temperature above 0, or --fallback")
     if out is not None:
         _check_format(out, files)
         reserve(out, overwrite)
@@ -83,7 +83,7 @@ def transcribe(
         task=task,
         choice=choice,
         edit=intervention,
-        times=times or (out is not None and out.suffix in FORMATS),
+        times=times or (out is not None and out.suffix.lower() in FORMATS),
         fallback=fallback,
     )
     with progress() as on_progress:
@@ -100,22 +100,23 @@ def transcribe(
             on_progress(done, len(files), "clips")
     if as_json:
         print_json(results)
-    if out is not None and out.suffix in FORMATS:
-        with new_file(out) as partial:
-            partial.write_text(FORMATS[out.suffix](segments), encoding="utf-8", newline="")
-    elif out is not None:
+    write = None if out is None else FORMATS.get(out.suffix.lower())
+    if out is not None and write is None:
         write_json(out, results)
+    elif out is not None and write is not None and not failed:
+        with new_file(out) as partial:
+            partial.write_text(write(segments), encoding="utf-8", newline="")
     if failed:
         raise typer.Exit(2)
 
 
 def _check_format(out: Path, files: list[str]) -> None:
-    if out.suffix not in (".json", *FORMATS):
+    if out.suffix.lower() not in (".json", *FORMATS):
         raise InputError(
             f"No format is known for {out}: name a .json file, or {', '.join(FORMATS)} with the "
             "segments of one clip."
         )
-    if out.suffix in FORMATS and len(files) > 1:
+    if out.suffix.lower() in FORMATS and len(files) > 1:
         raise InputError(
             f"{out} takes the segments of one clip, not of {len(files)}: give one, or a .json file."
         )

@@ -34,7 +34,7 @@ from jaxasr_interp.speech.utterance import Utterance
 # Text drawn at a higher temperature is no context for what follows.
 _HIGHEST_TEMPERATURE_OF_CONTEXT = 0.5
 _MEL_FRAMES_PER_TIMESTAMP = 2
-# Timestamps may be early by as much.
+# The last word may be said a little behind its segment's timestamp.
 _MEL_FRAMES_BEHIND_A_SEGMENT = 20
 
 
@@ -90,7 +90,7 @@ def transcribe_windows(
         states, references = encode_under(model, [samples_here], intervention, [here])
         previous = context[-longest_context:] if condition_on_previous_text else []
         prompt = default_prompt(model, language, task, timestamps=True, previous=previous)
-        decode = functools.partial(_decode, model, states, references, intervention, prompt)
+        decode = functools.partial(_decode, model, states, references, intervention, prompt, seek)
         result, used = decode(choice), choice
         if fallback:
             result, used = decode_again(decode, choice, result)
@@ -101,7 +101,7 @@ def transcribe_windows(
             pieces = [
                 (piece, first, last)
                 for piece, first, last in pieces
-                if first != last and tokenizer.decode(piece).strip()
+                if first < last and tokenizer.decode(piece).strip()
             ]
             words: list[tuple[TimedWord, ...]] = [()] * len(pieces)
             if times and pieces:
@@ -122,7 +122,7 @@ def transcribe_windows(
                     result.no_speech_prob,
                     said,
                 )
-            if fallback and used.temperature > _HIGHEST_TEMPERATURE_OF_CONTEXT:
+            if used.temperature > _HIGHEST_TEMPERATURE_OF_CONTEXT:
                 context = []
             seek += advance
 
@@ -139,8 +139,11 @@ def _decode(
     references: Float[Array, "clip frame d_model"] | None,
     intervention: Intervention,
     prompt: Sequence[int],
+    seek: int,
     choice: Choice,
 ) -> Generated:
+    # Each window and temperature has draws of its own.
+    draw = 100 * seek + round(100 * min(choice.temperature, 0.99))
     ((result,),) = generate_rows(
         model,
         states,
@@ -148,6 +151,7 @@ def _decode(
         prompts=[prompt],
         references=references,
         choice=choice,
+        draws=[draw],
     )
     return result
 
@@ -192,7 +196,8 @@ def _cut(
         if ends_with_single:
             cuts.append(len(tokens))
         pieces = [tokens[a:b] for a, b in zip([0, *cuts], cuts, strict=False)]
-        segments = [(piece, piece[0] - begin, piece[-1] - begin) for piece in pieces]
+        # Without logit filters a piece may begin with text.
+        segments = [(piece, max(0, piece[0] - begin), piece[-1] - begin) for piece in pieces]
         complete = segments[-1][2] * _MEL_FRAMES_PER_TIMESTAMP
         # Advance by the whole window if the last segment has no length, or the loop never ends.
         return segments, size if ends_with_single else complete or size

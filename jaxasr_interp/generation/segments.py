@@ -10,7 +10,7 @@ from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.pytree import summary
 from jaxasr_interp.speech.utterance import Utterance
 
-# By as much timestamps may be early or late.
+# A timestamp may be early or late by as much, so that those of repeated sentences still differ.
 _FRAMES_AROUND = 25
 
 
@@ -58,7 +58,8 @@ def time_words(
         start: where the window starts, in seconds.
 
     Returns:
-        The words of each segment, which are looked for within 0.5 s of its timestamps.
+        The words of each segment, which are looked for within 0.5 s of its timestamps. In a script
+        without spaces a segment is one word.
     """
     ends = [window.prompt + end for end in itertools.accumulate(n for n, *_ in pieces)]
     stretches = [

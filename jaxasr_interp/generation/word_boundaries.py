@@ -31,14 +31,15 @@ def refine_boundaries(
 ) -> Int[np.ndarray, "word 2"]:
     """Move the boundaries of words to where the sound has them.
 
-    With the offset `s`, the attended boundaries `a` (inner ones moved by `s`) and the words'
-    lengths `l`, the cost is
+    A boundary `a`, which is an attended one moved by the offset `s` (the first and the last are not
+    moved), becomes a time or a run of quiet. With the words' lengths `l`, the cost is
 
-        Σ_boundary (max(L - quiet, 0) + 0.12 (b - a - s)² - 4 q + 0.005 s²) + Σ_word 100 ln²(l / e)
+        Σ_boundary (max(L - quiet, 0) + 0.12 d² - 4 q + 0.005 s²) + Σ_word 100 ln²(max(l, 1) / e)
 
-    in decibels and mel frames: `L` is the loudness at a boundary without a gap, `q` the length of a
-    run of quiet (30 count at most), and `e` the length that is expected of a word with so many
-    letters. Both `s` and `b - a - s` are at most 0.3 s.
+    in decibels and mel frames: `d` is the distance from `a` to the time, or to the nearest end of
+    the run, 0 within it; `L` is the loudness at a time, over three frames; `q` is the length of a
+    run (30 count at most); and `e` is the length that is expected of a word with so many letters.
+    Both `s` and `d` are at most 30, which is 0.3 s.
 
     Args:
         boundaries: mel frames (10 ms) in which the decoder attends to the start of each word and
@@ -83,7 +84,10 @@ def _expected_lengths(
     letters: Int[np.ndarray, " word"],
     level: Float[np.ndarray, " mel_frame"],
 ) -> Float[np.ndarray, " word"]:
-    """Return a length for each letter and one more: the median of sound in the attended words."""
+    """Return `r (letters + 1)`, with `r` the median of it over the words where they are attended.
+
+    What is quiet within a word does not count.
+    """
     sound = np.append(0, np.cumsum(level >= _quiet_level(level)))
     of_words = np.diff(sound[np.clip(boundaries, 0, len(level))])
     return max(1.0, float(np.median(of_words / (letters + 1)))) * (letters + 1)

@@ -78,13 +78,15 @@ def align_words(
             encoder frames that hold sound.
         refine: move the boundaries of words to where the sound has them; without it, words start
             and end where openai/whisper's do.
-        stretches: parts of the transcript that are known to be said within some frames.
+        stretches: parts of the transcript, which follow one another and are all of it, that are
+            known to be said within some frames.
 
     Returns:
         The words in order; none if the transcript has none.
 
     Raises:
-        InputError: there is no prompt, or the clip fills no frame or more than the model has.
+        InputError: there is no prompt, the transcript is longer than the model's context, the clip
+            fills no frame or more than the model has, or numbers are not finite.
     """
     tokens, prompt = np.asarray(utterance.tokens).tolist(), utterance.prompt
     frames = model.config.max_frames if utterance.frames is None else utterance.frames
@@ -95,14 +97,25 @@ def align_words(
         raise InputError(
             f"The clip fills {frames} frames: expected 1 to {model.config.max_frames}."
         )
+    if len(tokens) > model.config.max_tokens:
+        raise InputError(
+            f"The transcript ends at token {len(tokens)}: expected at most "
+            f"{model.config.max_tokens}."
+        )
+    # No word lies in two stretches.
+    parts = [stretch.tokens for stretch in stretches] or [(prompt, len(tokens))]
     words = [
-        (name, (start + prompt, stop + prompt))
-        for name, (start, stop) in words_of(tokenizer, tokens[prompt:])
+        (name, (first + start, first + stop))
+        for first, last in parts
+        for name, (start, stop) in words_of(tokenizer, tokens[first:last])
     ]
     if not words:
         return ()
     # The pattern at a token attends to the audio of the next token.
     cost = -_attention(model, utterance, frames)[prompt - 1 : len(tokens)]
+    mel = np.asarray(utterance.mel[:, : _MEL_FRAMES_PER_FRAME * frames])
+    if not (np.isfinite(cost).all() and np.isfinite(mel).all()):
+        raise InputError("The spectrogram, or how the model attends to it, is not finite.")
     for stretch in stretches:
         (first, last), (start, stop) = stretch.tokens, stretch.frames
         rows = cost[first - prompt : last - prompt]
@@ -112,7 +125,6 @@ def align_words(
     reached = path[1, np.diff(path[0], prepend=-1) > 0]
     edges = reached[np.array([window for _, window in words]) - prompt]
     if refine:
-        mel = np.asarray(utterance.mel[:, : _MEL_FRAMES_PER_FRAME * frames])
         edges = _refined(edges, [name for name, _ in words], mel)
     # A word has at least one frame, though the path may pass several tokens in one frame.
     return tuple(

@@ -56,8 +56,8 @@ class WhisperConfig:
                 )
         if self.max_frames * self.d_model > _MOST_POSITION_VALUES:
             raise InputError(
-                f"max_frames is {self.max_frames} and d_model is {self.d_model}: expected a "
-                f"product of at most {_MOST_POSITION_VALUES:,}, the encoder's positions."
+                f"max_frames is {self.max_frames} and d_model is {self.d_model}: their product is "
+                f"expected to be at most {_MOST_POSITION_VALUES:,}."
             )
         if self.d_model % 2:
             raise InputError(f"d_model is {self.d_model}: expected an even number.")

@@ -68,10 +68,11 @@ class Whisper(nnx.Module):
         return replace(run, encoder=acts)
 
     def __repr__(self) -> str:
-        sizes = (leaf.size for leaf in jax.tree.leaves(nnx.state(self, nnx.Param)))
-        dtype = self.decoder.embed.dtype
+        leaves = jax.tree.leaves(nnx.state(self, nnx.Param))
+        sizes = sum(getattr(leaf, "size", 0) for leaf in leaves)
+        dtypes = sorted({str(getattr(leaf, "dtype", "unknown")) for leaf in leaves})
         name = self.name or self.source
-        return f"Whisper({name!r}, {sum(sizes):,} parameters in {dtype}, {self.config})"
+        return f"Whisper({name!r}, {sizes:,} parameters in {', '.join(dtypes)}, {self.config})"
 
     @property
     def source(self) -> str:

@@ -101,6 +101,7 @@ class _Sizes:
                 # A processor computes one head after the other.
                 heads = 2 if self.platform == "cpu" else c.encoder_heads
                 frames += 2 * self.wide * heads * c.max_frames**2
+            # The encoder's weights are rounded, too.
             return utterances * chunk.size * frames + 2 * self.rounded_weights
         together = chunk.schedule.together if grid.stack == "decoder" else 1
         rows = utterances * chunk.rows

@@ -16,7 +16,7 @@ def to_srt(segments: Sequence[Segment]) -> str:
 def to_vtt(segments: Sequence[Segment]) -> str:
     """Return WebVTT subtitles: times such as `01:02.345`, with hours where there are any."""
     cues = (
-        f"{_short_clock(one.start)} --> {_short_clock(one.end)}\n{_cue(one)}\n\n"
+        f"{_short_clock(one.start)} --> {_short_clock(one.end)}\n{_vtt_cue(one)}\n\n"
         for one in segments
     )
     return "".join(["WEBVTT\n\n", *cues])
@@ -25,8 +25,7 @@ def to_vtt(segments: Sequence[Segment]) -> str:
 def to_tsv(segments: Sequence[Segment]) -> str:
     """Return a table with tabs: start and end in whole milliseconds, and the text."""
     rows = (
-        f"{round(1000 * one.start)}\t{round(1000 * one.end)}\t"
-        f"{one.text.strip().replace('\t', ' ')}\n"
+        f"{round(1000 * one.start)}\t{round(1000 * one.end)}\t{_line(one).replace('\t', ' ')}\n"
         for one in segments
     )
     return "".join(["start\tend\ttext\n", *rows])
@@ -42,7 +41,16 @@ FORMATS: Mapping[str, Callable[[Sequence[Segment]], str]] = {
 
 def _cue(segment: Segment) -> str:
     # An arrow in the text would be read as the times of a cue.
-    return segment.text.strip().replace("-->", "->")
+    return _line(segment).replace("-->", "->")
+
+
+def _vtt_cue(segment: Segment) -> str:
+    # Else WebVTT has tags there.
+    return _cue(segment).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _line(segment: Segment) -> str:
+    return " ".join(filter(None, segment.text.strip().splitlines()))
 
 
 def _clock(seconds: float, decimal: str) -> str:

@@ -192,7 +192,7 @@ NORM = "model.decoder.layer_norm.weight"
         (config(encoder_layers=3), r"says encoder_layers 3 \(it holds 2\)"),
         (config(decoder_layers=2), r"says decoder_layers 2 \(it holds 3\)"),
         (config(max_source_positions=10**6), r"says max_frames 1000000 \(it holds 12\)"),
-        (config(max_source_positions=10**7), "max_frames is 10000000 .* expected a product"),
+        (config(max_source_positions=10**7), "max_frames is 10000000 .* their product"),
         (config(encoder_layers=10**6, vocab_size=10**9), "d_vocab 1000000000 .* encoder_layers 1"),
         (config(activation_function="relu"), "activation_function='relu'"),
         (config(vocab_size=0), "expected a positive integer"),

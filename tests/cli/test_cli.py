@@ -50,6 +50,9 @@ def test_transcribe_writes_subtitles(tmp_path, invoke):
     number, times, text, *rest = out.read_text().split("\n")
     assert (number, text, rest) == ("1", "My brother went outside to cut the grass.", ["", ""])
     assert times.startswith("00:00:00,000 --> 00:00:0")
+    code, _, errors = invoke("transcribe", tmp_path / "no.wav", "--out", out, "--overwrite")
+    assert code == 2, errors
+    assert out.read_text().startswith("1\n00:00:00,000"), "what was written is kept"
 
 
 @pytest.mark.real

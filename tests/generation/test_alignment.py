@@ -9,7 +9,7 @@ import pytest
 import jaxasr_interp as ji
 from helpers.real import real_model
 from jaxasr_interp.generation.utterances import count_frames
-from jaxasr_interp.generation.word_times import _median, align_words, warp
+from jaxasr_interp.generation.word_times import Stretch, _median, align_words, warp
 
 
 def all_paths(rows, columns):
@@ -83,3 +83,19 @@ def test_there_are_no_words_without_text_and_no_frames_without_sound(tiny, utter
         align_words(tiny, ji.Utterance(mel, jnp.asarray([*prompt, 0, 3]), 4, 13))
     with pytest.raises(ji.InputError, match="prompt is 0"):
         align_words(tiny, ji.Utterance(mel, jnp.asarray(prompt), 0, 12))
+    longer = [*prompt, *[3] * tiny.config.max_tokens]
+    with pytest.raises(ji.InputError, match="transcript ends at token"):
+        align_words(tiny, ji.Utterance(mel, jnp.asarray(longer), 4, 12))
+    with pytest.raises(ji.InputError, match="not finite"):
+        align_words(tiny, ji.Utterance(mel * jnp.nan, jnp.asarray([*prompt, 0, 3]), 4, 12))
+
+
+def test_no_word_lies_in_two_stretches(tiny, utterances):
+    """Of "ab" and "cd" without a space between, each is a word of its own stretch."""
+    prompt, letters = [31, 32, 35, 39], [0, 1, 2, 3, 4]
+    utterance = ji.Utterance(utterances[0].mel, jnp.asarray([*prompt, *letters]), 4, 12)
+    (whole,) = align_words(tiny, utterance)
+    assert whole.tokens == (4, 9)
+    stretches = [Stretch((4, 7), (0, 6)), Stretch((7, 9), (5, 12))]
+    words = align_words(tiny, utterance, stretches=stretches)
+    assert [word.tokens for word in words] == [(4, 7), (7, 9)]
