@@ -65,7 +65,9 @@ def transcribe(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Transcribe audio files, with the model unchanged or under an --edit."""
-    choice = Choice(suppress, temperature=temperature, seed=seed, beam_size=beam_size)
+    choice = Choice(
+        suppress, temperature=temperature, seed=seed, beam_size=beam_size, fallback=fallback
+    )
     if temperature == 0 and not fallback:
         refuse_options(context, ("seed",), "goes with a --temperature above 0, or --fallback")
     if out is not None:
@@ -84,7 +86,6 @@ def transcribe(
         choice=choice,
         edit=intervention,
         times=times or (out is not None and out.suffix.lower() in FORMATS),
-        fallback=fallback,
     )
     with progress() as on_progress:
         for done, (path, transcript) in enumerate(transcripts, 1):

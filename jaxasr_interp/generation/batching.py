@@ -78,6 +78,7 @@ def generate_rows(
     # Under `jax.jit` every new array is traced.
     refuse_tracers((model, states, rows_of_clip, references, jnp.zeros(())))
     check_edits(model, states, rows_of_clip, references)
+    choice.refuse_fallback()
     _check_beams(model.config, choice)
     if not any(edit.needs_reference for of_clip in rows_of_clip for edit in of_clip):
         references = None

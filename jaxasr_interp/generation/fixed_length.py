@@ -80,6 +80,7 @@ def generate_fixed(
         InputError: see `generate`; also if the prompt is traced, or the choice has a beam.
     """
     tokenizer, config, edit = require_tokenizer(model), model.config, as_edit(edit)
+    choice.refuse_fallback()
     if choice.beam_size > 1:
         raise InputError(
             f"beam_size is {choice.beam_size}: a loop of fixed length has no beam, so give 1."

@@ -3,6 +3,7 @@
 This is the procedure of openai/whisper's `transcribe`; its temperature fallback is an option.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,6 @@ def transcribe_windows(
     edit: Intervention | str = UNEDITED,
     condition_on_previous_text: bool = True,
     times: bool = False,
-    fallback: bool = False,
 ) -> Iterator[Segment]:
     """Transcribe audio of any length.
 
@@ -66,8 +66,6 @@ def transcribe_windows(
         edit: intervention that acts on the model in every window; see `transcribe`.
         condition_on_previous_text: put the text so far before each window's prompt.
         times: find when each word is said, in the sound and by the unedited model.
-        fallback: decode a window again at higher temperatures if its text compresses more than
-            2.4-fold or its mean log-probability is below -1, unless nobody speaks.
 
     Yields:
         Segments, in order.
@@ -91,9 +89,10 @@ def transcribe_windows(
         previous = context[-longest_context:] if condition_on_previous_text else []
         prompt = default_prompt(model, language, task, timestamps=True, previous=previous)
         decode = functools.partial(_decode, model, states, references, intervention, prompt, seek)
-        result, used = decode(choice), choice
-        if fallback:
-            result, used = decode_again(decode, choice, result)
+        used = dataclasses.replace(choice, fallback=False)
+        result = decode(used)
+        if choice.fallback:
+            result, used = decode_again(decode, used, result)
         if is_silent(result):
             seek += size
         else:

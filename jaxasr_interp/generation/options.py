@@ -52,6 +52,9 @@ class Choice:
             `p ∝ exp(logits / temperature)`.
         seed: seed of the draws.
         beam_size: number of sequences kept at each step, as in openai/whisper; 1 is no search.
+        fallback: `transcribe` generates timestamps, and decodes a window again at higher
+            temperatures if its text compresses more than 2.4-fold or its mean log-probability is
+            below -1, unless nobody speaks. Other functions refuse it.
     """
 
     suppress: bool = True
@@ -59,6 +62,7 @@ class Choice:
     temperature: float = 0.0
     seed: int = 0
     beam_size: int = 1
+    fallback: bool = False
 
     def __post_init__(self):
         for name in ("max_new_tokens", "beam_size"):
@@ -71,6 +75,11 @@ class Choice:
             )
         if self.beam_size > 1 and self.temperature > 0:
             raise InputError("Beam search does not draw: give a temperature or a beam size.")
+
+    def refuse_fallback(self) -> None:
+        """Raise `InputError` where windows are not decoded again."""
+        if self.fallback:
+            raise InputError("A fallback decodes again what transcribe generates: call that.")
 
 
 GREEDY = Choice()

@@ -68,7 +68,6 @@ def transcribe(
     edit: Intervention | str = UNEDITED,
     condition_on_previous_text: bool = True,
     times: bool = False,
-    fallback: bool = False,
 ) -> Transcript:
     """Transcribe one clip of any length.
 
@@ -86,17 +85,15 @@ def transcribe(
             before it.
         times: generate timestamps in audio of any length, and find when each word is said; the
             transcript may differ from that without timestamps.
-        fallback: generate timestamps, and decode again at higher temperatures what repeats itself
-            or is improbable, as openai/whisper does; see `transcribe_windows`.
 
     Returns:
         The transcript, with segments where the audio is longer than one window (30 s), or times or
-        fallback are asked for; with times, segments have words.
+        a fallback are asked for; with times, segments have words.
 
     Raises:
         InputError: the language or task is unknown, or the model has no tokenizer.
     """
-    if times or fallback or len(audio) > model.config.max_samples:
+    if times or choice.fallback or len(audio) > model.config.max_samples:
         code = language or model.generation.language or _detected(model, audio)
         segments = transcribe_windows(
             model,
@@ -107,7 +104,6 @@ def transcribe(
             edit=edit,
             condition_on_previous_text=condition_on_previous_text,
             times=times,
-            fallback=fallback,
         )
         return _joined(model, tuple(segments), require_tokenizer(model).language_code(code))
     return transcribe_batch(model, [audio], language=language, task=task, choice=choice, edit=edit)[
@@ -183,7 +179,6 @@ def transcribe_files(
     edit: Intervention | str = UNEDITED,
     batch_size: int = BATCH_SIZE,
     times: bool = False,
-    fallback: bool = False,
 ) -> Iterator[tuple[str, Transcript | InputError]]:
     """Transcribe files in order, short ones in batches.
 
@@ -198,7 +193,6 @@ def transcribe_files(
             `interventions.grammar`). The language is detected without it.
         batch_size: number of short clips that share one run of the model.
         times: give segments and words with their times; each clip is then transcribed alone.
-        fallback: see `transcribe`; each clip is then transcribed alone, too.
 
     Yields:
         Each path with its transcript, or with the error if the file cannot be read.
@@ -208,7 +202,7 @@ def transcribe_files(
         batch = [str(path) for path in paths[start : start + batch_size]]
         audio = {path: _read(path) for path in batch}
         clips = {p: a for p, a in audio.items() if not isinstance(a, InputError)}
-        longest = 0 if times or fallback else model.config.max_samples
+        longest = 0 if times or choice.fallback else model.config.max_samples
         short = [path for path, clip in clips.items() if len(clip) <= longest]
         done: dict[str, Transcript | InputError] = {
             path: error for path, error in audio.items() if isinstance(error, InputError)
@@ -235,7 +229,6 @@ def transcribe_files(
                     choice=choice,
                     edit=edit,
                     times=times,
-                    fallback=fallback,
                 )
             yield path, done[path]
 

@@ -25,7 +25,6 @@ from jaxasr_interp.lens.tuned_checkpoints import Checkpoints
 from jaxasr_interp.lens.tuned_data import LensRows, lens_rows
 from jaxasr_interp.model.decoder import Decoder
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.identity import identify
 from jaxasr_interp.runtime.progress import Progress
@@ -88,8 +87,6 @@ class TunedLens:
     logit_kl: Float[np.ndarray, " layer"]
     tuned_kl: Float[np.ndarray, " layer"]
     rows: tuple[int, int]
-
-    __repr__ = summary
 
     def to_dataset(self) -> "xarray.Dataset":
         """Return the divergences with named axes."""

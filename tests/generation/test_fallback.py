@@ -57,8 +57,10 @@ def test_text_of_a_high_temperature_is_no_context(tiny32):
     # The tiny model of random weights is never sure: every window falls back to temperature 1.
     seconds = tiny32.config.max_seconds
     audio = np.random.default_rng(0).normal(size=int(3 * seconds * 16_000)).astype(np.float32)
-    choice = ji.Choice(max_new_tokens=6)
-    found = list(transcribe_windows(tiny32, audio, choice=choice, fallback=True))
+    choice = ji.Choice(max_new_tokens=6, fallback=True)
+    found = list(transcribe_windows(tiny32, audio, choice=choice))
+    with pytest.raises(ji.InputError, match="decodes again what transcribe generates"):
+        ji.transcribe_batch(tiny32, [audio[:100]], choice=choice)
     drawn = ji.Choice(max_new_tokens=6, temperature=1.0)
     expected = transcribe_windows(tiny32, audio, choice=drawn, condition_on_previous_text=False)
     assert found == list(expected)
