@@ -56,13 +56,13 @@ def replace[T](tree: T, **fields: Any) -> T:
     return copy
 
 
-def summary(value: Any) -> str:
+def summary(self: Any) -> str:
     """Describe a dataclass in at most 20 lines.
 
     Fields that have their defaults are left out, arrays are shown by dtype and shape, such as
     `f32[11,384]`, and of long sequences the first elements.
     """
-    text = wadler_lindig.pformat(value, width=_WIDTH, custom=_shortened)
+    text = wadler_lindig.pformat(self, width=_WIDTH, custom=_shortened)
     lines = text.splitlines()
     if len(lines) <= _MOST_LINES and max(map(len, lines)) <= _WIDTH:
         return text

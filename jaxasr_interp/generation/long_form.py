@@ -170,7 +170,7 @@ def _timed(
     window = Utterance(mel, tokens, len(prompt), frames)
     if states is not None:
         window = with_encoded(model, window, EncoderRun(states, EncoderActivations()))
-    places = [(len(own), *edges) for own, (_, *edges) in zip(spoken, pieces, strict=True)]
+    places = [(len(own), first, last) for own, (_, first, last) in zip(spoken, pieces, strict=True)]
     return time_words(model, window, places, start)
 
 
