@@ -1,6 +1,7 @@
 """The command `transcribe`."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,8 +71,9 @@ def transcribe(
     )
     if temperature == 0 and not fallback:
         refuse_options(context, ("seed",), "goes with a --temperature above 0, or --fallback")
+    write = None
     if out is not None:
-        _check_format(out, files)
+        write = _subtitle_writer(out, files)
         reserve(out, overwrite)
     whisper = load_model(model, dtype)
     intervention = parse_edit(edit, whisper) if edit else UNEDITED
@@ -85,7 +87,7 @@ def transcribe(
         task=task,
         choice=choice,
         edit=intervention,
-        times=times or (out is not None and out.suffix.lower() in FORMATS),
+        times=times or write is not None,
     )
     with progress() as on_progress:
         for done, (path, transcript) in enumerate(transcripts, 1):
@@ -101,7 +103,6 @@ def transcribe(
             on_progress(done, len(files), "clips")
     if as_json:
         print_json(results)
-    write = None if out is None else FORMATS.get(out.suffix.lower())
     if out is not None and write is None:
         write_json(out, results)
     elif out is not None and write is not None and not failed:
@@ -111,16 +112,19 @@ def transcribe(
         raise typer.Exit(2)
 
 
-def _check_format(out: Path, files: list[str]) -> None:
-    if out.suffix.lower() not in (".json", *FORMATS):
+def _subtitle_writer(out: Path, files: list[str]) -> Callable[[Sequence[Segment]], str] | None:
+    """Return what writes the segments of one clip by the ending of a path; `None` for JSON."""
+    ending = out.suffix.lower()
+    if ending not in (".json", *FORMATS):
         raise InputError(
             f"No format is known for {out}: name a .json file, or {', '.join(FORMATS)} with the "
             "segments of one clip."
         )
-    if out.suffix.lower() in FORMATS and len(files) > 1:
+    if ending in FORMATS and len(files) > 1:
         raise InputError(
             f"{out} takes the segments of one clip, not of {len(files)}: give one, or a .json file."
         )
+    return FORMATS.get(ending)
 
 
 def _as_json(path: str, transcript: Transcript) -> dict[str, Any]:

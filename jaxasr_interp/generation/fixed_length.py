@@ -77,7 +77,8 @@ def generate_fixed(
         Arrays `[max_new_tokens]` whose first tokens are those of `generate`.
 
     Raises:
-        InputError: see `generate`; also if the prompt is traced, or the choice has a beam.
+        InputError: see `generate`; also if the prompt is traced, or the choice has a beam
+            or a fallback.
     """
     tokenizer, config, edit = require_tokenizer(model), model.config, as_edit(edit)
     choice.refuse_fallback()

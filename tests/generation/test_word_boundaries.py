@@ -63,8 +63,10 @@ def test_without_any_boundary_in_the_sound_letters_say_how_long_words_are(letter
     mel = np.zeros((8, 100))
     (_, boundary), (same, _) = refine_boundaries(np.array([0, 50, 100]), np.array(letters), mel)
     assert boundary == same
-    share = (letters[0] + 1) / (sum(letters) + 2)
-    assert 50 <= boundary <= 100 * share + 1 or 100 * share - 1 <= boundary <= 50
+    # Nearer to the letters' share than where the decoder attends, and not beyond.
+    share = 100 * (letters[0] + 1) / (sum(letters) + 2)
+    assert (boundary == 50) == (share == 50)
+    assert min(50, share) <= boundary <= max(50, share)
 
 
 def test_the_gaps_are_the_cheapest_of_all_that_are_in_order():
