@@ -28,7 +28,7 @@ import lenses
 import numpy as np
 import shapes
 import sweeps
-from generation import HEAD_SITES, zeroed
+from generation_sides import HEAD_SITES, zeroed
 from jaxasr_interp.kernels.attention import attend  # pyright: ignore[reportMissingImports]
 
 import jaxasr_interp as ji

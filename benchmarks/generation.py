@@ -24,55 +24,31 @@ import dataclasses
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 import speech
-from harness import Pair, Peer, in_turn, seconds
-from jaxtyping import Array, Float
+from generation_sides import (
+    MAX_WITHOUT_A_HEAD,
+    Clips,
+    OurHeads,
+    Ours,
+    Row,
+    Side,
+    TheirHeads,
+    differing,
+)
+from harness import Pair, Peer, in_turn
 
 import jaxasr_interp as ji
-from jaxasr_interp.generation.batching import generate_rows
-from jaxasr_interp.generation.options import MAX_NEW_TOKENS, Choice
-from jaxasr_interp.generation.transcribe import encode_batch
-from jaxasr_interp.interventions.kinds import Zero
-from jaxasr_interp.interventions.where import END, At, Several
+from jaxasr_interp.generation.options import MAX_NEW_TOKENS
 from jaxasr_interp.patching import cost
 
 BATCHES = (1, 8)
-MAX_WITHOUT_A_HEAD = 60
-HEAD_SITES = ("z", "cross_z")
-
-type Row = dict[str, Any]
-type Head = tuple[str, int, int]
-type Tokens = list[list[int]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Heard:
-    """What both sides transcribe.
-
-    Attributes:
-        model: with its tokenizer.
-        mels: of each clip.
-        lengths: seconds of each clip.
-    """
-
-    model: ji.Whisper
-    mels: Float[Array, "clip n_mels mel_frame"]
-    lengths: tuple[float, ...]
-
-    @property
-    def prompt(self) -> list[int]:
-        """What every transcript begins with."""
-        assert self.model.tokenizer is not None
-        return self.model.tokenizer.prompt()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,120 +59,13 @@ class Peers:
     ctranslate2: Peer
     versions: Row
 
-    def hear(self, heard: Heard) -> None:
+    def give(self, clips: Clips) -> None:
         """Give both the clips."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "speech.npz"
-            np.savez(file, mels=np.asarray(heard.mels))
+            np.savez(file, mels=np.asarray(clips.mels))
             for peer in (self.torch, self.ctranslate2):
                 peer("speech", file=str(file))
-
-
-class Side:
-    """A peer's runs: what each took and what the last one wrote."""
-
-    def __init__(self, peer: Peer, **request: Any):
-        self.peer, self.request = peer, request
-        self.peak = 0
-        self.tokens: Tokens = []
-        self.encoding: list[float] = []
-
-    def __call__(self) -> float:
-        """Run once; return its seconds."""
-        answer = self.peer("generate", **self.request)
-        (self.tokens,) = answer["tokens"]
-        if "encode_seconds" in answer:
-            self.encoding.append(answer["encode_seconds"])
-        self.peak = max(self.peak, answer["peak_bytes"])
-        return answer["seconds"]
-
-
-class Ours:
-    """Our transcripts of all clips, some at a time; encoding and decoding apart."""
-
-    def __init__(self, heard: Heard, batch: int):
-        self.heard, self.batch = heard, batch
-        self.encoding: list[float] = []
-        self.decoding: list[float] = []
-        self.generated: list[ji.Generated] = []
-
-    def __call__(self) -> float:
-        """Run once; return its seconds."""
-        model, batch = self.heard.model, self.batch
-        encoding, decoding, self.generated = 0.0, 0.0, []
-        for start in range(0, len(self.heard.lengths), batch):
-            started = time.perf_counter()
-            states = encode_batch(model.encoder, self.heard.mels[start : start + batch])
-            states.block_until_ready()
-            encoded = time.perf_counter()
-            self.generated += ji.generate_batch(model, states)
-            decoding += time.perf_counter() - encoded
-            encoding += encoded - started
-        self.encoding.append(encoding)
-        self.decoding.append(decoding)
-        return encoding + decoding
-
-    @property
-    def tokens(self) -> Tokens:
-        """What the last run wrote."""
-        return [list(one.tokens) for one in self.generated]
-
-
-class OurHeads:
-    """Our transcripts of all clips with each head of the decoder zeroed by itself."""
-
-    def __init__(self, heard: Heard):
-        config = heard.model.config
-        self.heard = heard
-        self.heads: list[Head] = [
-            (site, layer, head)
-            for site in HEAD_SITES
-            for layer in range(config.decoder_layers)
-            for head in range(config.decoder_heads)
-        ]
-        self.edits = [zeroed(*head) for head in self.heads]
-        self.generated: list[list[ji.Generated]] = []
-
-    def __call__(self) -> float:
-        """Run once; return its seconds."""
-        return seconds(self._run)
-
-    def _run(self) -> None:
-        model, mels = self.heard.model, self.heard.mels
-        choice = Choice(max_new_tokens=MAX_WITHOUT_A_HEAD)
-        states = encode_batch(model.encoder, mels)
-        self.generated = generate_rows(model, states, [self.edits] * len(mels), choice=choice)
-
-    def tokens(self, head: Head) -> Tokens:
-        """What was written without a head, for each clip."""
-        place = self.heads.index(head)
-        return [list(of_clip[place].tokens) for of_clip in self.generated]
-
-
-class TheirHeads:
-    """A peer's transcripts without some heads, other ones in every run, scaled to all heads."""
-
-    def __init__(self, peer: Peer, ours: OurHeads, share_states: bool):
-        self.peer, self.ours, self.share_states = peer, ours, share_states
-        self.runs = self.peak = self.compared = self.differ = 0
-
-    def __call__(self) -> float:
-        """Run once; return the seconds that all heads would take."""
-        some = sample(self.ours.heard.model.config, self.runs)
-        answer = self.peer(
-            "generate",
-            clips=list(range(len(self.ours.heard.lengths))),
-            heads=some,
-            max_new_tokens=MAX_WITHOUT_A_HEAD,
-            share_states=self.share_states,
-        )
-        for head, tokens in zip(some, answer["tokens"], strict=True):
-            self.differ += differing(self.ours.tokens(head), tokens)[0]
-            self.compared += len(tokens)
-        self.runs += 1
-        self.peak = max(self.peak, answer["peak_bytes"])
-        scale = len(self.ours.heads) / len(some)
-        return answer.get("encode_seconds", 0.0) + answer["generate_seconds"] * scale
 
 
 def main() -> None:
@@ -213,9 +82,9 @@ def main() -> None:
     peers = start_peers(options.peers, options.model, model)
     rows: list[Row] = []
     for name in options.case or CASES:
-        heard = hear(model, getattr(options, f"{name}_clips"))
-        peers.hear(heard)
-        for row in CASES[name](heard, peers, options.rounds):
+        clips = load_clips(model, getattr(options, f"{name}_clips"))
+        peers.give(clips)
+        for row in CASES[name](clips, peers, options.rounds):
             rows.append({"case": name, "model": options.model, **row})
             print(line(rows[-1]), flush=True)
     for peer in (peers.torch, peers.ctranslate2):
@@ -242,36 +111,36 @@ def start_peers(python: str, name: str, model: ji.Whisper) -> Peers:
     return Peers(torch, ctranslate2, {"threads": loaded["threads"], "versions": versions})
 
 
-def hear(model: ji.Whisper, count: int) -> Heard:
+def load_clips(model: ji.Whisper, count: int) -> Clips:
     """Clips, evenly spread from the shortest to the longest."""
-    clips = speech.spread(count)
-    audio = [ji.load_audio(speech.FOLDER / clip["path"]) for clip in clips]
+    rows = speech.spread(count)
+    audio = [ji.load_audio(speech.FOLDER / row["path"]) for row in rows]
     mels = jnp.stack([ji.log_mel_spectrogram(clip, model.config.n_mels) for clip in audio])
-    return Heard(model, mels, tuple(float(clip["seconds"]) for clip in clips))
+    return Clips(model, mels, tuple(float(row["seconds"]) for row in rows))
 
 
-def plain(heard: Heard, peers: Peers, rounds: int) -> list[Row]:
+def plain(clips: Clips, peers: Peers, rounds: int) -> list[Row]:
     """Greedy transcripts of clips, one by one and in batches."""
-    clips, rows = list(range(len(heard.lengths))), []
+    numbers, rows = list(range(len(clips.lengths))), []
     for batch in BATCHES:
-        ours = Ours(heard, batch)
-        wanted = {"clips": clips, "batch": batch}
+        ours = Ours(clips, batch)
+        wanted = {"clips": numbers, "batch": batch}
         sides = {
             "transformers": Side(peers.torch, **wanted, max_new_tokens=MAX_NEW_TOKENS),
-            "CTranslate2": Side(peers.ctranslate2, **wanted, prompt=heard.prompt),
+            "CTranslate2": Side(peers.ctranslate2, **wanted, prompt=clips.prompt),
         }
         first, *_ = (run() for run in (ours, *sides.values()))
         rates, own, *others = in_turn([matmul_rate, ours, *sides.values()], rounds)
         common = {
-            "clips": len(clips),
-            "audio_seconds": sum(heard.lengths),
+            "clips": len(numbers),
+            "audio_seconds": sum(clips.lengths),
             "tokens": sum(map(len, ours.tokens)),
             "batch": batch,
             "ours_encode_seconds": statistics.median(ours.encoding[1:]),
             "ours_decode_seconds": statistics.median(ours.decoding[1:]),
             "first_call_seconds": first,
             "peak_bytes": harness.peak_bytes(),
-            **floor(heard, ours.generated, rates, own),
+            **floor(clips, ours.generated, rates, own),
         }
         for (name, side), theirs in zip(sides.items(), others, strict=True):
             texts, tokens = differing(ours.tokens, side.tokens)
@@ -283,9 +152,9 @@ def plain(heard: Heard, peers: Peers, rounds: int) -> list[Row]:
     return rows
 
 
-def heads(heard: Heard, peers: Peers, rounds: int) -> list[Row]:
+def heads(clips: Clips, peers: Peers, rounds: int) -> list[Row]:
     """A transcript of every clip with each head of the decoder zeroed."""
-    ours = OurHeads(heard)
+    ours = OurHeads(clips)
     first = ours()
     sides = {
         "generate": TheirHeads(peers.torch, ours, share_states=False),
@@ -295,13 +164,13 @@ def heads(heard: Heard, peers: Peers, rounds: int) -> list[Row]:
     rates, own, *others = in_turn([matmul_rate, ours, *sides.values()], rounds)
     written = [one for of_clip in ours.generated for one in of_clip]
     common = {
-        "clips": len(heard.lengths),
-        "audio_seconds": sum(heard.lengths),
+        "clips": len(clips.lengths),
+        "audio_seconds": sum(clips.lengths),
         "interventions": len(ours.heads),
         "tokens": sum(len(one.tokens) for one in written),
         "first_call_seconds": first,
         "peak_bytes": harness.peak_bytes(),
-        **floor(heard, written, rates, own),
+        **floor(clips, written, rates, own),
     }
     return [
         {
@@ -316,42 +185,17 @@ def heads(heard: Heard, peers: Peers, rounds: int) -> list[Row]:
     ]
 
 
-def zeroed(site: str, layer: int, head: int) -> Several:
-    """An edit that zeroes one head; of one structure for all heads."""
-    return Several(
-        tuple(
-            At(Zero(), layer, stop=END if s == site else 0, head=head, site=s) for s in HEAD_SITES
-        )
-    )
-
-
-def sample(config: ji.WhisperConfig, run: int) -> list[Head]:
-    """A head of every layer and site, each run others."""
-    layers = range(config.decoder_layers)
-    cells = [(site, layer) for site in HEAD_SITES for layer in layers]
-    return [(*cell, (run + i) % config.decoder_heads) for i, cell in enumerate(cells)]
-
-
-def differing(ours: Tokens, theirs: Tokens) -> tuple[int, int]:
-    """How many of the transcripts differ, and how many of their tokens."""
-    tokens = [
-        sum(a != b for a, b in zip(mine, other, strict=False)) + abs(len(mine) - len(other))
-        for mine, other in zip(ours, theirs, strict=True)
-    ]
-    return sum(map(bool, tokens)), sum(tokens)
-
-
 def matmul_rate() -> float:
     """FLOP/s of a matrix product in the dtype that all sides compute in."""
     return harness.matmul_rate("float32", 3)
 
 
 def floor(
-    heard: Heard, written: Sequence[ji.Generated], rates: Sequence[float], own: Sequence[float]
+    clips: Clips, written: Sequence[ji.Generated], rates: Sequence[float], own: Sequence[float]
 ) -> Row:
     """The FLOPs that our job needs, and how near its time is to theirs."""
-    config, clips = heard.model.config, len(heard.lengths)
-    flops = clips * (cost.encoder_flops(config) + cost.cross_flops(config))
+    config = clips.model.config
+    flops = len(clips.lengths) * (cost.encoder_flops(config) + cost.cross_flops(config))
     for one in written:
         chosen = len(one.tokens) + one.finished
         flops += cost.decoder_flops(config, len(one.prompt) + chosen - 1)
@@ -381,11 +225,11 @@ def line(row: Row) -> str:
         encode, decode = (
             row[f"ours_{part}_seconds"] / row["clips"] for part in ("encode", "decode")
         )
-        heard = row.get("theirs_encode_seconds", 0) / row["clips"]
+        clips = row.get("theirs_encode_seconds", 0) / row["clips"]
         rtf = " | ".join(f"{each / row['audio_seconds']:.3f}" for each in sides)
         rate = " | ".join(f"{row['tokens'] / each:.0f}/s" for each in sides)
         what = f"plain, {row['batch']} at once | {row['clips']}"
-        apart = f" ({heard:.3f} + {theirs - heard:.3f})" if heard else ""
+        apart = f" ({clips:.3f} + {theirs - clips:.3f})" if clips else ""
         times = (
             f"{ours:.3f} s ({encode:.3f} + {decode:.3f}) | {theirs:.3f} s{apart} | {rtf} | {rate}"
         )
@@ -404,7 +248,7 @@ def line(row: Row) -> str:
     )
 
 
-CASES: dict[str, Callable[[Heard, Peers, int], list[Row]]] = {"plain": plain, "heads": heads}
+CASES: dict[str, Callable[[Clips, Peers, int], list[Row]]] = {"plain": plain, "heads": heads}
 
 if __name__ == "__main__":
     main()
