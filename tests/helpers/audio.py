@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import soundfile
 
+GRASS = 35_109
+"""Samples of the clip `grass.flac`."""
+DELAY = 2_400
+"""Samples by which the length of a lossy file may differ."""
 _SAMPLE_FORMATS = {"libopus": "flt"}
 _BIT_RATES = {"wmav2": 48_000}
 _NUMBERS = b"\xff\xff\xff\xff", bytes(4), b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\1"
@@ -69,3 +73,16 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
             case 5:
                 del data[int(rng.integers(size)) :]
     return bytes(data)
+
+
+def noise_then_speech(grass):
+    """A second of full-scale noise leads guesses of the length astray."""
+    noise = np.random.default_rng(0).uniform(-0.9, 0.9, 32_000).astype(np.float32)
+    return np.concatenate([noise, np.zeros(32_000, np.float32), grass])
+
+
+def without_length_table(content):
+    """An MP3 without its first frame, which holds nothing but the table."""
+    second = content.index(content[:2], 4)
+    assert any(mark in content[:second] for mark in (b"Xing", b"Info"))
+    return content[second:]
