@@ -95,7 +95,7 @@ def transcribe(
                 failed.append(transcript)
                 say(f"error: {transcript}")
             else:
-                results.append(_as_json(path, transcript))
+                results.append(_as_json(path, transcript, timed=times or fallback))
                 segments += transcript.segments
                 if not as_json:
                     label = f"{path}\t" if len(files) > 1 else ""
@@ -127,8 +127,8 @@ def _subtitle_writer(out: Path, files: list[str]) -> Callable[[Sequence[Segment]
     return FORMATS.get(ending)
 
 
-def _as_json(path: str, transcript: Transcript) -> dict[str, Any]:
+def _as_json(path: str, transcript: Transcript, *, timed: bool) -> dict[str, Any]:
     fields = dataclasses.asdict(transcript)
-    if not transcript.segments:
+    if not (timed or transcript.segments):
         del fields["segments"]
     return {"file": path, **fields}

@@ -107,10 +107,10 @@ def transcribe_windows(
                 known = states[0] if isinstance(intervention.encoder, Identity) else None
                 prompt = default_prompt(model, language, task)
                 # What is said behind the last complete segment is not part of the text.
-                heard = min(size, advance + _MEL_FRAMES_BEHIND_A_SEGMENT)
-                frames = -(-heard // _MEL_FRAMES_PER_TIMESTAMP)
+                stop = min(size, advance + _MEL_FRAMES_BEHIND_A_SEGMENT)
+                frames = -(-stop // _MEL_FRAMES_PER_TIMESTAMP)
                 words = _timed(model, pieces, prompt, here, frames, known, start)
-            for (piece, first, last), said in zip(pieces, words, strict=True):
+            for (piece, first, last), of_piece in zip(pieces, words, strict=True):
                 context += piece
                 yield Segment(
                     start + first * SECONDS_PER_TIMESTAMP,
@@ -119,7 +119,7 @@ def transcribe_windows(
                     piece,
                     result.mean_log_prob,
                     result.no_speech_prob,
-                    said,
+                    of_piece,
                 )
             if used.temperature > _HIGHEST_TEMPERATURE_OF_CONTEXT:
                 context = []

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from jaxasr_interp.generation.word_times import Stretch, align_words
+from jaxasr_interp.generation.word_times import Stretch, align_within
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.pytree import summary
 from jaxasr_interp.speech.utterance import Utterance
@@ -67,7 +67,7 @@ def time_words(
         for end, (n, first, last) in zip(ends, pieces, strict=True)
     ]
     words: list[list[TimedWord]] = [[] for _ in pieces]
-    for word in align_words(model, window, stretches=stretches):
+    for word in align_within(model, window, stretches):
         first, last = (round(start + edge, 2) for edge in word.seconds)
         piece = bisect.bisect_right(ends, word.tokens[0])
         words[piece].append(TimedWord(word.text, first, last))

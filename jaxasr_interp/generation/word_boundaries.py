@@ -50,8 +50,8 @@ def refine_boundaries(
     Returns:
         The first mel frame of each word, and the one after its last.
     """
-    level = loudness(mel)
-    runs, over = quiet_runs(level), _over_quiet(level)
+    level = _loudness(mel)
+    runs, over = _quiet_runs(level), _over_quiet(level)
     expected = _expected_lengths(boundaries, letters, level)
 
     def with_offset(offset: int) -> tuple[float, Int[np.ndarray, "boundary 2"]]:
@@ -66,12 +66,12 @@ def refine_boundaries(
     return np.stack([gaps[:-1, 1], gaps[1:, 0]], 1)
 
 
-def loudness(mel: Float[np.ndarray, "n_mels mel_frame"]) -> Float[np.ndarray, " mel_frame"]:
+def _loudness(mel: Float[np.ndarray, "n_mels mel_frame"]) -> Float[np.ndarray, " mel_frame"]:
     """Compute the short-time energy of a log-mel spectrogram, in decibels up to a constant."""
     return 10 * np.log10((10.0 ** (4 * mel.astype(np.float64))).sum(0))
 
 
-def quiet_runs(level: Float[np.ndarray, " mel_frame"]) -> list[tuple[int, int]]:
+def _quiet_runs(level: Float[np.ndarray, " mel_frame"]) -> list[tuple[int, int]]:
     """List the runs of at least 50 ms that are quiet, as first frame and frame after the last."""
     quiet = np.pad(level < _quiet_level(level), 1).astype(int)
     edges = np.flatnonzero(np.diff(quiet)).tolist()

@@ -63,13 +63,7 @@ class Stretch:
     frames: tuple[int, int]
 
 
-def align_words(
-    model: Whisper,
-    utterance: Utterance,
-    *,
-    refine: bool = True,
-    stretches: Sequence[Stretch] = (),
-) -> tuple[Word, ...]:
+def align_words(model: Whisper, utterance: Utterance, *, refine: bool = True) -> tuple[Word, ...]:
     """Find when the words of a transcript are said.
 
     Args:
@@ -78,8 +72,6 @@ def align_words(
             encoder frames that hold sound.
         refine: move the boundaries of words to where the sound has them; without it, words start
             and end where openai/whisper's do.
-        stretches: parts of the transcript, which follow one another and are all of it, that are
-            known to be said within some frames.
 
     Returns:
         The words in order; none if the transcript has none.
@@ -87,6 +79,28 @@ def align_words(
     Raises:
         InputError: there is no prompt, the transcript is longer than the model's context, the clip
             fills no frame or more than the model has, or numbers are not finite.
+    """
+    whole = Stretch((utterance.prompt, len(utterance.tokens)), (0, model.config.max_frames))
+    return align_within(model, utterance, [whole], refine=refine)
+
+
+def align_within(
+    model: Whisper, utterance: Utterance, stretches: Sequence[Stretch], *, refine: bool = True
+) -> tuple[Word, ...]:
+    """Find when the words of a transcript are said, of which some frames are known.
+
+    Args:
+        model: see `align_words`.
+        utterance: see `align_words`.
+        stretches: parts of the transcript, which follow one another and are all of it, and where
+            each is said.
+        refine: see `align_words`.
+
+    Returns:
+        The words in order; none lies in two stretches.
+
+    Raises:
+        InputError: see `align_words`.
     """
     tokens, prompt = np.asarray(utterance.tokens).tolist(), utterance.prompt
     frames = model.config.max_frames if utterance.frames is None else utterance.frames
@@ -102,11 +116,9 @@ def align_words(
             f"The transcript ends at token {len(tokens)}: expected at most "
             f"{model.config.max_tokens}."
         )
-    # No word lies in two stretches.
-    parts = [stretch.tokens for stretch in stretches] or [(prompt, len(tokens))]
     words = [
         (name, (first + start, first + stop))
-        for first, last in parts
+        for first, last in (stretch.tokens for stretch in stretches)
         for name, (start, stop) in words_of(tokenizer, tokens[first:last])
     ]
     if not words:

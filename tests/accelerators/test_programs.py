@@ -1,7 +1,8 @@
 """Every program of the library, compiled for a TPU core by its own compiler, which needs no TPU.
 
-What is asked of each: it compiles, nothing in it is float64, and no stack of all layers' weights,
-activations or cross-attention keys and values is copied.
+What is asked of each: it compiles, nothing in it is float64, no stack of all layers' weights,
+activations or cross-attention keys and values is copied, and no array is more than twice as large
+as all that it is given and gives.
 """
 
 import jax

@@ -9,7 +9,7 @@ import pytest
 import jaxasr_interp as ji
 from helpers.real import real_model
 from jaxasr_interp.generation.utterances import count_frames
-from jaxasr_interp.generation.word_times import Stretch, _median, align_words, warp
+from jaxasr_interp.generation.word_times import Stretch, _median, align_within, align_words, warp
 
 
 def all_paths(rows, columns):
@@ -97,5 +97,5 @@ def test_no_word_lies_in_two_stretches(tiny, utterances):
     (whole,) = align_words(tiny, utterance)
     assert whole.tokens == (4, 9)
     stretches = [Stretch((4, 7), (0, 6)), Stretch((7, 9), (5, 12))]
-    words = align_words(tiny, utterance, stretches=stretches)
+    words = align_within(tiny, utterance, stretches)
     assert [word.tokens for word in words] == [(4, 7), (7, 9)]
