@@ -29,12 +29,12 @@ import numpy as np
 import shapes
 import sweeps
 from generation_sides import HEAD_SITES, zeroed
-from jaxasr_interp.kernels.attention import attend  # pyright: ignore[reportMissingImports]
 
 import jaxasr_interp as ji
 from jaxasr_interp.extraction.programs import decode_reduced, encode_reduced
 from jaxasr_interp.extraction.request import parse_request
 from jaxasr_interp.generation.batching import generate_rows
+from jaxasr_interp.kernels.attention import attend
 from jaxasr_interp.patching import cost
 from jaxasr_interp.speech.tokenizer import Tokenizer
 

@@ -9,12 +9,6 @@ run = ji.decode(model, model.tokenizer.prompt(), enc.states)
 lens = ji.logit_lens(model, run)
 """
 
-from pathlib import Path as _Path
-
-if not (_Path(__file__).parent / "kernels").is_dir():
-    # In a checkout that is not installed the kernels lie beside the package.
-    __path__ = [*__path__, str(_Path(__file__).parents[1])]
-
 from jaxasr_interp._version import __version__
 from jaxasr_interp.ablation.result import TextSweep
 from jaxasr_interp.ablation.sweep import ablation_sweep, component_edits

@@ -27,6 +27,26 @@ def test_nothing_called_kernels_is_installed_at_the_top():
     assert subprocess.run(command, cwd=ROOT, timeout=120).returncode == 0
 
 
+USES = """
+import jaxasr_interp as ji
+import jaxasr_interp.patching.metrics
+from jaxasr_interp.kernels.attention import attend
+
+reveal_type(ji.load_model)
+reveal_type(ji.metrics.log_prob)
+reveal_type(attend)
+"""
+
+
+def test_static_tools_resolve_every_name_from_outside(tmp_path):
+    (tmp_path / "uses.py").write_text(USES)
+    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "uses.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert "0 errors, 0 warnings" in done.stdout, done.stdout
+    assert done.stdout.count("Type of") == 3
+    assert "Unknown" not in done.stdout
+
+
 def test_importing_loads_no_file_readers_stores_or_plots():
     code = (
         "import jaxasr_interp, sys; "

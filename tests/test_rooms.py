@@ -45,7 +45,7 @@ def test_no_import_runs_against_the_order_of_the_rooms():
 
 def test_the_package_root_holds_rooms_and_what_all_share():
     entries = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()} - {"__pycache__"}
-    assert entries <= {*ROOMS, *ROOT_MODULES, "py.typed", "data"}
+    assert entries <= {*ROOMS, *ROOT_MODULES, "kernels", "py.typed", "data"}
 
 
 def test_kernels_depend_on_nothing_but_what_all_share():

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.kernels.lens import (  # pyright: ignore[reportMissingImports]
+from jaxasr_interp.kernels.lens import (
     Readout,
     readout,
 )

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.utterances import make_utterance
-from jaxasr_interp.kernels.lens import mean_embedding  # pyright: ignore[reportMissingImports]
+from jaxasr_interp.kernels.lens import mean_embedding
 from jaxasr_interp.model.decoder import Decoder
 from jaxasr_interp.model.run import check_tokens, encode_utterance
 from jaxasr_interp.model.whisper import Whisper

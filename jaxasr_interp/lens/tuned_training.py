@@ -19,7 +19,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.kernels.lens import log_sum_exp  # pyright: ignore[reportMissingImports]
+from jaxasr_interp.kernels.lens import log_sum_exp
 from jaxasr_interp.lens.tuned import Translators
 from jaxasr_interp.lens.tuned_checkpoints import Checkpoints
 from jaxasr_interp.lens.tuned_data import LensRows, lens_rows

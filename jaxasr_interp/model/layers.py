@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.kernels.attention import attend  # pyright: ignore[reportMissingImports]
+from jaxasr_interp.kernels.attention import attend
 from jaxasr_interp.model.edits import Tap
 from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.pytree import pytree_dataclass

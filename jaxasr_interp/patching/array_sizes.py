@@ -4,7 +4,7 @@ import math
 
 import jax.numpy as jnp
 
-from jaxasr_interp.kernels.attention import holds_scores  # pyright: ignore[reportMissingImports]
+from jaxasr_interp.kernels.attention import holds_scores
 from jaxasr_interp.model.sites import SITES, Stack
 from jaxasr_interp.patching.cells import PatchGrid
 from jaxasr_interp.patching.runs import kept_sites

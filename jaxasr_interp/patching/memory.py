@@ -9,7 +9,7 @@ are asked in `tests/accelerators/test_memory.py`.
 import math
 from collections.abc import Sequence
 
-from jaxasr_interp.kernels.attention import holds_scores  # pyright: ignore[reportMissingImports]
+from jaxasr_interp.kernels.attention import holds_scores
 from jaxasr_interp.model.sites import Stack
 from jaxasr_interp.patching.array_sizes import itemsize, site_shape
 from jaxasr_interp.patching.cells import PatchGrid

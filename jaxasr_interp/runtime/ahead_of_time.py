@@ -18,7 +18,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxasr_interp.kernels.attention import has_cudnn  # pyright: ignore[reportMissingImports]
+from jaxasr_interp.kernels.attention import has_cudnn
 from jaxasr_interp.runtime.devices import make_mesh
 from jaxasr_interp.runtime.targets import TargetMachine
 

@@ -2,8 +2,8 @@
 
 import jax
 import pytest
-from jaxasr_interp.kernels.attention import attend  # pyright: ignore[reportMissingImports]
 
+from jaxasr_interp.kernels.attention import attend
 from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, has_compiler
 from jaxasr_interp.runtime.targets import TargetMachine
 

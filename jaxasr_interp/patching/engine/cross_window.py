@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.kernels.attention import (  # pyright: ignore[reportMissingImports]
+from jaxasr_interp.kernels.attention import (
     attend_part,
     merge,
 )

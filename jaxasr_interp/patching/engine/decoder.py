@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.kernels.attention import attend  # pyright: ignore[reportMissingImports]
+from jaxasr_interp.kernels.attention import attend
 from jaxasr_interp.model.blocks import DecoderBlock
 from jaxasr_interp.model.decoder import Decoder
 from jaxasr_interp.model.edits import untouched

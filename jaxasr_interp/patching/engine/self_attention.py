@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.kernels.attention import attend  # pyright: ignore[reportMissingImports]
+from jaxasr_interp.kernels.attention import attend
 from jaxasr_interp.model.layers import KeysValues
 from jaxasr_interp.patching.engine.packing import Places
 
