@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from jaxasr_interp.speech.languages import language_code, language_names, without_warnings
+from jaxasr_interp.speech.languages import LANGUAGES, language_code, without_warnings
 
 if TYPE_CHECKING:
     import jiwer
@@ -80,7 +80,7 @@ def normalize(text: str, language: str = "en", spelling: Mapping[str, str] | Non
     Raises:
         InputError: a language that Whisper does not know.
     """
-    code = language_code(language, language_names())
+    code = language_code(language, LANGUAGES)
     if spelling and code == "en":
         return _english_type()(dict(spelling))(text).strip()
     return _normalizer(code)(text).strip()
@@ -131,7 +131,7 @@ def character_errors(reference: str, hypothesis: str, language: str = "en") -> E
     import jiwer
 
     said, written = (normalize(text, language) for text in (reference, hypothesis))
-    if language_code(language, language_names()) in _UNSPACED:
+    if language_code(language, LANGUAGES) in _UNSPACED:
         said, written = said.replace(" ", ""), written.replace(" ", "")
     return _errors(jiwer.process_characters(said, written))
 

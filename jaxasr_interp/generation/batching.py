@@ -111,9 +111,9 @@ def generate_rows(
     results: list[list[Generated]] = [[] for _ in range(n_clips)]
     for first in range(0, n_clips, clips_at_once):
         clips = _filled(range(first, n_clips), clips_at_once)
-        cross = cross_keys_values(
-            model.decoder, states[clips], None if references is None else references[clips]
-        )
+        # `states[clips]` would be several programs.
+        taken = [None if x is None else jnp.take(x, clips, 0) for x in (states, references)]
+        cross = cross_keys_values(model.decoder, *taken)
         prompt = make_prompt(model.config, tokenizer, given[clips])
         for begin in range(0, n_rows, rows_at_once):
             rows = _filled(range(begin, n_rows), rows_at_once)

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.speech.languages import language_code, language_names
+from jaxasr_interp.speech.languages import LANGUAGES, language_code
 from jaxasr_interp.speech.merges import Merge, Merges, complete_merges
 from jaxasr_interp.speech.tokenizer_files import read_tokenizer
 
@@ -107,7 +107,7 @@ class Tokenizer:
         """Language codes and their token ids; empty for English-only models."""
         if not self.multilingual:
             return {}
-        ids, names = _load(self).added, language_names()
+        ids, names = _load(self).added, LANGUAGES
         return {code: ids[f"<|{code}|>"] for code in names if f"<|{code}|>" in ids}
 
     def language_code(self, language: str) -> str:
@@ -259,7 +259,7 @@ def _load(tokenizer: Tokenizer) -> _Loaded:
             ", ".join(lost[:3]),
         )
     # English-only tokenizers have the old code of Hebrew.
-    languages = {f"<|{code}|>" for code in (*language_names(), "iw")}
+    languages = {f"<|{code}|>" for code in (*LANGUAGES, "iw")}
     marks = {
         token["content"]
         for token in content["added_tokens"]

@@ -1,8 +1,10 @@
 """The public function of shared-key attention."""
 
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxasr_interp.errors import InputError
 
-from . import cudnn, mosaic_tpu, reference
+from . import cudnn, reference
 
 _IMPLEMENTATIONS = ("xla", "cudnn", "mosaic_tpu")
 _OF_CUDNN = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
@@ -48,8 +50,8 @@ def attend(
         if len(q) * k.shape[1] <= _FEW_SCORES:
             return reference.attend(q, k, v, mask)
         # Decided where the program is compiled for, which need not be where it is traced.
-        for_tpus = has_libtpu() and mosaic_tpu.unsuitable(q, k) is None
-        elsewhere = mosaic_tpu.attend if for_tpus else reference.attend
+        for_tpus = has_libtpu() and _mosaic_tpu().unsuitable(q, k) is None
+        elsewhere = _mosaic_tpu().attend if for_tpus else reference.attend
         if jnp.dtype(q.dtype) not in _OF_CUDNN or not has_cudnn():
             return elsewhere(q, k, v, mask)
         return jax.lax.platform_dependent(q, k, v, mask, cuda=cudnn.attend, default=elsewhere)
@@ -58,7 +60,7 @@ def attend(
         return reference.attend(q, k, v, mask)
     if implementation == "cudnn":
         return cudnn.attend(q, k, v, mask)
-    return mosaic_tpu.attend(q, k, v, mask, interpret=jax.default_backend() != "tpu")
+    return _mosaic_tpu().attend(q, k, v, mask, interpret=jax.default_backend() != "tpu")
 
 
 def attend_part(
@@ -88,8 +90,8 @@ def attend_part(
     """
     if implementation is None:
         few = len(q) * k.shape[1] <= _FEW_SCORES
-        fused = has_libtpu() and not few and mosaic_tpu.unsuitable(q, k) is None
-        return (mosaic_tpu if fused else reference).attend_part(q, k, v, mask)
+        fused = has_libtpu() and not few and _mosaic_tpu().unsuitable(q, k) is None
+        return (_mosaic_tpu() if fused else reference).attend_part(q, k, v, mask)
     if implementation == "cudnn":
         raise InputError(
             "cuDNN's attention gives no exact log-sum-exp: choose the implementation 'xla'."
@@ -97,7 +99,7 @@ def attend_part(
     _check(implementation, q, k)
     if implementation == "xla":
         return reference.attend_part(q, k, v, mask)
-    return mosaic_tpu.attend_part(q, k, v, mask, interpret=jax.default_backend() != "tpu")
+    return _mosaic_tpu().attend_part(q, k, v, mask, interpret=jax.default_backend() != "tpu")
 
 
 def merge(one: reference.Attended, other: reference.Attended) -> reference.Attended:
@@ -120,8 +122,15 @@ def holds_scores(dtype: jnp.dtype | str, platform: str, heads: int, d_head: int)
     """Return whether the implementation chosen on a platform holds the scores of all queries."""
     if platform == "tpu":
         q = jax.ShapeDtypeStruct((1, heads, d_head), dtype)
-        return mosaic_tpu.unsuitable(q, jax.ShapeDtypeStruct((heads, 1, d_head), dtype)) is not None
+        return (
+            _mosaic_tpu().unsuitable(q, jax.ShapeDtypeStruct((heads, 1, d_head), dtype)) is not None
+        )
     return _unsuitable(dtype, platform) is not None
+
+
+def _mosaic_tpu() -> ModuleType:
+    # Pallas takes long to import.
+    return importlib.import_module(".mosaic_tpu", __package__)
 
 
 def _check(implementation: str, q: Array, k: Array) -> None:
@@ -133,7 +142,7 @@ def _check(implementation: str, q: Array, k: Array) -> None:
     if implementation == "cudnn":
         name, problem = "cuDNN's attention", _unsuitable(q.dtype, jax.default_backend())
     elif implementation == "mosaic_tpu":
-        name, problem = "The attention kernel for TPUs", mosaic_tpu.unsuitable(q, k)
+        name, problem = "The attention kernel for TPUs", _mosaic_tpu().unsuitable(q, k)
     if problem:
         raise InputError(f"{name} {problem}: choose the implementation 'xla'.")
 

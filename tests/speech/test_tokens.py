@@ -13,6 +13,7 @@ import pytest
 import jaxasr_interp as ji
 from helpers.golden import GOLDEN
 from helpers.real import real_model
+from jaxasr_interp.speech.languages import LANGUAGES, without_warnings
 from jaxasr_interp.speech.merges import complete_merges
 
 pytestmark = pytest.mark.real
@@ -257,3 +258,9 @@ def test_a_damaged_tokenizer_is_refused(tmp_path):
     path.write_text("{")
     with pytest.raises(ji.InputError, match="is not a Whisper tokenizer"):
         ji.Tokenizer(str(path)).encode("a")
+
+
+def test_languages_are_those_of_transformers():
+    with without_warnings():
+        from transformers.models.whisper.tokenization_whisper import LANGUAGES as expected
+    assert list(LANGUAGES.items()) == list(expected.items())
