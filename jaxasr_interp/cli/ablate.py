@@ -27,7 +27,7 @@ from jaxasr_interp.patching.sweep import SweepOptions
 from jaxasr_interp.report.plots import change, plot_ablation
 from jaxasr_interp.report.tables import sweep_table
 from jaxasr_interp.runtime.frames import to_dataframe
-from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
+from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset, together
 from jaxasr_interp.speech.audio import load_audio
 from jaxasr_interp.speech.noise import reference_audio
 
@@ -128,11 +128,11 @@ def ablate(
         | {"kind": kind, "seed": what.seed}
     )
     title = f"{phrase} in {Path(file).name} ({Path(model).name})"
-    pictures = [_draw(sweep, result, name, title, out / f"{name}.png") for name in names]
-    if as_csv:
-        write_csv(to_dataframe(dataset, dataset.patched.dims), out / "ablation.zarr")
-    # The store comes last: where it is, all is there.
-    save_dataset(dataset, out / "ablation.zarr", whisper, overwrite=overwrite)
+    with together(out):
+        pictures = [_draw(sweep, result, name, title, out / f"{name}.png") for name in names]
+        if as_csv:
+            write_csv(to_dataframe(dataset, dataset.patched.dims), out / "ablation.zarr")
+        save_dataset(dataset, out / "ablation.zarr", whisper, overwrite=overwrite)
     partial_file(out).unlink(missing_ok=True)
     if as_json:
         print_json(dataset.to_dict())

@@ -41,7 +41,7 @@ from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.report.plots import plot_text_sweep
 from jaxasr_interp.report.tables import text_sweep_table
 from jaxasr_interp.runtime.placement import replicate
-from jaxasr_interp.runtime.store import reserve, save_dataset
+from jaxasr_interp.runtime.store import reserve, save_dataset, together
 
 
 def ablate_text(
@@ -107,11 +107,11 @@ def ablate_text(
             on_progress=on_progress,
         )
     dataset = swept.to_dataset().assign_attrs(max_new_tokens=max_new_tokens)
-    pictures = _draw(swept, Path(model).name, out)
-    if as_csv:
-        write_csv(swept.to_dataframe(), out / "texts.zarr")
-    # The store comes last: where it is, all is there.
-    save_dataset(dataset, out / "texts.zarr", whisper, overwrite=overwrite)
+    with together(out):
+        pictures = _draw(swept, Path(model).name, out)
+        if as_csv:
+            write_csv(swept.to_dataframe(), out / "texts.zarr")
+        save_dataset(dataset, out / "texts.zarr", whisper, overwrite=overwrite)
     shutil.rmtree(partial, ignore_errors=True)
     if as_json:
         print_json(dataset.to_dict())

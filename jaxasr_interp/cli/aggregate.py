@@ -12,7 +12,7 @@ from jaxasr_interp.report.plots import plot_aggregate
 from jaxasr_interp.report.tables import aggregate_table
 from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.location import locate
-from jaxasr_interp.runtime.store import reserve, write_dataset
+from jaxasr_interp.runtime.store import reserve, together, write_dataset
 from jaxasr_interp.speech.tables import read_table
 
 
@@ -66,11 +66,11 @@ def aggregate_command(
         rows = read_table(classes, ("value", "class"), "give columns value and class")
         of_values = {row["value"]: row["class"] for row in rows}
     summary = aggregate(folder, metric=metric, by=by, classes=of_values, resampling=resampling)
-    picture = plot_aggregate(summary, str(folder), target / f"{name}.png")
-    if as_csv:
-        write_csv(to_dataframe(summary, summary["mean"].dims), store)
-    # The store comes last: where it is, all is there.
-    write_dataset(summary, store, overwrite=overwrite)
+    with together(target):
+        picture = plot_aggregate(summary, str(folder), target / f"{name}.png")
+        if as_csv:
+            write_csv(to_dataframe(summary, summary["mean"].dims), store)
+        write_dataset(summary, store, overwrite=overwrite)
     if as_json:
         print_json({"top": top_cells(summary, top), "path": str(store)})
         return

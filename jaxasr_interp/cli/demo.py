@@ -19,7 +19,7 @@ from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.patching.sweep import activation_patching
 from jaxasr_interp.report.plots import axis_labels, plot_lens, plot_sweep, plot_timeline, share
 from jaxasr_interp.report.tables import lens_table, place, sweep_table
-from jaxasr_interp.runtime.store import save_dataset
+from jaxasr_interp.runtime.store import reserve, save_dataset, together
 from jaxasr_interp.speech.audio import load_audio
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
 
@@ -36,8 +36,9 @@ def run_demo(out: Path, console: Console) -> None:
         console: console for the output.
 
     Raises:
-        InputError: the weights of `tiny.en` are not installed.
+        InputError: the weights of `tiny.en` are not installed, or the results cannot be written.
     """
+    reserve(out / "lens.zarr", overwrite=True)
     start = time.perf_counter()
     model = load_model(MODEL)
     tokenizer = require_tokenizer(model)
@@ -55,31 +56,32 @@ def run_demo(out: Path, console: Console) -> None:
     run = decode(model, contrast.tokens, states, sites="resid_post")
     lens = logit_lens(model, run)
     console.print(lens_table(lens, tokenizer, contrast.tokens))
-    save_dataset(
-        lens.to_dataset().assign_coords(token=("pos", labels)),
-        out / "lens.zarr",
-        model,
-        overwrite=True,
-    )
-    plot_lens(
-        lens, tokenizer, labels, f"logit lens of {MODEL} hearing {target!r}", out / "lens.png"
-    )
-
-    sweeps = {}
-    for site in SITES:
-        plan = plan_sweep(model, tokens=contrast.tokens, site=site)
-        metric = metrics.logit_diff(contrast.target, contrast.other)
-        sweep = activation_patching(
-            model, plan, clean=contrast.clean, corrupted=contrast.corrupted, metric=metric
+    with together(out):
+        save_dataset(
+            lens.to_dataset().assign_coords(token=("pos", labels)),
+            out / "lens.zarr",
+            model,
+            overwrite=True,
         )
-        recovered = share(sweep, "logit_diff")
-        console.print(sweep_table(recovered, labels, most=3))
-        save_dataset(sweep.to_dataset(labels), out / f"{site}.zarr", model, overwrite=True)
-        title = f"{site} from the run that hears {target!r} into the one that hears {other!r}"
-        plot_sweep(recovered, labels, title, out / f"{site}.png")
-        sweeps[site] = sweep
+        plot_lens(
+            lens, tokenizer, labels, f"logit lens of {MODEL} hearing {target!r}", out / "lens.png"
+        )
 
-    hearing = _sweep_over_time(model, contrast, out, f"when {target!r} is heard, not {other!r}")
+        sweeps = {}
+        for site in SITES:
+            plan = plan_sweep(model, tokens=contrast.tokens, site=site)
+            metric = metrics.logit_diff(contrast.target, contrast.other)
+            sweep = activation_patching(
+                model, plan, clean=contrast.clean, corrupted=contrast.corrupted, metric=metric
+            )
+            recovered = share(sweep, "logit_diff")
+            console.print(sweep_table(recovered, labels, most=3))
+            save_dataset(sweep.to_dataset(labels), out / f"{site}.zarr", model, overwrite=True)
+            title = f"{site} from the run that hears {target!r} into the one that hears {other!r}"
+            plot_sweep(recovered, labels, title, out / f"{site}.png")
+            sweeps[site] = sweep
+
+        hearing = _sweep_over_time(model, contrast, out, f"when {target!r} is heard, not {other!r}")
     console.print(_reading(lens, sweeps, labels, target, other))
     console.print(hearing)
     seconds = time.perf_counter() - start

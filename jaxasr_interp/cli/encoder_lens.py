@@ -26,7 +26,7 @@ from jaxasr_interp.model.run import encode_utterance
 from jaxasr_interp.report.plots import plot_encoder_lens
 from jaxasr_interp.report.tables import encoder_lens_table
 from jaxasr_interp.runtime.frames import to_dataframe
-from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
+from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset, together
 from jaxasr_interp.speech.audio import load_audio
 
 
@@ -71,13 +71,12 @@ def encoder_lens(
     dataset = lens.to_dataset(text, spoken).assign_attrs(
         file_provenance(clip=file) | {"language": spoken, "norm": int(norm)}
     )
-    picture = plot_encoder_lens(
-        lens, f"encoder lens of {Path(model).name}: {Path(file).name}", out / "encoder_lens.png"
-    )
-    if as_csv:
-        write_csv(to_dataframe(dataset, ("depth",)), out / "encoder_lens.zarr")
-    # The store comes last: where it is, all is there.
-    save_dataset(dataset, out / "encoder_lens.zarr", whisper, overwrite=overwrite)
+    title = f"encoder lens of {Path(model).name}: {Path(file).name}"
+    with together(out):
+        picture = plot_encoder_lens(lens, title, out / "encoder_lens.png")
+        if as_csv:
+            write_csv(to_dataframe(dataset, ("depth",)), out / "encoder_lens.zarr")
+        save_dataset(dataset, out / "encoder_lens.zarr", whisper, overwrite=overwrite)
     if as_json:
         print_json(dataset.to_dict())
         return

@@ -36,7 +36,7 @@ from jaxasr_interp.report.plots import (
 )
 from jaxasr_interp.report.tables import attribution_table, lens_heads_table, lens_table
 from jaxasr_interp.runtime.frames import to_dataframe
-from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
+from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset, together
 from jaxasr_interp.speech.audio import load_audio
 
 
@@ -93,34 +93,35 @@ def lens(
         "tuned_lens": "" if tuned is None else str(tuned),
     }
     dataset = result.to_dataset().assign_coords(token=("pos", read.labels)).assign_attrs(origin)
-    save_dataset(dataset, out / "lens.zarr", whisper, overwrite=overwrite)
-    if as_csv:
-        write_csv(to_dataframe(dataset, result.axes, ("top",)), out / "lens.zarr")
-    pictures = [out / "lens.png", _plot_attention(whisper, read, name, out / "attention.png")]
-    kind = "logit lens" if translators is None else "tuned lens"
-    title = f"{kind} of {name}, {site}: {Path(file).name}"
-    if "head" in result.axes:
-        plot_lens_heads(result, title, pictures[0], read.start)
-        tables = [lens_heads_table(result, read.start)]
-    else:
-        plot_lens(result, tokenizer, read.labels, title, pictures[0])
-        tables = [lens_table(result, tokenizer, read.tokens)]
-    printed = dataset.to_dict()["data_vars"] | {"tokens": read.tokens}
-    if attribution:
-        parts = direct_logit_attribution(whisper, read.run, read.following)
-        following = axis_labels(tokenizer, read.following)
-        coordinates = {"token": ("pos", read.labels), "target": ("pos", following)}
-        dataset = parts.to_dataset().assign_coords(coordinates).assign_attrs(origin)
-        save_dataset(dataset, out / "attribution.zarr", whisper, overwrite=overwrite)
+    with together(out):
+        save_dataset(dataset, out / "lens.zarr", whisper, overwrite=overwrite)
         if as_csv:
-            write_csv(to_dataframe(dataset, ("component", "pos")), out / "attribution.zarr")
-        title = f"direct logit attribution of {name}: {Path(file).name}"
-        pictures += [
-            plot_attribution(parts, following, title, out / "attribution.png"),
-            plot_attribution_heads(parts, title, out / "attribution_heads.png", read.start),
-        ]
-        tables.append(attribution_table(parts, read.start))
-        printed["attribution"] = dataset.to_dict()
+            write_csv(to_dataframe(dataset, result.axes, ("top",)), out / "lens.zarr")
+        pictures = [out / "lens.png", _plot_attention(whisper, read, name, out / "attention.png")]
+        kind = "logit lens" if translators is None else "tuned lens"
+        title = f"{kind} of {name}, {site}: {Path(file).name}"
+        if "head" in result.axes:
+            plot_lens_heads(result, title, pictures[0], read.start)
+            tables = [lens_heads_table(result, read.start)]
+        else:
+            plot_lens(result, tokenizer, read.labels, title, pictures[0])
+            tables = [lens_table(result, tokenizer, read.tokens)]
+        printed = dataset.to_dict()["data_vars"] | {"tokens": read.tokens}
+        if attribution:
+            parts = direct_logit_attribution(whisper, read.run, read.following)
+            following = axis_labels(tokenizer, read.following)
+            coordinates = {"token": ("pos", read.labels), "target": ("pos", following)}
+            dataset = parts.to_dataset().assign_coords(coordinates).assign_attrs(origin)
+            save_dataset(dataset, out / "attribution.zarr", whisper, overwrite=overwrite)
+            if as_csv:
+                write_csv(to_dataframe(dataset, ("component", "pos")), out / "attribution.zarr")
+            title = f"direct logit attribution of {name}: {Path(file).name}"
+            pictures += [
+                plot_attribution(parts, following, title, out / "attribution.png"),
+                plot_attribution_heads(parts, title, out / "attribution_heads.png", read.start),
+            ]
+            tables.append(attribution_table(parts, read.start))
+            printed["attribution"] = dataset.to_dict()
     if as_json:
         print_json(printed)
         return

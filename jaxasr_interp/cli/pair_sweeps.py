@@ -21,7 +21,7 @@ from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.report.plots import axis_labels, recovery
 from jaxasr_interp.report.tables import sweep_table
 from jaxasr_interp.runtime.frames import to_dataframe
-from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset
+from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset, together
 
 if TYPE_CHECKING:
     import xarray
@@ -155,14 +155,14 @@ def sweep_pair(request: PairRequest, run: Callable[[Sweep], Swept]) -> None:
         f"{Path(pair.clean).name} says {target!r}, {Path(pair.corrupted).name} {other!r} "
         f"({Path(name).name})"
     )
-    pictures = [
-        sweep.draw(recovery(swept.result, metric), title, output.folder / f"{metric}.png")
-        for metric in request.metrics
-    ]
-    if output.as_csv:
-        write_csv(to_dataframe(dataset, dataset.patched.dims), store)
-    # The store comes last: where it is, all is there.
-    save_dataset(dataset, store, model, overwrite=output.overwrite)
+    with together(output.folder):
+        pictures = [
+            sweep.draw(recovery(swept.result, metric), title, output.folder / f"{metric}.png")
+            for metric in request.metrics
+        ]
+        if output.as_csv:
+            write_csv(to_dataframe(dataset, dataset.patched.dims), store)
+        save_dataset(dataset, store, model, overwrite=output.overwrite)
     if output.as_json:
         print_json(dataset.to_dict())
         return

@@ -1,6 +1,5 @@
 """The command `probe`: what probes read about labels from every layer of an activation store."""
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +18,7 @@ from jaxasr_interp.probes.options import METHODS
 from jaxasr_interp.probes.scores import CLASS_SCORES, VALUE_SCORES
 from jaxasr_interp.report.plots.probes import plot_probes
 from jaxasr_interp.report.tables import probe_table
-from jaxasr_interp.runtime.store import reserve, write_dataset, write_json
+from jaxasr_interp.runtime.store import reserve, together, write_dataset, write_json
 
 if TYPE_CHECKING:
     import xarray
@@ -70,7 +69,7 @@ def probe(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Fit linear probes to every layer, and as controls to shuffled labels, random weights, mel."""
-    reserve(out / "probes.json", overwrite)
+    reserve(out / "probes.json", overwrite, is_file=True)
     dataset = open_activations(store)
     targets: dict[str, Any] = {}
     for text in target or ():
@@ -92,35 +91,35 @@ def probe(
     if len(set(variables)) < len(variables):
         raise InputError(f"A --site is given twice: {', '.join(variables)}.")
     for path in (out / name / variable for name in targets for variable in variables):
-        reserve(path / "scores.zarr", overwrite)
+        for result in ("scores.zarr", "probes"):
+            reserve(path / result, overwrite)
     groups = None if group is None else _column(dataset, group)
     options = FitOptions(n_folds=folds, seeds=range(seeds), method=method, balanced=balanced)
     rows: list[dict[str, Any]] = []
-    for variable in variables:
-        with progress() as on_progress:
-            reports = probe_store(
-                dataset,
-                variable,
-                targets,
-                groups=groups,
-                options=options,
-                n_hidden=hidden,
-                on_progress=on_progress,
-            )
-        for name, report in reports.items():
-            path = out / name / variable
-            scores = report.to_dataset().assign_attrs(_origin(dataset))
-            write_dataset(scores, path / "scores.zarr", overwrite=overwrite)
-            if as_csv:
-                write_csv(report.to_dataframe(), path / "scores.zarr")
-            if overwrite:
-                shutil.rmtree(path / "probes", ignore_errors=True)
-            save_probes(report.probes, path / "probes")
-            plot_probes(report, f"{name} in {variable}", path / "scores.png", score=score)
-            rows.append(_row(name, report))
-            if not as_json:
-                console.print(probe_table(name, report))
-    write_json(out / "probes.json", rows)
+    with together(out):
+        for variable in variables:
+            with progress() as on_progress:
+                reports = probe_store(
+                    dataset,
+                    variable,
+                    targets,
+                    groups=groups,
+                    options=options,
+                    n_hidden=hidden,
+                    on_progress=on_progress,
+                )
+            for name, report in reports.items():
+                path = out / name / variable
+                scores = report.to_dataset().assign_attrs(_origin(dataset))
+                write_dataset(scores, path / "scores.zarr", overwrite=overwrite)
+                if as_csv:
+                    write_csv(report.to_dataframe(), path / "scores.zarr")
+                save_probes(report.probes, path / "probes", overwrite=overwrite)
+                plot_probes(report, f"{name} in {variable}", path / "scores.png", score=score)
+                rows.append(_row(name, report))
+                if not as_json:
+                    console.print(probe_table(name, report))
+        write_json(out / "probes.json", rows)
     if as_json:
         print_json(rows)
     else:

@@ -74,7 +74,7 @@ def transcribe(
     write = None
     if out is not None:
         write = _subtitle_writer(out, files)
-        reserve(out, overwrite)
+        reserve(out, overwrite, is_file=True)
     whisper = load_model(model, dtype)
     intervention = parse_edit(edit, whisper) if edit else UNEDITED
     results: list[dict[str, Any]] = []

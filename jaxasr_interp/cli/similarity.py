@@ -20,7 +20,7 @@ from jaxasr_interp.extraction.reading import open_activations
 from jaxasr_interp.extraction.representations import row_axes
 from jaxasr_interp.probes.report import RANDOM
 from jaxasr_interp.report.plots.geometry import plot_similarity, plot_spectrum
-from jaxasr_interp.runtime.store import reserve, write_dataset, write_json
+from jaxasr_interp.runtime.store import reserve, together, write_dataset, write_json
 from jaxasr_interp.similarity.cka import Similarity, cka
 from jaxasr_interp.similarity.spectrum import Spectrum, spectrum
 
@@ -50,7 +50,7 @@ def similarity(
 ) -> None:
     """Compare layers by CKA, also encoder with decoder, and compute their effective rank."""
     budget = parse_memory(memory)
-    reserve(out / "similarity.json", overwrite)
+    reserve(out / "similarity.json", overwrite, is_file=True)
     dataset = open_activations(store)
     names = site or [
         str(name)
@@ -67,7 +67,7 @@ def similarity(
         if as_csv:
             write_csv(result.to_dataframe(), path.with_name(f"{path.name}.zarr"))
 
-    with progress() as on_progress:
+    with together(out), progress() as on_progress:
         for first, second in _pairs(dataset, names):
             stem = out / "cka" / (first if first == second else f"{first}-{second}")
             alike = cka(
@@ -87,7 +87,7 @@ def similarity(
             plot_spectrum(own, control, name, stem.with_name(f"{stem.name}.png"))
             rows.append({"variable": name, "effective_rank": own.effective_rank.tolist()})
             tables.append(_table(own, control))
-    write_json(out / "similarity.json", rows)
+        write_json(out / "similarity.json", rows)
     if as_json:
         print_json(rows)
         return

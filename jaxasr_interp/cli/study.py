@@ -30,6 +30,7 @@ from jaxasr_interp.runtime.store import (
     file_provenance,
     reserve,
     save_dataset,
+    together,
     write_json,
 )
 from jaxasr_interp.speech.utterance import Clip
@@ -106,11 +107,12 @@ def repetition(
         )
     origin = file_provenance(candidates=str(candidates), speech=str(speech))
     origin |= {"seed": seed, "max_new_tokens": max_new_tokens}
-    for name, swept in (("loops", result.loops), ("speech", result.speech)):
-        dataset = swept.to_dataset().assign_attrs(origin)
-        save_dataset(dataset, out / f"{name}.zarr", whisper, overwrite=overwrite)
     rows = [_row(one) for one in result.remedies]
-    write_json(out / "remedies.json", rows)
+    with together(out):
+        for name, swept in (("loops", result.loops), ("speech", result.speech)):
+            dataset = swept.to_dataset().assign_attrs(origin)
+            save_dataset(dataset, out / f"{name}.zarr", whisper, overwrite=overwrite)
+        write_json(out / "remedies.json", rows)
     for path in partials:
         shutil.rmtree(path, ignore_errors=True)
     if as_json:

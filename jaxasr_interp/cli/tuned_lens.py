@@ -25,7 +25,7 @@ from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.lens.tuned_checkpoints import CHECKPOINTS
 from jaxasr_interp.lens.tuned_training import LensTraining, TunedLens, train_tuned_lens
 from jaxasr_interp.report.plots import plot_tuned_lens
-from jaxasr_interp.runtime.store import reserve, save_dataset
+from jaxasr_interp.runtime.store import reserve, save_dataset, together
 
 _DEFAULT = LensTraining()
 
@@ -79,11 +79,11 @@ def tuned_lens(
     with progress() as on_progress:
         lens = train_tuned_lens(whisper, clips, out, training, on_progress=on_progress)
     dataset = lens.to_dataset().assign_attrs(dataclasses.asdict(training))
-    picture = plot_tuned_lens(dataset, f"lenses of {Path(model).name}", out / "tuned_lens.png")
-    if as_csv:
-        write_csv(lens.to_dataframe(), out / "tuned_lens.zarr")
-    # The store comes last: where it is, all is there.
-    save_dataset(dataset, out / "tuned_lens.zarr", whisper, overwrite=overwrite)
+    with together(out):
+        picture = plot_tuned_lens(dataset, f"lenses of {Path(model).name}", out / "tuned_lens.png")
+        if as_csv:
+            write_csv(lens.to_dataframe(), out / "tuned_lens.zarr")
+        save_dataset(dataset, out / "tuned_lens.zarr", whisper, overwrite=overwrite)
     if as_json:
         print_json(dataset[["kl"]].to_dict())
         return

@@ -51,7 +51,7 @@ def verify(
 
     budget = parse_memory(memory)
     if out is not None:
-        reserve(out, overwrite)
+        reserve(out, overwrite, is_file=True)
     whisper = load_model(model, dtype)
     sound = _demo_audio() if file is None else load_audio(file)
     noise = reference_audio("noise", sound, seed)

@@ -21,12 +21,13 @@ from jaxasr_interp.runtime.store import check_sealed, new_folder, sealed, write_
 _MARKER, _ARRAYS = "probes.json", "arrays"
 
 
-def save_probes(probes: Probes, folder: str | Path) -> Path:
+def save_probes(probes: Probes, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Save the probes of one target so that `load_probes` gives back the same bits.
 
     Args:
         probes: from `fit_probes`.
-        folder: must not exist yet; appears only once everything is written.
+        folder: appears only once everything is written.
+        overwrite: replace what is at `folder`.
 
     Returns:
         The folder.
@@ -42,7 +43,7 @@ def save_probes(probes: Probes, folder: str | Path) -> Path:
         "features": probes.features,
     }
     arrays = _arrays(probes)
-    with new_folder(folder) as partial:
+    with new_folder(folder, overwrite=overwrite) as partial:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial / _ARRAYS, arrays)
         write_json(partial / _MARKER, sealed(description, arrays))

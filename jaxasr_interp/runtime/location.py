@@ -1,10 +1,8 @@
 """Where stores lie: a folder, or a URL of an object store such as S3, reached through fsspec."""
 
 import contextlib
-import errno
 import re
 import shutil
-import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.runtime.atomic import beside, check_present
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -21,8 +20,6 @@ type Location = Path | str
 
 ROOT = "zarr.json"
 """The key that a new store gets last: where it is, the store is whole."""
-
-_PRESENT = "present"
 
 # Other processes write the same store, so what a folder holds is asked for every time.
 _OPTIONS = {"use_listings_cache": False}
@@ -121,30 +118,6 @@ def create(location: Location, content: Mapping[str, bytes]) -> None:
         files.pipe_file(f"{path}/{ROOT}", content[ROOT])
 
 
-@contextlib.contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """Give a temporary folder on the disk of `path`, for `put`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        (Path(temporary) / _PRESENT).touch()
-        yield Path(temporary)
-
-
-def check_present(temporary: Path) -> None:
-    """Raise `FileNotFoundError` if a folder of `beside` has been removed, and perhaps made again.
-
-    What writes arrays makes the folders that it misses, so that only a part would be there.
-    """
-    if not (temporary / _PRESENT).exists():
-        raise FileNotFoundError(errno.ENOENT, "It was removed while it was written", str(temporary))
-
-
-def put(partial: Path, path: Path) -> None:
-    """Give what is complete in a folder of `beside` its name."""
-    check_present(partial.parent)
-    partial.replace(path)
-
-
 def _create_folder(folder: Path, content: Mapping[str, bytes]) -> None:
     with beside(folder) as temporary:
         fresh = temporary / "new"
@@ -152,7 +125,8 @@ def _create_folder(folder: Path, content: Mapping[str, bytes]) -> None:
             (fresh / key).parent.mkdir(parents=True, exist_ok=True)
             (fresh / key).write_bytes(data)
         try:
-            put(fresh, folder)
+            check_present(temporary)
+            fresh.replace(folder)
         except OSError:
             if not (folder / ROOT).exists():
                 raise

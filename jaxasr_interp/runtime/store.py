@@ -17,16 +17,9 @@ import numpy as np
 
 from jaxasr_interp._version import __version__
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.runtime.atomic import at_once, beside, check_present, gathered, put
 from jaxasr_interp.runtime.identity import digest
-from jaxasr_interp.runtime.location import (
-    ROOT,
-    beside,
-    check_present,
-    locate,
-    put,
-    reaching,
-    read_metadata,
-)
+from jaxasr_interp.runtime.location import ROOT, locate, reaching, read_metadata
 
 if TYPE_CHECKING:
     import xarray
@@ -72,14 +65,23 @@ def file_provenance(**files: str) -> dict[str, str]:
     return attributes
 
 
-def reserve(path: Path, overwrite: bool) -> None:
+def reserve(path: Path, overwrite: bool, *, is_file: bool = False) -> None:
     """Make the folder that `path` will be written in.
 
     Call it before the work, so that no result is lost because its path is bad.
 
+    Args:
+        path: of a result.
+        overwrite: whether what is there may be replaced.
+        is_file: whether the result is a file, not a store or another folder.
+
     Raises:
-        InputError: `path` exists and may not be replaced, or nothing can be written to its folder.
+        InputError: `path` exists and may not be replaced, or is a folder where a file will be
+            written or the reverse; or nothing can be written to its folder.
     """
+    if path.exists() and path.is_dir() == is_file:
+        there, result = ("folder", "file") if is_file else ("file", "folder")
+        raise InputError(f"{path} is a {there}, and the result a {result}: choose another --out.")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists: choose another --out, or replace it with --overwrite.")
     try:
@@ -136,8 +138,6 @@ def write_dataset(dataset: "xarray.Dataset", path: Path, *, overwrite: bool = Fa
         )
         check_present(temporary)
         (partial / ROOT).write_bytes(checked.sealed_root(read_metadata(partial)))
-        if path.exists():
-            path.rename(temporary / "old")
         put(partial, path)
     return path
 
@@ -166,19 +166,40 @@ def open_dataset(path: str | Path) -> "xarray.Dataset":
 
 
 @contextlib.contextmanager
-def new_folder(folder: str | Path) -> Iterator[Path]:
+def together(folder: Path) -> Iterator[None]:
+    """Let all results that the block writes appear when it has ended or, if anything fails, none.
+
+    What they replace stays until then. Work that goes on from files of its own is done before.
+
+    Args:
+        folder: the folder of the results.
+
+    Raises:
+        InputError: the results cannot be written.
+    """
+    with reaching(folder), gathered(folder):
+        yield
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a folder to fill, which appears under its name only when the block has ended.
+
+    Args:
+        folder: path of the folder.
+        overwrite: replace what is at `folder`.
 
     Raises:
         InputError: the folder exists, or cannot be written.
     """
     folder = Path(folder).absolute()
-    if folder.exists():
+    if folder.exists() and not overwrite:
         raise InputError(f"{folder} exists: choose a new folder to save in.")
     with reaching(folder), beside(folder) as temporary:
         partial = temporary / folder.name
         partial.mkdir()
-        yield partial
+        with at_once():
+            yield partial
         put(partial, folder)
 
 
