@@ -107,6 +107,45 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(tmp_path, invoke, arguments
 
 
 @pytest.mark.parametrize(
+    ("arguments", "there"),
+    [
+        (["transcribe", GRASS, "--out", "t.srt"], "t.srt/"),
+        (["transcribe", GRASS, "--out", "t.json"], "t.json/"),
+        (["verify", GRASS, "--out", "checks"], "checks/"),
+        (["lens", GRASS, "--out", "lens"], "lens"),
+        (["lens", GRASS, "--attribution", "--out", "lens"], "lens/attribution.zarr"),
+        (["encoder-lens", GRASS, "--out", "lens"], "lens/encoder_lens.zarr"),
+        (["tuned-lens", GRASS, "--out", "lens"], "lens/tuned_lens.zarr"),
+        (["patch", GRASS, GLASS, "--out", "out"], "out/sweep.zarr"),
+        (["attribution", GRASS, GLASS, "--out", "out"], "out"),
+        (["ablate", GRASS, "--out", "out"], "out/ablation.zarr"),
+        (["ablate-text", GRASS, "--out", "out"], "out/texts.zarr"),
+        (["study", "repetition", GRASS, GRASS, "--out", "out"], "out/speech.zarr"),
+        (["probe", "absent", "--target", "lang", "--out", "out"], "out/probes.json/"),
+        (["similarity", "absent", "--out", "out"], "out/similarity.json/"),
+        (["aggregate", "absent", "--out", "out"], "out/aggregate.zarr"),
+        (["demo", "--out", "out"], "out/lens.zarr"),
+    ],
+)
+def test_a_file_that_is_a_folder_or_the_reverse_is_refused_before_the_work(
+    tmp_path, invoke, arguments, there
+):
+    path = tmp_path / there
+    path.parent.mkdir(exist_ok=True)
+    path.mkdir() if there.endswith("/") else path.touch()
+    reads_no_model = ("demo", "probe", "similarity", "aggregate")
+    model = [] if arguments[0] in reads_no_model else ["--model", "absent"]
+    overwrite = [] if arguments[0] == "demo" else ["--overwrite"]
+    code, _, errors = invoke(*arguments, *model, *overwrite)
+    assert code == 2
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert there.rstrip("/") in errors
+    assert "absent" not in errors, "nothing has been read"
+    assert [*tmp_path.rglob("*")][-1] == path
+
+
+@pytest.mark.parametrize(
     ("text", "indices"), [("0", [0]), ("0,3-5,-1", [0, 3, 4, 5, -1]), (" 2 , 4-4", [2, 4])]
 )
 def test_indices_are_read(text, indices):
