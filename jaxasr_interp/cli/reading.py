@@ -22,7 +22,7 @@ from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.generation.segments import Segment
-from jaxasr_interp.generation.transcribe import Transcript, transcribe_files
+from jaxasr_interp.generation.transcribe import Times, Transcript, transcribe_files
 from jaxasr_interp.interventions.grammar import parse_edit
 from jaxasr_interp.interventions.intervention import UNEDITED
 from jaxasr_interp.report.subtitles import FORMATS
@@ -80,6 +80,9 @@ def transcribe(
     results: list[dict[str, Any]] = []
     segments: list[Segment] = []
     failed: list[InputError] = []
+    # Subtitles, and the text alone, have no words with times.
+    has_words = times and (as_json or (out is not None and write is None))
+    wanted: Times = has_words or ("segments" if times or write is not None else False)
     transcripts = transcribe_files(
         whisper,
         files,
@@ -87,7 +90,7 @@ def transcribe(
         task=task,
         choice=choice,
         edit=intervention,
-        times=times or write is not None,
+        times=wanted,
     )
     with progress() as on_progress:
         for done, (path, transcript) in enumerate(transcripts, 1):

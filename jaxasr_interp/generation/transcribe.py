@@ -6,6 +6,7 @@ A window is as long as the encoder takes: 30 s in OpenAI's models.
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,9 @@ from jaxasr_interp.pytree import summary
 from jaxasr_interp.speech.audio import load_audio, log_mel_spectrogram
 
 BATCH_SIZE = 8
+
+type Times = bool | Literal["segments"]
+"""Which times are found: none, those of segments and words, or of segments alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +71,7 @@ def transcribe(
     choice: Choice = GREEDY,
     edit: Intervention | str = UNEDITED,
     condition_on_previous_text: bool = True,
-    times: bool = False,
+    times: Times = False,
 ) -> Transcript:
     """Transcribe one clip of any length.
 
@@ -83,8 +87,9 @@ def transcribe(
             `interventions.grammar`). The language is detected without it.
         condition_on_previous_text: in audio longer than one window, give each window the text
             before it.
-        times: generate timestamps in audio of any length, and find when each word is said; the
-            transcript may differ from that without timestamps.
+        times: generate timestamps in audio of any length, and find when each word is said;
+            `"segments"` leaves out the words. The transcript may differ from that without
+            timestamps.
 
     Returns:
         The transcript, with segments where the audio is longer than one window (30 s), or times or
@@ -103,7 +108,7 @@ def transcribe(
             choice=choice,
             edit=edit,
             condition_on_previous_text=condition_on_previous_text,
-            times=times,
+            times=times is True,
         )
         return _joined(model, tuple(segments), require_tokenizer(model).language_code(code))
     return transcribe_batch(model, [audio], language=language, task=task, choice=choice, edit=edit)[
@@ -178,7 +183,7 @@ def transcribe_files(
     choice: Choice = GREEDY,
     edit: Intervention | str = UNEDITED,
     batch_size: int = BATCH_SIZE,
-    times: bool = False,
+    times: Times = False,
 ) -> Iterator[tuple[str, Transcript | InputError]]:
     """Transcribe files in order, short ones in batches.
 
@@ -192,7 +197,8 @@ def transcribe_files(
         edit: intervention on the model, such as `zero:decoder.cross_z@4.7` (see
             `interventions.grammar`). The language is detected without it.
         batch_size: number of short clips that share one run of the model.
-        times: give segments and words with their times; each clip is then transcribed alone.
+        times: give segments and words with their times, or `"segments"` alone; each clip is then
+            transcribed alone.
 
     Yields:
         Each path with its transcript, or with the error if the file cannot be read.

@@ -13,6 +13,7 @@ from rich.console import Console
 from helpers.files import GLASS, GRASS, PNG
 from helpers.real import real_model
 from jaxasr_interp.cli import output, progress
+from jaxasr_interp.generation import long_form
 from jaxasr_interp.model import run as run_module
 
 
@@ -43,10 +44,24 @@ def test_transcribe_prints_text_and_json(tmp_path):
 
 
 @pytest.mark.real
-def test_transcribe_writes_subtitles(tmp_path, invoke):
+def test_transcribe_writes_subtitles(tmp_path, invoke, monkeypatch):
+    time_words, calls = long_form.time_words, []
+
+    def counted(*given):
+        calls.append(given)
+        return time_words(*given)
+
+    monkeypatch.setattr(long_form, "time_words", counted)
     out = tmp_path / "grass.srt"
-    code, _, errors = invoke("transcribe", GRASS, "--out", out, "--json", "--times")
+    code, printed, errors = invoke("transcribe", GRASS, "--out", out, "--json", "--times")
     assert code == 0, errors
+    (segment,) = json.loads(printed)[0]["segments"]
+    assert [word["text"] for word in segment["words"]] == segment["text"].split()
+    assert len(calls) == 1
+    code, _, errors = invoke("transcribe", GRASS, "--out", tmp_path / "same.srt", "--times")
+    assert code == 0, errors
+    assert (tmp_path / "same.srt").read_text() == out.read_text()
+    assert len(calls) == 1, "words have times only where they are written"
     number, times, text, *rest = out.read_text().split("\n")
     assert (number, text, rest) == ("1", "My brother went outside to cut the grass.", ["", ""])
     assert times.startswith("00:00:00,000 --> 00:00:0")
