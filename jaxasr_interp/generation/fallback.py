@@ -1,7 +1,7 @@
 """Decoding again at higher temperatures what came out badly, as openai/whisper does."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from jaxasr_interp.evaluation.loops import compression_ratio
 from jaxasr_interp.generation.options import Choice, Generated
@@ -10,6 +10,8 @@ NO_SPEECH_THRESHOLD = 0.6
 LOG_PROB_THRESHOLD = -1.0
 COMPRESSION_RATIO_THRESHOLD = 2.4
 TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
+SAMPLES = 5
+"""How many times a window is drawn at a temperature above 0; the likeliest is taken."""
 
 
 def is_silent(result: Generated) -> bool:
@@ -25,6 +27,11 @@ def needs_fallback(result: Generated) -> bool:
     if improbable and result.no_speech_prob > NO_SPEECH_THRESHOLD:
         return False
     return improbable or compression_ratio(result.text.strip()) > COMPRESSION_RATIO_THRESHOLD
+
+
+def likeliest(samples: Iterable[Generated]) -> Generated:
+    """Return the first sample whose tokens have the highest mean log-probability."""
+    return max(samples, key=lambda one: sum(one.log_probs) / max(len(one.tokens), 1))
 
 
 def decode_again(

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxasr_interp.generation.batching import generate_rows
-from jaxasr_interp.generation.fallback import decode_again, is_silent
+from jaxasr_interp.generation.fallback import SAMPLES, decode_again, is_silent, likeliest
 from jaxasr_interp.generation.means import resolve_means
 from jaxasr_interp.generation.options import GREEDY, Choice, Generated
 from jaxasr_interp.generation.prompts import default_prompt
@@ -88,7 +88,10 @@ def transcribe_windows(
         states, references = encode_under(model, [samples_here], intervention, [here])
         previous = context[-longest_context:] if condition_on_previous_text else []
         prompt = default_prompt(model, language, task, timestamps=True, previous=previous)
-        decode = functools.partial(_decode, model, states, references, intervention, prompt, seek)
+        samples = SAMPLES if choice.fallback else 1
+        decode = functools.partial(
+            _decode, model, states, references, intervention, prompt, seek, samples
+        )
         used = dataclasses.replace(choice, fallback=False)
         result = decode(used)
         if choice.fallback:
@@ -134,25 +137,29 @@ def _window(
 
 def _decode(
     model: Whisper,
-    states: Float[Array, "clip frame d_model"],
-    references: Float[Array, "clip frame d_model"] | None,
+    states: Float[Array, "1 frame d_model"],
+    references: Float[Array, "1 frame d_model"] | None,
     intervention: Intervention,
     prompt: Sequence[int],
     seek: int,
+    samples: int,
     choice: Choice,
 ) -> Generated:
-    # Each window and temperature has draws of its own.
+    """Decode a window; where tokens are drawn, take the likeliest of some samples."""
+    count = samples if choice.temperature > 0 else 1
+    # Each window, temperature and sample has draws of its own.
     draw = 100 * seek + round(100 * min(choice.temperature, 0.99))
-    ((result,),) = generate_rows(
+    edit = intervention.decoder_edit(len(prompt))
+    generated = generate_rows(
         model,
-        states,
-        [[intervention.decoder_edit(len(prompt))]],
-        prompts=[prompt],
-        references=references,
+        jnp.repeat(states, count, axis=0),
+        [[edit]] * count,
+        prompts=[prompt] * count,
+        references=None if references is None else jnp.repeat(references, count, axis=0),
         choice=choice,
-        draws=[draw],
+        draws=[count * draw + sample for sample in range(count)],
     )
-    return result
+    return likeliest(result for (result,) in generated)
 
 
 def _timed(

@@ -54,7 +54,8 @@ class Choice:
         beam_size: number of sequences kept at each step, as in openai/whisper; 1 is no search.
         fallback: `transcribe` generates timestamps, and decodes a window again at higher
             temperatures if its text compresses more than 2.4-fold or its mean log-probability is
-            below -1, unless nobody speaks. Other functions refuse it.
+            below -1, unless nobody speaks; of five samples at a temperature the likeliest is taken.
+            Other functions refuse it.
     """
 
     suppress: bool = True

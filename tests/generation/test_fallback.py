@@ -1,11 +1,16 @@
 """Decoding again at higher temperatures: when, how often, and with which context."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import jaxasr_interp as ji
+from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.generation.fallback import decode_again
 from jaxasr_interp.generation.long_form import transcribe_windows
+from jaxasr_interp.generation.prompts import default_prompt
+from jaxasr_interp.model.edits import Identity
 
 GOOD, LOOP = "A sentence that does not repeat itself.", "again and " * 40
 
@@ -61,7 +66,37 @@ def test_text_of_a_high_temperature_is_no_context(tiny32):
     found = list(transcribe_windows(tiny32, audio, choice=choice))
     with pytest.raises(ji.InputError, match="decodes again what transcribe generates"):
         ji.transcribe_batch(tiny32, [audio[:100]], choice=choice)
-    drawn = ji.Choice(max_new_tokens=6, temperature=1.0)
+    drawn = ji.Choice(max_new_tokens=6, temperature=1.0, fallback=True)
     expected = transcribe_windows(tiny32, audio, choice=drawn, condition_on_previous_text=False)
     assert found == list(expected)
     assert len({segment.start for segment in found}) > 1
+
+
+def test_the_likeliest_of_five_samples_is_taken(tiny32):
+    config = tiny32.config
+    audio = np.random.default_rng(1).normal(size=config.max_samples).astype(np.float32)
+    choice = ji.Choice(max_new_tokens=6, temperature=1.0)
+    mel = ji.log_mel_spectrogram(audio, config.n_mels, 2 * config.mel_frames)
+    states = ji.encode(tiny32, mel[:, : config.mel_frames], sites=()).states
+    prompt = default_prompt(tiny32, timestamps=True)
+    # Each is drawn alone; the window's own number is 99, as its temperature is 1.
+    drawn = [
+        generate_rows(
+            tiny32,
+            states[None],
+            [[Identity()]],
+            prompts=[prompt],
+            choice=choice,
+            draws=[5 * 99 + i],
+        )[0][0]
+        for i in range(5)
+    ]
+    means = [sum(one.log_probs) / len(one.tokens) for one in drawn]
+    assert len(set(means)) == 5
+    assert np.argmax(means) > 0
+    expected = drawn[np.argmax(means)]
+    found = next(
+        transcribe_windows(tiny32, audio, choice=dataclasses.replace(choice, fallback=True))
+    )
+    assert found.mean_log_prob == pytest.approx(expected.mean_log_prob, rel=1e-5)
+    assert found.tokens == expected.tokens[: len(found.tokens)]
