@@ -13,7 +13,7 @@ from jaxasr_interp.checkpoint.shapes import check_sizes, sizes
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.runtime.store import check_sealed, new_folder, sealed, write_json
+from jaxasr_interp.runtime.store import check_sealed, new_folder, sealed, write_arrays, write_json
 from jaxasr_interp.speech.tokenizer import Tokenizer
 
 MARKER = "jaxasr_interp.json"
@@ -34,12 +34,9 @@ def save_model(model: Whisper, folder: str | Path) -> Path:
     Raises:
         InputError: the folder exists.
     """
-    import orbax.checkpoint as ocp
-
     parameters = convert.parameters_by_path(model)
     with new_folder(folder) as partial:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial / PARAMETERS, parameters)
+        write_arrays(partial / PARAMETERS, parameters)
         description = {
             "config": dataclasses.asdict(model.config),
             "generation": dataclasses.asdict(model.generation),

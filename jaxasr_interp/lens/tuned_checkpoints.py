@@ -18,7 +18,7 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.lens.tuned import Translators
 from jaxasr_interp.runtime.identity import check_identity
 from jaxasr_interp.runtime.location import failure
-from jaxasr_interp.runtime.store import check_sealed, sealed
+from jaxasr_interp.runtime.store import check_sealed, orbax_errors, sealed
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -117,10 +117,11 @@ def load_tuned_lens(out: str | Path) -> Translators:
 
 @contextlib.contextmanager
 def _writing(out: Path) -> Iterator[None]:
-    """Turn any exception from writing a checkpoint into an `InputError`, and remove its rest."""
+    """Turn an error of writing a checkpoint into an `InputError`, and remove its rest."""
     try:
-        yield
-    except Exception as error:
+        with orbax_errors():
+            yield
+    except OSError as error:
         for torn in (out / CHECKPOINTS).glob("*orbax-checkpoint-tmp*"):
             shutil.rmtree(torn, ignore_errors=True)
         raise failure(out, error) from None

@@ -16,7 +16,7 @@ from jaxasr_interp.probes.options import FitOptions
 from jaxasr_interp.probes.result import HeldOut, Probes
 from jaxasr_interp.probes.targets import Target
 from jaxasr_interp.pytree import replace
-from jaxasr_interp.runtime.store import check_sealed, new_folder, sealed, write_json
+from jaxasr_interp.runtime.store import check_sealed, new_folder, sealed, write_arrays, write_json
 
 _MARKER, _ARRAYS = "probes.json", "arrays"
 
@@ -35,8 +35,6 @@ def save_probes(probes: Probes, folder: str | Path, *, overwrite: bool = False) 
     Raises:
         InputError: the folder exists.
     """
-    import orbax.checkpoint as ocp
-
     description = {
         "target": {k: v for k, v in vars(probes.target).items() if k != "labels"},
         "options": dataclasses.asdict(probes.options),
@@ -44,8 +42,7 @@ def save_probes(probes: Probes, folder: str | Path, *, overwrite: bool = False) 
     }
     arrays = _arrays(probes)
     with new_folder(folder, overwrite=overwrite) as partial:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial / _ARRAYS, arrays)
+        write_arrays(partial / _ARRAYS, arrays)
         write_json(partial / _MARKER, sealed(description, arrays))
     return Path(folder).absolute()
 

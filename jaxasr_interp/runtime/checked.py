@@ -54,9 +54,17 @@ def unsealed() -> dict[str, str]:
     return {_SEAL: _UNSEALED}
 
 
-def sealed_root(metadata: Mapping[str, bytes]) -> bytes:
-    """Return the metadata of the group, with the checksum of the store's complete metadata."""
-    return metadata[ROOT].replace(_UNSEALED.encode(), _digest(metadata, _UNSEALED), 1)
+def sealed_files(buffers: Mapping[str, "Buffer"]) -> dict[str, bytes]:
+    """Return the files of a new store, with the checksum of its complete metadata.
+
+    Args:
+        buffers: what zarr wrote to memory, by key. To a disk it writes in threads of its own, which
+            go on when one has failed.
+    """
+    content = {key: buffer.to_bytes() for key, buffer in buffers.items()}
+    metadata = {key: content[key] for key in content if key.rpartition("/")[2] == ROOT}
+    root = content[ROOT].replace(_UNSEALED.encode(), _digest(metadata, _UNSEALED), 1)
+    return {**content, ROOT: root}
 
 
 def read_attributes(path: Location) -> dict[str, Any]:

@@ -118,12 +118,17 @@ def create(location: Location, content: Mapping[str, bytes]) -> None:
         files.pipe_file(f"{path}/{ROOT}", content[ROOT])
 
 
+def write_files(folder: Path, content: Mapping[str, bytes]) -> None:
+    """Write files by their paths in a folder, and make the folders that they need."""
+    for key, data in content.items():
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / key).write_bytes(data)
+
+
 def _create_folder(folder: Path, content: Mapping[str, bytes]) -> None:
     with beside(folder) as temporary:
         fresh = temporary / "new"
-        for key, data in content.items():
-            (fresh / key).parent.mkdir(parents=True, exist_ok=True)
-            (fresh / key).write_bytes(data)
+        write_files(fresh, content)
         try:
             check_present(temporary)
             fresh.replace(folder)

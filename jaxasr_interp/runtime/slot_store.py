@@ -252,7 +252,7 @@ def _make(layout: Layout, identity: Mapping[str, str]) -> dict[str, bytes]:
     import zarr
     from zarr.storage import MemoryStore
 
-    from jaxasr_interp.runtime.checked import DONE, codecs, sealed_root, unsealed
+    from jaxasr_interp.runtime.checked import DONE, codecs, sealed_files, unsealed
 
     buffers: dict[str, Any] = {}
     kept = {layout.kind: json.dumps(identity)}
@@ -272,9 +272,7 @@ def _make(layout: Layout, identity: Mapping[str, str]) -> dict[str, bytes]:
             dimension_names=("clip", *variable.axes),
             compressors=codecs(),
         )
-    content = {key: buffer.to_bytes() for key, buffer in buffers.items()}
-    metadata = {key: content[key] for key in content if key.rpartition("/")[2] == ROOT}
-    return {**content, ROOT: sealed_root(metadata)}
+    return sealed_files(buffers)
 
 
 def _with_empty_chunks(array: Any) -> "zarr.Array":

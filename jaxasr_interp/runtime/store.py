@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import logging
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,9 +18,9 @@ import numpy as np
 
 from jaxasr_interp._version import __version__
 from jaxasr_interp.errors import InputError
-from jaxasr_interp.runtime.atomic import at_once, beside, check_present, gathered, put
+from jaxasr_interp.runtime.atomic import at_once, beside, gathered, put
 from jaxasr_interp.runtime.identity import digest
-from jaxasr_interp.runtime.location import ROOT, locate, reaching, read_metadata
+from jaxasr_interp.runtime.location import locate, reaching, write_files
 
 if TYPE_CHECKING:
     import xarray
@@ -118,6 +119,8 @@ def write_dataset(dataset: "xarray.Dataset", path: Path, *, overwrite: bool = Fa
     Raises:
         InputError: `path` exists, or cannot be written.
     """
+    from zarr.storage import MemoryStore
+
     from jaxasr_interp.runtime import checked
 
     reserve(path, overwrite)
@@ -126,18 +129,18 @@ def write_dataset(dataset: "xarray.Dataset", path: Path, *, overwrite: bool = Fa
         if dataset[name].dtype.kind == "U":
             # Zarr has a standard for strings of variable length, but not for those of fixed length.
             dataset[name] = dataset[name].astype("T")
+    buffers: dict[str, Any] = {}
+    dataset.to_zarr(
+        MemoryStore(buffers),
+        mode="w",
+        zarr_format=3,
+        consolidated=False,
+        write_empty_chunks=True,
+        encoding={name: {"compressors": checked.codecs()} for name in dataset.variables},
+    )
     with reaching(path), beside(path) as temporary:
         partial = temporary / "new"
-        dataset.to_zarr(
-            partial,
-            mode="w",
-            zarr_format=3,
-            consolidated=False,
-            write_empty_chunks=True,
-            encoding={name: {"compressors": checked.codecs()} for name in dataset.variables},
-        )
-        check_present(temporary)
-        (partial / ROOT).write_bytes(checked.sealed_root(read_metadata(partial)))
+        write_files(partial, checked.sealed_files(buffers))
         put(partial, path)
     return path
 
@@ -214,6 +217,38 @@ def new_file(path: Path) -> Iterator[Path]:
         partial = temporary / path.name
         yield partial
         put(partial, path)
+
+
+def write_arrays(path: Path, arrays: Any) -> None:
+    """Write a tree of arrays as an Orbax checkpoint, in a folder of `new_folder`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    import orbax.checkpoint as ocp
+
+    with orbax_errors(), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, arrays)
+
+
+@contextlib.contextmanager
+def orbax_errors() -> Iterator[None]:
+    """Turn any exception from writing by Orbax into an `OSError`, and do not log it.
+
+    Each of its threads logs what it raises, with a traceback.
+    """
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        # What TensorStore says ends with its settings in brackets.
+        raise OSError(str(error).partition(" [")[0]) from error
+    finally:
+        log.setLevel(level)
 
 
 def sealed(description: Mapping[str, Any], content: Any) -> dict[str, Any]:

@@ -223,7 +223,7 @@ def test_results_that_are_overwritten_stay_until_all_is_there(place, disk, invok
     assert code == 0, errors
     total, before = disk.attempts, contents(folder / "out")
     spoil = spoilers(folder, mounted=False)["full"]
-    for moment in (total // 2, total - 1):
+    for moment in (total // 2, total * 9 // 10):
         with disk.watched(folder, moment, spoil):
             code, _, errors = invoke(*again)
         case = f"{command} at {moment} of {total}: {errors}"
