@@ -3,10 +3,13 @@
 import contextlib
 import dataclasses
 import datetime
+import errno
 import hashlib
 import json
 import logging
 import math
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -227,6 +230,10 @@ def write_arrays(path: Path, arrays: Any) -> None:
     """
     import orbax.checkpoint as ocp
 
+    # Orbax fails on a full disk in threads, with messages of their own.
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+    if size > shutil.disk_usage(path.parent).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     with orbax_errors(), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path, arrays)
 
