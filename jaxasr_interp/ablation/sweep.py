@@ -27,6 +27,7 @@ from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.runtime.runner import run_units
 from jaxasr_interp.runtime.slot_store import open_slots
+from jaxasr_interp.runtime.transforms import GENERATE_FIXED, host_only
 from jaxasr_interp.speech.tokenizer import Tokenizer
 from jaxasr_interp.speech.utterance import Clip
 
@@ -84,6 +85,7 @@ def component_edits(
     ]
 
 
+@host_only(GENERATE_FIXED)
 def ablation_sweep(
     model: Whisper,
     clips: Sequence[Clip],

@@ -19,10 +19,12 @@ from jaxasr_interp.checkpoint.tokenizers import bundled_tokenizer, find_tokenize
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.runtime.transforms import host_only
 
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 
+@host_only()
 def load_model(
     name: str | Path,
     dtype: str | None = None,

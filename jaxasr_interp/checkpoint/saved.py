@@ -14,6 +14,7 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.runtime.store import check_sealed, new_folder, sealed, write_arrays, write_json
+from jaxasr_interp.runtime.transforms import host_only
 from jaxasr_interp.speech.tokenizer import Tokenizer
 
 MARKER = "jaxasr_interp.json"
@@ -21,6 +22,7 @@ PARAMETERS = "parameters"
 TOKENIZER = "tokenizer.json"
 
 
+@host_only()
 def save_model(model: Whisper, folder: str | Path) -> Path:
     """Save a model so that `load_model(folder)` gives back the same bits.
 

@@ -24,6 +24,7 @@ from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.runtime.runner import run_units
 from jaxasr_interp.runtime.slot_store import Layout, open_slots
 from jaxasr_interp.runtime.store import provenance
+from jaxasr_interp.runtime.transforms import host_only
 from jaxasr_interp.speech.clips import Clips, check_column, choose, find_clips, with_noise
 from jaxasr_interp.speech.texts import OWN, Texts
 
@@ -92,6 +93,7 @@ class Extraction:
     __repr__ = summary
 
 
+@host_only("use encode and decode under them, with the sites")
 def extract(
     model: Whisper,
     clips: str | Path | Iterable[Mapping[str, Any]],

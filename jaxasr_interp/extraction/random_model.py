@@ -6,8 +6,10 @@ from flax import nnx
 
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.runtime.devices import mesh_of
+from jaxasr_interp.runtime.transforms import host_only
 
 
+@host_only()
 def random_model(model: Whisper, seed: int = 0) -> Whisper:
     """Make a model of the same shape, dtype, tokenizer, settings and place with random weights.
 

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxasr_interp.errors import InputError
@@ -81,15 +80,6 @@ class GeneratedRows:
     lengths: Int[np.ndarray, "clip row"]
     finished: Bool[np.ndarray, "clip row"]
     no_speech: Float[np.ndarray, "clip row"]
-
-
-def refuse_tracers(tree: Any) -> None:
-    """Raise `InputError` if one of the leaves is traced: its value is not known on the host."""
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
-        raise InputError(
-            "Generation asks on the host which rows have finished, so it cannot be transformed: "
-            "use generate_fixed under jax.jit, jax.vmap or jax.grad."
-        )
 
 
 def stack_edits(edits: Sequence[Sequence[Edit]]) -> EditRows:

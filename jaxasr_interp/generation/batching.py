@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -13,7 +12,6 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.batch import (
     GeneratedRows,
     GenerationJob,
-    refuse_tracers,
     stack_edits,
 )
 from jaxasr_interp.generation.batch_sizes import batch_sizes
@@ -36,9 +34,11 @@ from jaxasr_interp.model.run import check_states
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.runtime.copies import copies, move_to, side_by_side
 from jaxasr_interp.runtime.memory import default_memory
+from jaxasr_interp.runtime.transforms import GENERATE_FIXED, host_only
 from jaxasr_interp.speech.tokenizer import Tokenizer
 
 
+@host_only(GENERATE_FIXED)
 def generate_rows(
     model: Whisper,
     states: Float[Array, "clip frame d_model"],
@@ -75,8 +75,6 @@ def generate_rows(
     """
     tokenizer = require_tokenizer(model)
     rows_of_clip = [[as_edit(edit) for edit in of_clip] for of_clip in edits]
-    # Under `jax.jit` every new array is traced.
-    refuse_tracers((model, states, rows_of_clip, references, jnp.zeros(())))
     check_edits(model, states, rows_of_clip, references)
     choice.refuse_fallback()
     _check_beams(model.config, choice)

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.generation.batch import GeneratedRows, GenerationJob, refuse_tracers
+from jaxasr_interp.generation.batch import GeneratedRows, GenerationJob
 from jaxasr_interp.generation.kv_cache import CrossKV, KVCache, decode_step, layers_in_loop, prefill
 from jaxasr_interp.generation.logit_filters import LogitFilter
 from jaxasr_interp.pytree import pytree_dataclass
+from jaxasr_interp.runtime.transforms import GENERATE_FIXED, refuse_traced
 
 
 @pytree_dataclass
@@ -51,7 +52,7 @@ def search(job: GenerationJob, max_new_tokens: int, beam_size: int) -> Generated
         beam_size: number of sequences that are kept.
     """
     found = _search(job, max_new_tokens=job.limit(max_new_tokens), beam_size=beam_size)
-    refuse_tracers(found)
+    refuse_traced(found, "Generation", GENERATE_FIXED)
     best, finished, no_speech = jax.device_get(found)
     return GeneratedRows(best.tokens, best.log_probs, best.length, finished, no_speech)
 

@@ -14,8 +14,10 @@ from jaxasr_interp.model.edits import Edit, EditLike, as_edit, identity
 from jaxasr_interp.model.run import decode
 from jaxasr_interp.model.sites import SITES, DecoderActivations, requested_sites
 from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.runtime.transforms import GENERATE_FIXED, host_only
 
 
+@host_only(GENERATE_FIXED)
 def generate(
     model: Whisper,
     states: Float[Array, "frame d_model"],
@@ -60,6 +62,7 @@ def generate(
     )[0]
 
 
+@host_only(GENERATE_FIXED)
 def generate_batch(
     model: Whisper,
     states: Float[Array, "batch frame d_model"],

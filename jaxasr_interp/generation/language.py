@@ -10,8 +10,10 @@ from jaxtyping import Array, Float, Int
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.decoder import Decoder
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
+from jaxasr_interp.runtime.transforms import host_only
 
 
+@host_only("decode the prompt under them and read its logits")
 def detect_language(model: Whisper, states: Float[Array, "frame d_model"]) -> dict[str, float]:
     """Detect the language that is spoken in one encoded clip.
 

@@ -22,10 +22,12 @@ from jaxasr_interp.model.sites import (
     position_axis,
 )
 from jaxasr_interp.model.whisper import Whisper
+from jaxasr_interp.runtime.transforms import host_only
 from jaxasr_interp.speech.audio import load_audio
 from jaxasr_interp.speech.utterance import Utterance
 
 
+@host_only()
 def mean_activations(
     model: Whisper,
     utterances: Sequence[Utterance],
@@ -84,6 +86,7 @@ def mean_activations(
     return kind(**means)
 
 
+@host_only()
 def resolve_means(model: Whisper, interventions: Sequence[Intervention]) -> list[Intervention]:
     """Replace each `Mean` in some interventions by the mean activations that it names.
 

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.generation.batch import GeneratedRows, GenerationJob, refuse_tracers
+from jaxasr_interp.generation.batch import GeneratedRows, GenerationJob
 from jaxasr_interp.generation.kv_cache import CrossKV, KVCache, decode_step, layers_in_loop, prefill
 from jaxasr_interp.generation.logit_filters import LogitFilter
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.pytree import pytree_dataclass, replace, static
+from jaxasr_interp.runtime.transforms import GENERATE_FIXED, refuse_traced
 
 _SHRINK = 4
 _WORTH_SHRINKING = 16
@@ -81,7 +82,7 @@ def roll_out(job: GenerationJob, sampling: Sampling, max_new_tokens: int) -> Gen
     capacity = most if small else min(most, max(_FIRST_CAPACITY, 2 * padded))
     rows = begin(job, sampling, max_new_tokens=max_new_tokens, capacity=capacity)
     # A plain function may hold a traced value that cannot be seen before.
-    refuse_tracers(rows)
+    refuse_traced(rows, "Generation", GENERATE_FIXED)
     # Each `Row` holds its own leaves now.
     job = replace(job, edits=replace(job.edits, own=()))
     shape = (n_clips, n_rows)

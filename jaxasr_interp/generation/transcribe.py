@@ -27,6 +27,7 @@ from jaxasr_interp.model.edits import Identity
 from jaxasr_interp.model.encoder import Encoder
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.pytree import summary
+from jaxasr_interp.runtime.transforms import GENERATE_FIXED, host_only
 from jaxasr_interp.speech.audio import load_audio, log_mel_spectrogram
 
 BATCH_SIZE = 8
@@ -62,6 +63,7 @@ class Transcript:
     __repr__ = summary
 
 
+@host_only(GENERATE_FIXED)
 def transcribe(
     model: Whisper,
     audio: Float[np.ndarray, " samples"],
@@ -116,6 +118,7 @@ def transcribe(
     ]
 
 
+@host_only(GENERATE_FIXED)
 def transcribe_batch(
     model: Whisper,
     clips: Sequence[Float[np.ndarray, " _"]],

@@ -14,6 +14,7 @@ from jaxasr_interp.generation.options import GREEDY, Choice
 from jaxasr_interp.generation.prompts import default_prompt
 from jaxasr_interp.model.run import EncodedUtterance, check_length, encode, with_encoded
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
+from jaxasr_interp.runtime.transforms import host_only
 from jaxasr_interp.speech.audio import SAMPLE_RATE, log_mel_spectrogram
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
 from jaxasr_interp.speech.utterance import Utterance
@@ -39,6 +40,7 @@ class DecoderInput:
         return *self.prompt, *self.text
 
 
+@host_only()
 def make_utterance(
     model: Whisper,
     audio: Float[np.ndarray, " samples"],

@@ -18,6 +18,7 @@ from jaxasr_interp.generation.prompts import padded_length
 from jaxasr_interp.generation.word_boundaries import refine_boundaries
 from jaxasr_interp.model.run import DecoderRun, decode, encode_utterance
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
+from jaxasr_interp.runtime.transforms import host_only
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND, words_of
 from jaxasr_interp.speech.utterance import Utterance
 
@@ -63,6 +64,7 @@ class Stretch:
     frames: tuple[int, int]
 
 
+@host_only("read decode's cross_pattern under them")
 def align_words(model: Whisper, utterance: Utterance, *, refine: bool = True) -> tuple[Word, ...]:
     """Find when the words of a transcript are said.
 

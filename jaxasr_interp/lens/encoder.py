@@ -24,6 +24,7 @@ from jaxasr_interp.model.run import EncoderRun, decode, encode
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.frames import to_dataframe
+from jaxasr_interp.runtime.transforms import GENERATE_FIXED, host_only
 
 if TYPE_CHECKING:
     import pandas
@@ -93,6 +94,7 @@ class EncoderLens:
         return to_dataframe(self.to_dataset(), ("depth",))
 
 
+@host_only(GENERATE_FIXED)
 def encoder_lens(
     model: Whisper,
     clip: Float[Array, "n_mels mel_frame"] | EncoderRun,

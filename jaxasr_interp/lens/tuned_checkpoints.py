@@ -19,6 +19,7 @@ from jaxasr_interp.lens.tuned import Translators
 from jaxasr_interp.runtime.identity import check_identity
 from jaxasr_interp.runtime.location import failure
 from jaxasr_interp.runtime.store import check_sealed, orbax_errors, sealed
+from jaxasr_interp.runtime.transforms import host_only
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -84,6 +85,7 @@ class Checkpoints:
             manager.save(step, args=parts)
 
 
+@host_only()
 def load_tuned_lens(out: str | Path) -> Translators:
     """Load the translators of a finished training.
 

@@ -28,6 +28,7 @@ from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.identity import identify
 from jaxasr_interp.runtime.progress import Progress
+from jaxasr_interp.runtime.transforms import host_only
 from jaxasr_interp.speech.utterance import Clip
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class TunedLens:
         return to_dataframe(self.to_dataset(), ("lens", "layer"))
 
 
+@host_only("train before, and use tuned_lens under them")
 def train_tuned_lens(
     model: Whisper,
     clips: Sequence[Clip],
@@ -147,13 +149,7 @@ def train_tuned_lens(
     held_out = lens_rows(
         model, unseen, on_progress=lambda done, _, what: say(len(seen) + done, len(clips), what)
     )
-    translators, loss = fit_translators(
-        model,
-        rows,
-        training,
-        checkpoints,
-        on_progress=on_progress,
-    )
+    translators, loss = fit_translators(model, rows, training, checkpoints, on_progress=on_progress)
     return TunedLens(
         translators,
         loss,

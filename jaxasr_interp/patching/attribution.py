@@ -25,6 +25,7 @@ from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.prepared import Prepared, prepare
 from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.runtime.progress import Progress
+from jaxasr_interp.runtime.transforms import DECODE_EDITED, host_only
 from jaxasr_interp.speech.utterance import Utterance
 
 type Slopes = dict[str, Float[np.ndarray, "metric layer *cell"]]
@@ -48,6 +49,7 @@ class AttributionOptions:
 _DEFAULT = AttributionOptions()
 
 
+@host_only(DECODE_EDITED)
 def attribution_patching(
     model: Whisper,
     plan: SweepPlan,

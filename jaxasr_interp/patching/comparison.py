@@ -13,6 +13,7 @@ from jaxasr_interp.patching.metrics import Metric
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.patching.sweep import SweepOptions, activation_patching
+from jaxasr_interp.runtime.transforms import DECODE_EDITED, host_only
 from jaxasr_interp.speech.utterance import Utterance
 
 _DEFAULT = SweepOptions()
@@ -48,6 +49,7 @@ class Agreement:
         )
 
 
+@host_only()
 def agreement(exact: SweepResult, approximate: SweepResult, top: int = 10) -> Agreement:
     """Compare the effects (patched minus unpatched) of two sweeps, cell by cell.
 
@@ -90,6 +92,7 @@ def agreement(exact: SweepResult, approximate: SweepResult, top: int = 10) -> Ag
     )
 
 
+@host_only(DECODE_EDITED)
 def verify_top(
     model: Whisper,
     approximate: SweepResult,

@@ -15,6 +15,7 @@ from jaxasr_interp.runtime.cluster import run_job
 from jaxasr_interp.runtime.location import Location, locate
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.runtime.runner import RunOptions
+from jaxasr_interp.runtime.transforms import DECODE_EDITED, host_only
 from jaxasr_interp.speech.hub import local_or_id
 
 
@@ -40,6 +41,7 @@ class DatasetSweep:
 _OPTIONS, _PLAN, _RUN = DatasetOptions(), PlanOptions(), RunOptions()
 
 
+@host_only(DECODE_EDITED)
 def sweep_dataset(
     model: Whisper,
     clips: str | Path | Iterable[Mapping[str, Any]],

@@ -21,6 +21,7 @@ from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.cells import Component
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.runtime.memory import default_memory
+from jaxasr_interp.runtime.transforms import host_only
 from jaxasr_interp.speech.positions import Window, resolve_windows, words_of
 
 _ENCODER_WINDOW = 50
@@ -52,6 +53,7 @@ class PlanOptions:
 _DEFAULT = PlanOptions()
 
 
+@host_only()
 def plan_sweep(
     model: Whisper,
     *,

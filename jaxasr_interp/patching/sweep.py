@@ -20,6 +20,7 @@ from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.prepared import Prepared, prepare
 from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.runtime.progress import Progress
+from jaxasr_interp.runtime.transforms import DECODE_EDITED, host_only
 from jaxasr_interp.speech.utterance import Utterance
 
 
@@ -48,6 +49,7 @@ class SweepOptions:
 _DEFAULT = SweepOptions()
 
 
+@host_only(DECODE_EDITED)
 def activation_patching(
     model: Whisper,
     plan: SweepPlan,
@@ -97,6 +99,7 @@ def activation_patching(
     )[0]
 
 
+@host_only(DECODE_EDITED)
 def activation_patching_batch(
     model: Whisper,
     plan: SweepPlan,

@@ -29,6 +29,7 @@ from jaxasr_interp.probes.targets import Labels, Target, is_missing, read_target
 from jaxasr_interp.runtime.copies import side_by_side
 from jaxasr_interp.runtime.memory import default_memory
 from jaxasr_interp.runtime.progress import Progress
+from jaxasr_interp.runtime.transforms import host_only
 
 # This many searches stay in a processor's cache.
 _CPU_BATCH = 256
@@ -37,6 +38,7 @@ _CPU_WORKERS = 2
 _ROWS = 64
 
 
+@host_only()
 def fit_probes(
     x: Float[np.ndarray, "layer example feature"] | Float[Array, "layer example feature"],
     y: Labels | Mapping[str, Labels],

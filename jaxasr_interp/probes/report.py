@@ -17,6 +17,7 @@ from jaxasr_interp.probes.targets import Labels
 from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.progress import Progress
+from jaxasr_interp.runtime.transforms import host_only
 
 if TYPE_CHECKING:
     import pandas
@@ -132,6 +133,7 @@ class ProbeReport:
         return to_dataframe(self.to_dataset(), ("curve", "score", "layer"))
 
 
+@host_only()
 def probe_store(
     dataset: "xarray.Dataset",
     variable: str,

@@ -17,10 +17,12 @@ from jaxasr_interp.probes.result import HeldOut, Probes
 from jaxasr_interp.probes.targets import Target
 from jaxasr_interp.pytree import replace
 from jaxasr_interp.runtime.store import check_sealed, new_folder, sealed, write_arrays, write_json
+from jaxasr_interp.runtime.transforms import host_only
 
 _MARKER, _ARRAYS = "probes.json", "arrays"
 
 
+@host_only()
 def save_probes(probes: Probes, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Save the probes of one target so that `load_probes` gives back the same bits.
 
@@ -47,6 +49,7 @@ def save_probes(probes: Probes, folder: str | Path, *, overwrite: bool = False) 
     return Path(folder).absolute()
 
 
+@host_only()
 def load_probes(folder: str | Path) -> Probes:
     """Load what `save_probes` wrote.
 

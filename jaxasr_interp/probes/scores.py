@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from jaxasr_interp.probes.result import HeldOut, Probes
 from jaxasr_interp.probes.targets import Target
 from jaxasr_interp.pytree import summary
+from jaxasr_interp.runtime.transforms import host_only
 
 Resamples = Float[np.ndarray, "resample example"]
 CLASS_SCORES = ("accuracy", "balanced_accuracy", "auc", "macro_f1")
@@ -112,6 +113,7 @@ class Scores:
     __repr__ = summary
 
 
+@host_only()
 def score_probes(
     probes: Probes, *, level: float = 0.95, n_resamples: int = 1000, seed: int = 0
 ) -> tuple[Scores, Scores | None]:

@@ -10,10 +10,12 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.runtime.devices import MODEL, make_mesh, mesh_of
 from jaxasr_interp.runtime.memory import device_memory
+from jaxasr_interp.runtime.transforms import host_only
 
 _BY_OUTPUT, _BY_INPUT = {"query", "key", "value", "up"}, {"out", "down"}
 
 
+@host_only()
 def replicate(
     model: Whisper, devices: int | None = None, *, tensor_parallel: int | None = None
 ) -> Whisper:

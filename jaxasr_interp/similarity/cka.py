@@ -24,6 +24,7 @@ from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.memory import default_memory
 from jaxasr_interp.runtime.progress import Progress
+from jaxasr_interp.runtime.transforms import host_only
 
 if TYPE_CHECKING:
     import pandas
@@ -75,6 +76,7 @@ class Similarity:
         return to_dataframe(self.to_dataset(), ("first_layer", "second_layer"))
 
 
+@host_only()
 def cka(
     dataset: "xarray.Dataset",
     first: str,

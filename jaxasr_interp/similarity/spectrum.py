@@ -11,6 +11,7 @@ from jaxasr_interp.extraction.representations import features_of, layers_of, row
 from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.progress import Progress
+from jaxasr_interp.runtime.transforms import host_only
 
 if TYPE_CHECKING:
     import pandas
@@ -64,6 +65,7 @@ class Spectrum:
         return to_dataframe(self.to_dataset(), ("layer",))
 
 
+@host_only()
 def spectrum(
     dataset: "xarray.Dataset",
     name: str,

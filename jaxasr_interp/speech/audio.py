@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 
 from jaxasr_interp.errors import InputError
@@ -121,13 +122,19 @@ def check_audio(
     audio: Float[np.ndarray, " samples"], origin: str = "The audio"
 ) -> Float[np.ndarray, " samples"]:
     """Return `audio`; raise `InputError` unless it is one row of finite samples, at least one."""
+    check_row(audio, origin)
+    return _check_finite(audio, origin)
+
+
+def check_row(audio: np.ndarray | Array, origin: str = "The audio") -> None:
+    """Raise `InputError` unless the shape and dtype of `audio` are those of a row of samples."""
     if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
         raise InputError(
-            f"{origin} is {audio.dtype} of shape {audio.shape}: expected one row of float samples."
+            f"{origin} is {audio.dtype} of shape {audio.shape}: expected one row of float samples, "
+            "as load_audio gives them."
         )
     if not len(audio):
         raise InputError(f"{origin} has no samples: give a clip that holds sound.")
-    return _check_finite(audio, origin)
 
 
 def _check_finite(audio: Float[np.ndarray, "..."], origin: str) -> Float[np.ndarray, "..."]:
@@ -157,16 +164,23 @@ def log_mel_spectrogram(
         float32 spectrogram.
 
     Raises:
-        InputError: `audio` is not one row of finite float samples, or beyond ±1e16.
+        InputError: `audio` is not one row of finite float samples, or beyond ±1e16. Under a
+            transformation its numbers are unknown, and only its shape and dtype are checked.
     """
-    samples = check_audio(np.asarray(audio))[: frames * HOP].astype(np.float32)
-    if np.abs(samples).max() > _LOUDEST:
-        raise InputError(
-            f"The audio peaks at {np.abs(samples).max():.4g}, whose power is beyond float32: scale "
-            "it to ±1."
-        )
-    padded = np.pad(samples, (0, frames * HOP - len(samples)))
-    return _log_mel(jnp.asarray(padded), jnp.asarray(mel_filterbank(n_mels)))
+    if isinstance(audio, Tracer):
+        check_row(audio)
+        given, pad = audio, jnp.pad
+    else:
+        # On the host, so that each length does not take a program of its own.
+        given, pad = check_audio(np.asarray(audio)), np.pad
+        peak = np.abs(given[: frames * HOP]).max()
+        if peak > _LOUDEST:
+            raise InputError(
+                f"The audio peaks at {peak:.4g}, whose power is beyond float32: scale it to ±1."
+            )
+    samples = given[: frames * HOP].astype(np.float32)
+    padded = jnp.asarray(pad(samples, (0, frames * HOP - len(samples))))
+    return _log_mel(padded, jnp.asarray(mel_filterbank(n_mels)))
 
 
 @jax.jit

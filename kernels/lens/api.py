@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.pytree import replace
 
 from . import reference
 
@@ -28,7 +30,8 @@ def readout(
 ) -> reference.Readout:
     """Statistics of the next-token distributions `softmax(hidden Eᵀ)`, in one pass.
 
-    Only the logits of one chunk of the vocabulary exist at a time.
+    Only the logits of one chunk of the vocabulary exist at a time; where it is differentiated, the
+    derivatives take all of them.
 
     Args:
         hidden: states after the final LayerNorm: of layers, of layers and heads, or of one layer.
@@ -48,7 +51,7 @@ def readout(
     Raises:
         InputError: the implementation does not exist, or cannot take these arrays.
     """
-    return _call("readout", implementation, hidden, final, unembedding, targets, top_k=top_k)
+    return _readout(implementation, top_k, hidden, final, unembedding, targets)
 
 
 def log_sum_exp(
@@ -99,6 +102,26 @@ def mean_embedding(
         InputError: the implementation does not exist, or cannot take these arrays.
     """
     return _call("mean_embedding", implementation, hidden, unembedding)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _readout(implementation, top_k, hidden, final, unembedding, targets):
+    arrays = hidden, final, unembedding, targets
+    return _call("readout", implementation, *arrays, top_k=top_k)
+
+
+@_readout.defjvp
+def _differentiated_readout(implementation, top_k, primals, tangents):
+    read = _readout(implementation, top_k, *primals)
+    states, targets = primals[:-1], primals[-1]
+    whole = functools.partial(reference.whole_readout, targets=targets, top_tokens=read.top_tokens)
+    _, slopes = jax.jvp(whole, states, tangents[:-1])
+    # Whole numbers have no derivatives.
+    none = {
+        name: np.zeros(getattr(read, name).shape, jax.dtypes.float0)
+        for name in ("top_tokens", "target_rank")
+    }
+    return read, replace(read, **none, **slopes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -151,6 +151,34 @@ def readout(
     return readout_by(see, mean_embedding, hidden, final, unembedding, targets, top_k)
 
 
+def whole_readout(
+    hidden: Float[Array, "*stack pos d_model"],
+    final: Float[Array, "pos d_model"],
+    unembedding: Float[Array, "d_vocab d_model"],
+    targets: Int[Array, " pos"],
+    top_tokens: Int[Array, "*stack pos top"],
+) -> dict[str, Array]:
+    """Compute the real numbers of a `Readout`, whose top tokens are known, from all logits.
+
+    It is for derivatives, which do not go through the loop over chunks or a kernel.
+    """
+    wide = accumulation_dtype(hidden.dtype)
+
+    def log_probs(states: Float[Array, "*some d_model"]) -> Float[Array, "*some d_vocab"]:
+        logits = jnp.einsum("...d,vd->...v", states, unembedding, preferred_element_type=wide)
+        return jax.nn.log_softmax(logits)
+
+    log_p, log_final = log_probs(hidden), log_probs(final)
+    log_final = log_final.reshape((1,) * (log_p.ndim - log_final.ndim) + log_final.shape)
+    followed = jnp.broadcast_to(targets, top_tokens.shape[:-1])[..., None]
+    return {
+        "top_log_probs": jnp.take_along_axis(log_p, top_tokens, -1),
+        "target_log_prob": jnp.take_along_axis(log_p, followed, -1)[..., 0],
+        "entropy": -(jnp.exp(log_p) * log_p).sum(-1),
+        "kl": (jnp.exp(log_final) * (log_final - log_p)).sum(-1),
+    }
+
+
 def readout_by(
     see: Callable[[Array, Array, Array, Array, int], Seen],
     mean_embedding: Callable[[Array, Array], tuple[Array, Array]],
