@@ -15,6 +15,7 @@ from jaxasr_interp.generation.means import resolve_means
 from jaxasr_interp.generation.options import GREEDY, Choice, Generated
 from jaxasr_interp.interventions.grammar import as_intervention
 from jaxasr_interp.interventions.intervention import UNEDITED, Intervention
+from jaxasr_interp.model.edits import EditLike
 from jaxasr_interp.model.run import check_length
 from jaxasr_interp.model.sites import (
     COMPONENT_SITES,
@@ -89,7 +90,7 @@ def component_edits(
 def ablation_sweep(
     model: Whisper,
     clips: Sequence[Clip],
-    interventions: Sequence[Intervention | str] | None = None,
+    interventions: Sequence[EditLike] | None = None,
     *,
     choice: Choice = GREEDY,
     memory: int | None = None,
@@ -101,7 +102,8 @@ def ablation_sweep(
     Args:
         model: a model with a tokenizer.
         clips: clips that the encoder takes whole (30 s), with their text if it is known.
-        interventions: by default every decoder component set to zero; see `component_edits`.
+        interventions: interventions, texts, or edits and functions of the decoder; by default every
+            decoder component set to zero (see `component_edits`).
         choice: how tokens are chosen.
         memory: bytes that may be used in addition to the model; by default a quarter of the
             device's.

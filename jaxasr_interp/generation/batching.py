@@ -29,7 +29,7 @@ from jaxasr_interp.generation.prompts import (
 from jaxasr_interp.generation.rollout import make_sampling, roll_out
 from jaxasr_interp.model.config import WhisperConfig
 from jaxasr_interp.model.decoder import Decoder
-from jaxasr_interp.model.edits import Edit, EditLike, as_edit
+from jaxasr_interp.model.edits import Edit, EditLike, edit_of
 from jaxasr_interp.model.run import check_states
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.runtime.copies import copies, move_to, side_by_side
@@ -74,7 +74,17 @@ def generate_rows(
             vocabulary, or prompts ask for timestamps in some clips only.
     """
     tokenizer = require_tokenizer(model)
-    rows_of_clip = [[as_edit(edit) for edit in of_clip] for of_clip in edits]
+    given = stack_prompts(
+        model.config, tokenizer, prompts or [default_prompt(model)] * max(len(states), 1)
+    )
+    length = given.shape[1]
+    # An edit that several rows share stays one object; see `stack_edits`.
+    read = {
+        id(edit): edit_of(edit, "decoder", model.config, length)
+        for of_clip in edits
+        for edit in of_clip
+    }
+    rows_of_clip = [[read[id(edit)] for edit in of_clip] for of_clip in edits]
     check_edits(model, states, rows_of_clip, references)
     choice.refuse_fallback()
     _check_beams(model.config, choice)
@@ -86,12 +96,8 @@ def generate_rows(
         clips = _Clips(states, references, rows_of_clip, prompts, numbers)
         return _on_copies(replicas, clips, choice, memory)
     n_clips, n_rows = len(states), len(edits[0])
-    given = stack_prompts(
-        model.config, tokenizer, [default_prompt(model)] * n_clips if prompts is None else prompts
-    )
     if len(given) != n_clips:
         raise InputError(f"There are {len(given)} prompts for {n_clips} clips: give each one.")
-    length = given.shape[1]
     max_tokens = model.config.max_tokens
     logit_filter = make_logit_filter(
         model.config, model.generation, tokenizer, given[0], choice.suppress

@@ -24,7 +24,7 @@ from jaxasr_interp.generation.prompts import (
     stack_prompts,
 )
 from jaxasr_interp.generation.rollout import Sampling, advance_rows, begin, make_sampling
-from jaxasr_interp.model.edits import EditLike, as_edit, identity
+from jaxasr_interp.model.edits import EditLike, edit_of, identity
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.pytree import pytree_dataclass
 
@@ -69,7 +69,7 @@ def generate_fixed(
         model: a model with a tokenizer.
         states: encoder states, from `encode`.
         prompt: tokens to start from, known while tracing; see `generate`.
-        edit: `edit(site, layer, value) -> value`; see `generate`.
+        edit: see `generate`.
         reference: encoder states of another clip; see `generate`.
         choice: how tokens are chosen, without a beam, and the length of the arrays.
 
@@ -80,18 +80,19 @@ def generate_fixed(
         InputError: see `generate`; also if the prompt is traced, or the choice has a beam
             or a fallback.
     """
-    tokenizer, config, edit = require_tokenizer(model), model.config, as_edit(edit)
+    tokenizer, config = require_tokenizer(model), model.config
     choice.refuse_fallback()
     if choice.beam_size > 1:
         raise InputError(
             f"beam_size is {choice.beam_size}: a loop of fixed length has no beam, so give 1."
         )
+    given = stack_prompts(config, tokenizer, [default_prompt(model) if prompt is None else prompt])
+    edit = edit_of(edit, "decoder", config, given.shape[1])
     clips = states[None]
     references = None if reference is None else reference[None]
     check_edits(model, clips, [[edit]], references)
     if not edit.needs_reference:
         references = None
-    given = stack_prompts(config, tokenizer, [default_prompt(model) if prompt is None else prompt])
     job = GenerationJob(
         model.decoder,
         cross_keys_values(model.decoder, clips, references),

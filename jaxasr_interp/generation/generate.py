@@ -10,7 +10,7 @@ from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.generation.options import GREEDY, Choice, Generated
 from jaxasr_interp.generation.prompts import padded_length
 from jaxasr_interp.interventions.where import CountedFrom
-from jaxasr_interp.model.edits import Edit, EditLike, as_edit, identity
+from jaxasr_interp.model.edits import Edit, EditLike, edit_of, identity
 from jaxasr_interp.model.run import decode
 from jaxasr_interp.model.sites import SITES, DecoderActivations, requested_sites
 from jaxasr_interp.model.whisper import Whisper
@@ -37,8 +37,9 @@ def generate(
             no-timestamps token asks for timestamps, which follow openai/whisper's rules. Tokens
             after it force the beginning of the transcript.
         edit: `edit(site, layer, value) -> value`, called at every decoder site of the prompt and of
-            every step. In a step `value` has one position; see `model.edits` on edits that need to
-            know which one.
+            every step; an edit such as `ji.At(ji.Zero(), layer=2)`, or its text (see
+            `interventions.grammar`). In a step `value` has one position; see `model.edits` on edits
+            that need to know which one.
         reference: encoder states of another clip. An `Interchange` without a source takes the
             activations of a run on this clip with the same tokens.
         sites: activations to return: names, or `"all"`.
@@ -93,7 +94,6 @@ def generate_batch(
     Raises:
         InputError: see `generate`.
     """
-    edit = as_edit(edit)
     generated = generate_rows(
         model,
         states,
@@ -108,7 +108,17 @@ def generate_batch(
         return results
     sources = [None] * len(states) if references is None else list(references)
     return [
-        dataclasses.replace(one, acts=_reread(model, one, clip, edit, source, sites))
+        dataclasses.replace(
+            one,
+            acts=_reread(
+                model,
+                one,
+                clip,
+                edit_of(edit, "decoder", model.config, len(one.prompt)),
+                source,
+                sites,
+            ),
+        )
         for one, clip, source in zip(results, states, sources, strict=True)
     ]
 

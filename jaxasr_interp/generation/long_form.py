@@ -20,7 +20,7 @@ from jaxasr_interp.generation.prompts import default_prompt
 from jaxasr_interp.generation.segments import Segment, TimedWord, time_words
 from jaxasr_interp.interventions.grammar import as_intervention
 from jaxasr_interp.interventions.intervention import UNEDITED, Intervention, encode_under
-from jaxasr_interp.model.edits import Identity
+from jaxasr_interp.model.edits import EditLike, Identity
 from jaxasr_interp.model.run import EncoderRun, with_encoded
 from jaxasr_interp.model.sites import EncoderActivations
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
@@ -46,7 +46,7 @@ def transcribe_windows(
     language: str | None = None,
     task: str | None = None,
     choice: Choice = GREEDY,
-    edit: Intervention | str = UNEDITED,
+    edit: EditLike = UNEDITED,
     condition_on_previous_text: bool = True,
     times: bool = False,
 ) -> Iterator[Segment]:

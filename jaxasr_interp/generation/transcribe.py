@@ -22,8 +22,8 @@ from jaxasr_interp.generation.options import GREEDY, Choice, Generated
 from jaxasr_interp.generation.prompts import default_prompt
 from jaxasr_interp.generation.segments import Segment
 from jaxasr_interp.interventions.grammar import as_intervention
-from jaxasr_interp.interventions.intervention import UNEDITED, Intervention, encode_under
-from jaxasr_interp.model.edits import Identity
+from jaxasr_interp.interventions.intervention import UNEDITED, encode_under
+from jaxasr_interp.model.edits import EditLike, Identity
 from jaxasr_interp.model.encoder import Encoder
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.pytree import summary
@@ -71,7 +71,7 @@ def transcribe(
     language: str | None = None,
     task: str | None = None,
     choice: Choice = GREEDY,
-    edit: Intervention | str = UNEDITED,
+    edit: EditLike = UNEDITED,
     condition_on_previous_text: bool = True,
     times: Times = False,
 ) -> Transcript:
@@ -85,8 +85,9 @@ def transcribe(
         task: `"transcribe"`, or `"translate"` into English; by default the checkpoint's, else
             `"transcribe"`.
         choice: how tokens are chosen.
-        edit: intervention on the model, such as `zero:decoder.cross_z@4.7` (see
-            `interventions.grammar`). The language is detected without it.
+        edit: intervention on the model, or its text, such as `zero:decoder.cross_z@4.7` (see
+            `interventions.grammar`); an edit or a function acts on the decoder. The language is
+            detected without it.
         condition_on_previous_text: in audio longer than one window, give each window the text
             before it.
         times: generate timestamps in audio of any length, and find when each word is said;
@@ -126,7 +127,7 @@ def transcribe_batch(
     language: str | None = None,
     task: str | None = None,
     choice: Choice = GREEDY,
-    edit: Intervention | str = UNEDITED,
+    edit: EditLike = UNEDITED,
 ) -> list[Transcript]:
     """Transcribe clips of up to one window (30 s) in one batch, without timestamps.
 
@@ -137,8 +138,9 @@ def transcribe_batch(
         task: `"transcribe"`, or `"translate"` into English; by default the checkpoint's, else
             `"transcribe"`.
         choice: how tokens are chosen.
-        edit: intervention on the model, such as `zero:decoder.cross_z@4.7` (see
-            `interventions.grammar`). The language is detected without it.
+        edit: intervention on the model, or its text, such as `zero:decoder.cross_z@4.7` (see
+            `interventions.grammar`); an edit or a function acts on the decoder. The language is
+            detected without it.
 
     Returns:
         One transcript for each clip.
@@ -184,7 +186,7 @@ def transcribe_files(
     language: str | None = None,
     task: str | None = None,
     choice: Choice = GREEDY,
-    edit: Intervention | str = UNEDITED,
+    edit: EditLike = UNEDITED,
     batch_size: int = BATCH_SIZE,
     times: Times = False,
 ) -> Iterator[tuple[str, Transcript | InputError]]:
@@ -197,8 +199,9 @@ def transcribe_files(
         task: `"transcribe"`, or `"translate"` into English; by default the checkpoint's, else
             `"transcribe"`.
         choice: how tokens are chosen.
-        edit: intervention on the model, such as `zero:decoder.cross_z@4.7` (see
-            `interventions.grammar`). The language is detected without it.
+        edit: intervention on the model, or its text, such as `zero:decoder.cross_z@4.7` (see
+            `interventions.grammar`); an edit or a function acts on the decoder. The language is
+            detected without it.
         batch_size: number of short clips that share one run of the model.
         times: give segments and words with their times, or `"segments"` alone; each clip is then
             transcribed alone.

@@ -40,7 +40,7 @@ from jaxasr_interp.interventions.kind_text import KINDS, KindText, parse_kind, w
 from jaxasr_interp.interventions.places import Place, parse_place
 from jaxasr_interp.interventions.where import END, EVERY, At, chain
 from jaxasr_interp.model.config import WhisperConfig
-from jaxasr_interp.model.edits import Edit
+from jaxasr_interp.model.edits import Edit, EditLike, as_edit, edit_of
 from jaxasr_interp.model.sites import Stack, counts_frames
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.speech.positions import Window
@@ -63,8 +63,13 @@ def parse_edit(text: str | Sequence[str], model: Whisper) -> Intervention:
         InputError: a part cannot be read, names what the model lacks, or needs a reference other
             than that of an earlier part.
     """
+    return read_intervention(text, model.config)
+
+
+def read_intervention(text: str | Sequence[str], config: WhisperConfig) -> Intervention:
+    """Do what `parse_edit` does for a model of these sizes."""
     texts = [text] if isinstance(text, str) else list(text)
-    parts = [_read(part, model.config) for one in texts for part in one.split(" + ")]
+    parts = [_read(part, config) for one in texts for part in one.split(" + ")]
     references = {(part.kind.reference, part.kind.seed) for part in parts if part.kind.reference}
     if len(references) > 1:
         raise InputError(
@@ -91,22 +96,27 @@ def parse_edit(text: str | Sequence[str], model: Whisper) -> Intervention:
     )
 
 
-def as_intervention(edit: Intervention | str | Sequence[str], model: Whisper) -> Intervention:
-    """Return an intervention unchanged, and read one that is text.
+@edit_of.register
+def _(edit: str, stack: Stack, config: WhisperConfig, prompt: int | None = None) -> Edit:
+    """Read the text of an edit of one stack."""
+    return edit_of(read_intervention(edit, config), stack, config, prompt)
+
+
+def as_intervention(edit: EditLike | Sequence[str], model: Whisper) -> Intervention:
+    """Return an intervention unchanged, and make one of the text of an edit, or of an edit.
+
+    An edit and a plain function act on the decoder, as in `generate`, and are named by what they
+    are.
 
     Raises:
-        InputError: `edit` is neither, or the text cannot be read.
+        InputError: `edit` is none of these, or the text cannot be read.
     """
     if isinstance(edit, Intervention):
         return edit
-    if isinstance(edit, str) or (
-        isinstance(edit, Sequence) and all(isinstance(part, str) for part in edit)
-    ):
+    if isinstance(edit, Sequence):
         return parse_edit(edit, model)
-    raise InputError(
-        f"The edit {edit!r} is neither text nor an Intervention: wrap it in one that says of which "
-        "stack it is, as in ji.Intervention('mine', decoder=...)."
-    )
+    name = getattr(edit, "__name__", None) or " ".join(repr(edit).split())
+    return Intervention(name, decoder=as_edit(edit))
 
 
 @dataclasses.dataclass(frozen=True)

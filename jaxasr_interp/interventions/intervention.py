@@ -9,15 +9,25 @@ from jaxtyping import Array, Float
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.interventions.where import CountedFrom, chain
-from jaxasr_interp.model.edits import Edit, EditLike, Identity, as_edit, identity
+from jaxasr_interp.model.config import WhisperConfig
+from jaxasr_interp.model.edits import (
+    Edit,
+    EditLike,
+    Identity,
+    RunEdit,
+    as_edit,
+    edit_of,
+    identity,
+)
 from jaxasr_interp.model.run import EncoderRun, check_length, encode
+from jaxasr_interp.model.sites import Stack
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.speech.audio import log_mel_spectrogram
 from jaxasr_interp.speech.noise import reference_audio
 
 
 @dataclasses.dataclass(frozen=True)
-class Intervention:
+class Intervention(RunEdit):
     """The edits of a run.
 
     Attributes:
@@ -55,6 +65,31 @@ class Intervention:
 
 
 UNEDITED = Intervention("unedited")
+
+
+@edit_of.register
+def _(edit: Intervention, stack: Stack, config: WhisperConfig, prompt: int | None = None) -> Edit:
+    """Return the edit of one stack; raise `InputError` if the intervention does more than that."""
+    steps = not isinstance(edit.steps, Identity)
+    other = (
+        edit.encoder if stack == "decoder" else chain([as_edit(edit.decoder), as_edit(edit.steps)])
+    )
+    if not isinstance(other, Identity):
+        raise InputError(
+            f"The edit {edit.text!r} acts outside of the {stack}, which alone is edited here: give "
+            "each stack its own edit, or give it to transcribe."
+        )
+    if steps and prompt is None:
+        raise InputError(
+            f"The edit {edit.text!r} counts the steps of a generation: give it to generate or "
+            "transcribe."
+        )
+    if edit.reference is not None:
+        raise InputError(
+            f"The edit {edit.text!r} takes values from a run that hears {edit.reference!r}: give "
+            "it to transcribe, which has the audio, or take ji.Interchange() and a reference."
+        )
+    return edit.encoder_edit if stack == "encoder" else edit.decoder_edit(prompt or 1)
 
 
 def encode_reference(

@@ -4,6 +4,7 @@ Each class edits every cell that it is called on; `where` confines an edit to so
 """
 
 import zlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,10 @@ class Add(Edit):
     """
 
     vector: Float[Array, " d"]
+
+    def __post_init__(self):
+        if isinstance(self.vector, Sequence):
+            raise InputError("The vector to add is a sequence: give an array, jnp.asarray([...]).")
 
     def __call__(
         self, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN

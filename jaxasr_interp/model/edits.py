@@ -6,17 +6,21 @@ the value holds and what a reference run has there. Generation, which runs one p
 and edits that take values from another run need the context.
 
 `Edit` is the base class; `interventions.kinds` has the usual edits, and `interventions.where` says
-where they act. A plain function `edit(site, layer, value) -> value` is an edit too: public
-functions wrap it with `as_edit`. An edit is a pytree, so that it passes through `jax.jit`, is
-mapped with `jax.vmap` (a batch of edits is a sweep) and differentiated with `jax.grad` (attribution
-patching).
+where they act. A plain function `edit(site, layer, value) -> value` is an edit too, and so are the
+text of an edit and an intervention: public functions read them with `edit_of`. An edit is a pytree,
+so that it passes through `jax.jit`, is mapped with `jax.vmap` (a batch of edits is a sweep) and
+differentiated with `jax.grad` (attribution patching).
 """
 
-from collections.abc import Callable
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from jaxasr_interp.errors import InputError
@@ -34,7 +38,7 @@ from jaxasr_interp.pytree import pytree_dataclass
 
 type LayerIndex = int | Array | None
 type Activations = EncoderActivations | DecoderActivations
-type EditLike = Edit | Callable[[str, LayerIndex, Array], Array]
+type EditLike = Edit | RunEdit | str | Callable[[str, LayerIndex, Array], Array]
 
 
 @pytree_dataclass
@@ -92,6 +96,10 @@ class Edit:
             check_site(stack, site)
 
 
+class RunEdit:
+    """Base class of edits of a whole run, encoder and decoder: see `interventions.intervention`."""
+
+
 @pytree_dataclass
 class Identity(Edit):
     """The edit that changes nothing."""
@@ -124,10 +132,39 @@ class FunctionEdit(Edit):
 identity = Identity()
 
 
+@functools.singledispatch
+def edit_of(edit: EditLike, stack: Stack, config: WhisperConfig, prompt: int | None = None) -> Edit:
+    """Return what a user's edit does in one stack of a run.
+
+    `interventions` registers how the text of an edit, and an intervention, are read.
+
+    Args:
+        edit: an edit, a plain function, the text of an edit, or an intervention.
+        stack: the stack that is run.
+        config: sizes of the model.
+        prompt: number of tokens of the prompt, where tokens are generated.
+
+    Raises:
+        InputError: it is none of these, or does what cannot be done in this stack.
+    """
+    return as_edit(edit)
+
+
 def as_edit(edit: EditLike) -> Edit:
-    """Return an edit unchanged, and a plain function wrapped so that it can cross `jax.jit`."""
+    """Return an edit unchanged, and a plain function wrapped so that it can cross `jax.jit`.
+
+    Raises:
+        InputError: `edit` is neither.
+    """
     if isinstance(edit, Edit):
         return edit
+    if isinstance(edit, type) or not callable(edit):
+        what = f"the class {edit.__name__}" if isinstance(edit, type) else type(edit).__name__
+        raise InputError(
+            f"The edit is {what}: expected a function edit(site, layer, value), or an edit such as "
+            "ji.Zero()."
+        )
+    check_parameters(edit, "The edit", "site", "layer", "value")
     is_leaf = any(leaf is edit for leaf in jax.tree.leaves(edit))
     return FunctionEdit(jax.tree_util.Partial(edit) if is_leaf else edit)
 
@@ -136,14 +173,54 @@ def apply_edit(
     edit: Edit, site: str, layer: LayerIndex, value: Array, context: EditContext = WHOLE_RUN
 ) -> Array:
     """Return the edited value; raise `InputError` unless it has the value's shape and dtype."""
-    edited = edit(site, layer, value, context)
-    shape, dtype = jnp.shape(edited), jnp.result_type(edited)
-    if not isinstance(edited, Array) or shape != value.shape or dtype != value.dtype:
+    with traced_values_named(f"The edit at {site!r}"):
+        edited: Any = edit(site, layer, value, context)
+    if isinstance(edited, np.ndarray | np.generic):
+        edited = jnp.asarray(edited)
+    kept = f"{value.dtype}{list(value.shape)}"
+    if not isinstance(edited, Array):
         raise InputError(
-            f"The edit turned {site!r} from {value.dtype}{list(value.shape)} into "
-            f"{dtype}{list(shape)}: an edit keeps shape and dtype."
+            f"The edit returned {type(edited).__name__} at {site!r}: expected {kept}, as an edit "
+            "keeps shape and dtype; write jnp.full_like(value, 0)."
+        )
+    differs = [what for what in ("shape", "dtype") if getattr(edited, what) != getattr(value, what)]
+    if differs:
+        raise InputError(
+            f"The edit turned {site!r} from {kept} into {edited.dtype}{list(edited.shape)}, of "
+            f"another {' and '.join(differs)}: an edit keeps shape and dtype."
         )
     return edited
+
+
+@contextlib.contextmanager
+def traced_values_named(what: str) -> Iterator[None]:
+    """Turn what JAX says of a function that asks for traced values into one `InputError`."""
+    try:
+        yield
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+        jax.errors.NonConcreteBooleanIndexError,
+    ) as error:
+        raise InputError(
+            f"{what} asks for the value of an argument, which is not known while the function is "
+            "compiled: write jnp.where(condition, new, value) instead of if, and jnp instead of np."
+        ) from error
+
+
+def check_parameters(function: Callable[..., Any], what: str, *names: str) -> None:
+    """Raise `InputError` unless a function can be called with so many arguments."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # Some functions that are not written in Python do not say.
+        return
+    try:
+        signature.bind(*names)
+    except TypeError:
+        raise InputError(
+            f"{what} takes {signature}: expected a function of ({', '.join(names)})."
+        ) from None
 
 
 type Keep = Callable[[dict[str, Array]], dict[str, Array]]

@@ -17,7 +17,7 @@ from jaxasr_interp.model.edits import (
     Edit,
     EditContext,
     EditLike,
-    as_edit,
+    edit_of,
     identity,
 )
 from jaxasr_interp.model.sites import (
@@ -101,7 +101,8 @@ def encode(
     Args:
         model: from `load_model`.
         mel: from `log_mel_spectrogram`.
-        edit: `edit(site, layer, value) -> value`, called at every encoder site.
+        edit: `edit(site, layer, value) -> value`, called at every encoder site; an edit such as
+            `ji.At(ji.Zero(), layer=2)`, or its text (see `interventions.grammar`).
         sites: activations to return: names, `"all"`, or by default the residual sites.
         reference: activations of a reference run, for edits that take values from one.
 
@@ -114,7 +115,7 @@ def encode(
     expected = (model.config.n_mels, model.config.mel_frames)
     if mel.shape != expected:
         raise InputError(f"The spectrogram is {mel.shape}: this model takes {expected}.")
-    edit, context = as_edit(edit), EditContext(reference=reference)
+    edit, context = edit_of(edit, "encoder", model.config), EditContext(reference=reference)
     edit.check("encoder", model.config)
     return _encode(model, mel, edit, context, requested_sites("encoder", sites))
 
@@ -134,7 +135,7 @@ def decode(
         model: from `load_model`.
         tokens: prompt and transcript.
         states: encoder states, from `encode`.
-        edit: `edit(site, layer, value) -> value`, called at every decoder site.
+        edit: `edit(site, layer, value) -> value`, called at every decoder site; see `encode`.
         sites: activations to return: names, `"all"`, or by default the residual sites.
         reference: activations of a reference run, for edits that take values from one.
 
@@ -147,7 +148,7 @@ def decode(
     """
     tokens = check_tokens(model.config, tokens)
     check_states(model.config, states)
-    edit, context = as_edit(edit), EditContext(reference=reference)
+    edit, context = edit_of(edit, "decoder", model.config), EditContext(reference=reference)
     edit.check("decoder", model.config)
     return _decode(model, tokens, states, edit, context, requested_sites("decoder", sites))
 

@@ -20,7 +20,7 @@ from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.patching.engine.slopes import slopes_of
 from jaxasr_interp.patching.inputs import SweepInputs
-from jaxasr_interp.patching.metrics import Metric, Rank
+from jaxasr_interp.patching.metrics import MetricLike, Rank, as_metrics
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.prepared import Prepared, prepare
 from jaxasr_interp.patching.result import SweepResult
@@ -56,7 +56,7 @@ def attribution_patching(
     *,
     clean: Utterance,
     corrupted: Utterance,
-    metric: Metric | Sequence[Metric],
+    metric: MetricLike | Sequence[MetricLike],
     edit: EditLike | None = None,
     options: AttributionOptions = _DEFAULT,
     on_progress: Progress | None = None,
@@ -99,7 +99,7 @@ def attribution_patching(
     steps = options.steps
     if steps < 1:
         raise InputError(f"The number of steps is {steps}: expected 1 or more.")
-    for one in metric if isinstance(metric, Sequence) else [metric]:
+    for one in as_metrics(metric):
         if isinstance(one, Rank):
             raise InputError(
                 f"Metric {one.name} counts tokens and has no gradient: sweep it exactly, or choose "

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.edits import EditLike
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.patching.metrics import Metric
+from jaxasr_interp.patching.metrics import MetricLike
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.patching.sweep import SweepOptions, activation_patching
@@ -100,7 +100,7 @@ def verify_top(
     *,
     clean: Utterance,
     corrupted: Utterance,
-    metric: Metric | Sequence[Metric],
+    metric: MetricLike | Sequence[MetricLike],
     edit: EditLike | None = None,
     options: SweepOptions = _DEFAULT,
 ) -> SweepResult:

@@ -12,7 +12,7 @@ from jaxasr_interp.errors import InputError
 from jaxasr_interp.model.edits import Edit, EditLike
 from jaxasr_interp.model.run import EncoderRun, check_tokens
 from jaxasr_interp.model.whisper import Whisper
-from jaxasr_interp.patching.metrics import Metric, check_metric
+from jaxasr_interp.patching.metrics import Metric, MetricLike, as_metrics, check_metric
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.speech.utterance import Utterance
 
@@ -40,7 +40,7 @@ class SweepInputs:
 
     clean: Sequence[Utterance]
     corrupted: Sequence[Utterance]
-    metric: Sequence[Metric | Sequence[Metric]]
+    metric: Sequence[MetricLike | Sequence[MetricLike]]
     edit: EditLike | None = None
     direction: str = "clean_to_corrupted"
     alignment: Sequence[int] | None = None
@@ -53,7 +53,7 @@ def metrics_of_pairs(inputs: SweepInputs) -> list[list[Metric]]:
     clean, corrupted, metric = inputs.clean, inputs.corrupted, inputs.metric
     if not isinstance(metric, Sequence):
         raise InputError("The metrics of several pairs come as a sequence, an entry for each pair.")
-    lists = [[one] if not isinstance(one, Sequence) else list(one) for one in metric]
+    lists = [as_metrics(one) for one in metric]
     if not len(clean) == len(corrupted) == len(lists) or not lists:
         raise InputError(
             f"There are {len(clean)} clean runs, {len(corrupted)} corrupted ones and {len(lists)} "
@@ -128,10 +128,10 @@ def check_lengths(
         return np.arange(length)
     positions = np.asarray(alignment)
     if not np.issubdtype(positions.dtype, np.integer):
-        raise InputError(f"The alignment {list(alignment)} is not made of whole numbers.")
+        raise InputError(f"The alignment is {positions.dtype}: expected whole numbers.")
     if positions.shape != (plan.n_tokens,) or not ((positions >= 0) & (positions < length)).all():
         raise InputError(
-            f"The alignment {list(alignment)} does not give one of the other run's {length} "
-            f"positions for each of the {plan.n_tokens}."
+            f"The alignment has shape {list(positions.shape)}: expected one of the other run's "
+            f"{length} positions for each of the {plan.n_tokens}."
         )
     return positions

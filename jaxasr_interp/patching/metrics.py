@@ -6,6 +6,7 @@ other tokens do not recompile a sweep.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.model.edits import check_parameters, traced_values_named
 from jaxasr_interp.pytree import pytree_dataclass, static
 
 type Metric = LogProb | LogitDiff | Rank | Entropy | KL | CrossEntropy | Custom
+type MetricLike = Metric | Callable[[Array], Array]
 type Rows = tuple[int, ...] | None
 
 
@@ -208,6 +211,29 @@ def custom(function: Callable[[Array], Array], name: str = "custom") -> Custom:
     return Custom(function, name)
 
 
+def as_metrics(given: MetricLike | Sequence[MetricLike]) -> list[Metric]:
+    """List metrics; a plain function of the logits becomes a `custom` one of its name.
+
+    Raises:
+        InputError: one is neither.
+    """
+    each = given if isinstance(given, list | tuple) else [given]
+    return [_as_metric(one) for one in each]
+
+
+def _as_metric(one: Any) -> Metric:
+    if isinstance(one, LogProb | LogitDiff | Rank | Entropy | KL | CrossEntropy | Custom):
+        return one
+    if isinstance(one, str) or not callable(one) or one.__module__ == __name__:
+        what = repr(one) if isinstance(one, str) else getattr(one, "__name__", type(one).__name__)
+        raise InputError(
+            f"The metric is {what}: make one, as in ji.metrics.kl(), or ji.metrics.custom(function)"
+            " of the logits [pos, d_vocab]."
+        )
+    function: Any = one
+    return custom(function, getattr(one, "__name__", "custom"))
+
+
 def recovered(
     patched: Float[np.ndarray, "metric *cells"],
     clean: Float[np.ndarray, " metric"],
@@ -243,6 +269,9 @@ def check_metric(metric: Metric, n_tokens: int, d_vocab: int) -> None:
     if isinstance(metric, Custom):
         n_rows = n_tokens if metric.rows is None else len(metric.rows)
         logits = jax.ShapeDtypeStruct((n_rows, d_vocab), jnp.float32)
-        value = jax.eval_shape(metric.function, logits)
+        check_parameters(metric.function, f"Metric {metric.name}", "logits")
+        with traced_values_named(f"Metric {metric.name}"):
+            value = jax.eval_shape(metric.function, logits)
         if getattr(value, "shape", None) != ():
-            raise InputError(f"Metric {metric.name} gives {value}: expected a single number.")
+            what = getattr(value, "shape", type(value).__name__)
+            raise InputError(f"Metric {metric.name} gives {what}: expected a single number.")

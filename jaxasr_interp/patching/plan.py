@@ -14,7 +14,7 @@ from jaxasr_interp.patching.cells import PatchGrid
 from jaxasr_interp.patching.chunks import Chunk, make_chunks
 from jaxasr_interp.patching.engine.inject import entry_layer
 from jaxasr_interp.patching.memory import sweep_bytes
-from jaxasr_interp.patching.metrics import Metric, MetricPositions
+from jaxasr_interp.patching.metrics import MetricLike, MetricPositions, as_metrics
 from jaxasr_interp.pytree import summary
 
 _EFFICIENCY = 0.75
@@ -107,14 +107,13 @@ class SweepPlan(PatchGrid):
             self.config, self.n_tokens, entry, start, rows, self.reads
         )
 
-    def estimate(self, metric: Metric | Sequence[Metric]) -> Estimate:
+    def estimate(self, metric: MetricLike | Sequence[MetricLike]) -> Estimate:
         """Estimate the cost of the sweep on this device, by timing one large matrix product.
 
         Args:
             metric: metrics of the sweep, which name the positions that are read.
         """
-        read = [metric] if not isinstance(metric, Sequence) else metric
-        n_read = MetricPositions.of(read, self.n_tokens).count
+        n_read = MetricPositions.of(as_metrics(metric), self.n_tokens).count
         plan = dataclasses.replace(self, reads=n_read)
         flops, rate = plan.flops + plan._base_flops, cost.matmul_rate(self.dtype)
         chunks = plan.chunks()

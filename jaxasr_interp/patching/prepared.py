@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.interventions.kinds import Interchange
-from jaxasr_interp.model.edits import Edit, as_edit
+from jaxasr_interp.model.edits import Edit, edit_of
 from jaxasr_interp.model.run import EncodedUtterance, EncoderRun
 from jaxasr_interp.model.sites import DecoderActivations, EncoderActivations
 from jaxasr_interp.model.whisper import Whisper
@@ -116,7 +116,7 @@ def prepare(
     direction = inputs.direction
     if direction not in DIRECTIONS:
         raise InputError(f"Unknown direction {direction!r}: choose one of {', '.join(DIRECTIONS)}.")
-    edit = None if inputs.edit is None else as_edit(inputs.edit)
+    edit = None if inputs.edit is None else edit_of(inputs.edit, plan.stack, model.config)
     check_plan(model, plan, edit)
     lists = metrics_of_pairs(inputs)
     lengths = [plan.n_tokens] * len(lists) if inputs.lengths is None else inputs.lengths

@@ -14,7 +14,7 @@ from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.chunks import Chunk
 from jaxasr_interp.patching.inputs import SweepInputs
 from jaxasr_interp.patching.methods import check_method, fetch_chunks, group_chunks, run_chunks
-from jaxasr_interp.patching.metrics import Metric
+from jaxasr_interp.patching.metrics import MetricLike
 from jaxasr_interp.patching.partial import Partial
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.patching.prepared import Prepared, prepare
@@ -56,7 +56,7 @@ def activation_patching(
     *,
     clean: Utterance,
     corrupted: Utterance,
-    metric: Metric | Sequence[Metric],
+    metric: MetricLike | Sequence[MetricLike],
     edit: EditLike | None = None,
     options: SweepOptions = _DEFAULT,
     on_progress: Progress | None = None,
@@ -71,9 +71,9 @@ def activation_patching(
         plan: from `plan_sweep`.
         clean: the run in which the behaviour of interest happens.
         corrupted: the run in which it does not.
-        metric: one or several of `jaxasr_interp.patching.metrics`.
-        edit: edit that a patch makes instead of an interchange: one of `interventions.kinds`, or
-            any `edit(site, layer, value) -> value`.
+        metric: one or several of `ji.metrics`, or functions of the logits [pos, d_vocab].
+        edit: edit that a patch makes instead of an interchange: one of `interventions.kinds`, any
+            `edit(site, layer, value) -> value`, or the text of an edit.
         options: direction and method of the sweep, and the file to resume from.
         on_progress: called with the patches done, how many there are, and `"patches"`.
 
@@ -106,7 +106,7 @@ def activation_patching_batch(
     *,
     clean: Sequence[Utterance],
     corrupted: Sequence[Utterance],
-    metric: Sequence[Metric | Sequence[Metric]],
+    metric: Sequence[MetricLike | Sequence[MetricLike]],
     edit: EditLike | None = None,
     options: SweepOptions = _DEFAULT,
     on_progress: Progress | None = None,
