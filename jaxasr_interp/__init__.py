@@ -188,3 +188,7 @@ __all__ = [
     "tuned_lens",
     "verify_top",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -64,6 +64,10 @@ def test_every_public_name_is_documented():
             assert not item.__doc__.startswith(f"{name}("), name
 
 
+def test_public_names_alone_are_listed():
+    assert sorted(dir(ji)) == sorted(ji.__all__)
+
+
 def test_no_test_module_is_imported_by_another():
     files = list((ROOT / "tests").rglob("*.py"))
     alone = {file.stem for file in files if file.stem.startswith("test_")} | {"conftest"}

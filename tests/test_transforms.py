@@ -1,4 +1,7 @@
-"""Every public function under `jax.jit`, `jax.vmap` and `jax.grad`: it works, or says what does."""
+"""Every public function under `jax.jit`, `jax.vmap` and `jax.grad`: it works, or says what does.
+
+And what computes under JAX's flags: double precision, the search for NaNs and for leaked tracers.
+"""
 
 import functools
 import inspect
@@ -259,3 +262,29 @@ def test_what_has_no_arrays_does_what_it_does_outside(made, name, transform):
     function, x = transformed(transform, lambda x: (inside.append(outcome()), x)[1])
     function(x)
     assert inside == [outcome()]
+
+
+COMPUTE = (
+    *WORKS,
+    "activation_patching",
+    "align_words",
+    "attribution_patching",
+    "detect_language",
+    "fit_probes",
+    "generate",
+    "mean_activations",
+)
+SLOWER = ("activation_patching_batch", "encoder_lens", "make_utterance", "transcribe")
+"""Functions that compute by those above."""
+
+
+@pytest.mark.parametrize(
+    "name", [*COMPUTE, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWER)]
+)
+def test_functions_compute_under_the_flags_of_jax(made, name):
+    call = WORKS[name] if name in WORKS else HOST[name][0]
+    with jax.enable_x64(True), jax.debug_nans(True), jax.checking_leaks():
+        found = call(made, jnp.ones((), jnp.float32))
+    for leaf in jax.tree.leaves(found):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating):
+            assert leaf.dtype == jnp.float32

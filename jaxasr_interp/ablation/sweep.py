@@ -29,8 +29,8 @@ from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.runtime.runner import run_units
 from jaxasr_interp.runtime.slot_store import open_slots
 from jaxasr_interp.runtime.transforms import GENERATE_FIXED, host_only
+from jaxasr_interp.speech.clips import ClipSource, as_clips
 from jaxasr_interp.speech.tokenizer import Tokenizer
-from jaxasr_interp.speech.utterance import Clip
 
 
 def component_edits(
@@ -89,7 +89,7 @@ def component_edits(
 @host_only(GENERATE_FIXED)
 def ablation_sweep(
     model: Whisper,
-    clips: Sequence[Clip],
+    clips: ClipSource,
     interventions: Sequence[EditLike] | None = None,
     *,
     choice: Choice = GREEDY,
@@ -101,7 +101,8 @@ def ablation_sweep(
 
     Args:
         model: a model with a tokenizer.
-        clips: clips that the encoder takes whole (30 s), with their text if it is known.
+        clips: clips that the encoder takes whole (30 s), with their text if it is known, or what
+            names them (see `speech.clips.as_clips`).
         interventions: interventions, texts, or edits and functions of the decoder; by default every
             decoder component set to zero (see `component_edits`).
         choice: how tokens are chosen.
@@ -120,7 +121,7 @@ def ablation_sweep(
             than the encoder takes, an edit does not fit the model, or the store belongs to another
             sweep.
     """
-    tokenizer = require_tokenizer(model)
+    tokenizer, clips = require_tokenizer(model), as_clips(clips)
     chosen = component_edits(model) if interventions is None else interventions
     edits = [UNEDITED, *resolve_means(model, [as_intervention(edit, model) for edit in chosen])]
     for what, names in (("clip", [c.name for c in clips]), ("edit", [e.text for e in edits])):

@@ -1,5 +1,6 @@
 """Reading the clips of a command from audio files, and from tables and data sets that name them."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from jaxasr_interp.generation.utterances import decoder_inputs
 from jaxasr_interp.model.run import check_length
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.speech.audio import load_audio
-from jaxasr_interp.speech.clips import find_clips
+from jaxasr_interp.speech.clips import find_clips, read_clip
 from jaxasr_interp.speech.hub import is_dataset
 from jaxasr_interp.speech.tables import TABLES
 from jaxasr_interp.speech.utterance import Clip
@@ -70,16 +71,13 @@ def read_rows(
     table = find_clips(source)
     folder = Path() if is_dataset(source) else Path(source).parent
     for number in chosen(len(table.rows)):
-        row = table.rows[number]
-        name = str(folder / row["path"])
+        name = str(folder / table.rows[number]["path"])
         try:
-            audio = table.read(number)
+            clip = read_clip(table, number)
         except InputError as error:
             _say_left_out(name, error)
             continue
-        # An empty text may mean silence or an unknown text; both become `None`.
-        text, own = row.get("text") or None, row.get("lang") or None
-        clip = Clip(name, audio, text, language or own)
+        clip = dataclasses.replace(clip, name=name, language=language or clip.language)
         if _passes(clip, check):
             yield clip
 

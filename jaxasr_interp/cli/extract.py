@@ -60,7 +60,7 @@ def extract_command(
         bool,
         typer.Option("--random/--no-random", help="Also extract from a model of random weights."),
     ] = True,
-    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
     store_dtype: Annotated[
         str, typer.Option(help="dtype of the store: float32 or float16.")
     ] = "float32",

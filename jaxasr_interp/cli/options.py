@@ -76,7 +76,7 @@ WhereOption = Annotated[
         "match every column, by one of its values."
     ),
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of the noise.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the noise.")]
 
 EditsOption = Annotated[
     list[str] | None,

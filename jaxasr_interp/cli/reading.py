@@ -44,7 +44,7 @@ def transcribe(
     edit: EditsOption = None,
     beam_size: Annotated[int, typer.Option(help="Number of sequences in beam search.")] = 1,
     temperature: Annotated[float, typer.Option(help="Above 0, draw tokens.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     times: Annotated[
         bool, typer.Option(help="Generate timestamps, and find when each word is said.")
     ] = False,

@@ -52,7 +52,7 @@ def tuned_lens(
     held_out: Annotated[
         float, typer.Option(help="Share of the clips that measure the lens and do not train it.")
     ] = _DEFAULT.held_out,
-    seed: Annotated[int, typer.Option(help="Seed of split and order.")] = _DEFAULT.seed,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of split and order.")] = _DEFAULT.seed,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, store and picture.")] = Path(
         "runs/tuned-lens"
     ),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from jaxasr_interp.errors import InputError
+from jaxasr_interp.errors import InputError, check_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,14 @@ class Interval:
     estimate: float
     low: float
     high: float
+
+
+def check_resampling(level: float, n_resamples: int, seed: int) -> None:
+    """Raise `InputError` unless there is an interval of this level from so many resamples."""
+    if not 0 < level < 1:
+        raise InputError(f"The level is {level}: expected a number between 0 and 1.")
+    check_least(1, n_resamples=n_resamples)
+    check_least(0, seed=seed)
 
 
 def bootstrap_interval(
@@ -66,10 +74,7 @@ def bootstrap_interval(
             f"The arrays hold {', '.join(str(len(array)) for array in arrays)} clips: "
             "expected as many in each."
         )
-    if not 0 < level < 1:
-        raise InputError(f"The level is {level}: expected a number between 0 and 1.")
-    if n_resamples < 1:
-        raise InputError(f"The number of resamples is {n_resamples}: expected at least 1.")
+    check_resampling(level, n_resamples, seed)
     clips = lengths.pop()
     generator = np.random.default_rng(seed)
     chosen = (generator.integers(clips, size=clips) for _ in range(n_resamples))

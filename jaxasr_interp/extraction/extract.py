@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxasr_interp.errors import InputError
+from jaxasr_interp.errors import InputError, check_least
 from jaxasr_interp.extraction.job import ExtractionJob
 from jaxasr_interp.extraction.random_model import random_model
 from jaxasr_interp.extraction.reading import EXTRACTION
@@ -67,8 +67,8 @@ class ExtractOptions:
             raise InputError(
                 f"Activations are not stored as {self.dtype!r}: choose float32 or float16."
             )
-        if self.batch_size is not None and self.batch_size < 1:
-            raise InputError(f"The batch_size is {self.batch_size}: expected at least 1 clip.")
+        check_least(1, batch_size=self.batch_size, limit=self.limit)
+        check_least(0, random_seed=self.random_seed)
 
 
 _DEFAULT = ExtractOptions()

@@ -207,6 +207,8 @@ def check_edits(
     references: Array | None,
 ) -> None:
     """Raise `InputError` if clips differ in their number of edits, or an edit lacks its inputs."""
+    if isinstance(states, Sequence):
+        raise InputError("The encoder states are a list: stack them to [clip, frame, d_model].")
     if not edits or len(states) != len(edits) or len({len(of_clip) for of_clip in edits}) != 1:
         raise InputError(
             f"There are {len(states)} clips and edits of {len(edits)}: give each clip as many "

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxasr_interp.errors import InputError
+from jaxasr_interp.errors import InputError, check_least
 from jaxasr_interp.model.sites import DecoderActivations
 from jaxasr_interp.pytree import summary
 
@@ -66,9 +66,8 @@ class Choice:
     fallback: bool = False
 
     def __post_init__(self):
-        for name in ("max_new_tokens", "beam_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: expected at least 1.")
+        check_least(1, max_new_tokens=self.max_new_tokens, beam_size=self.beam_size)
+        check_least(0, seed=self.seed)
         if not (self.temperature == 0 or _LEAST_TEMPERATURE <= self.temperature < float("inf")):
             raise InputError(
                 f"The temperature is {self.temperature}: expected 0, or at least "

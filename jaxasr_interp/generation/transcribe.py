@@ -6,7 +6,7 @@ A window is as long as the encoder takes: 30 s in OpenAI's models.
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +101,7 @@ def transcribe(
     Raises:
         InputError: the language or task is unknown, or the model has no tokenizer.
     """
+    _check_samples(audio)
     if times or choice.fallback or len(audio) > model.config.max_samples:
         code = language or model.generation.language or _detected(model, audio)
         segments = transcribe_windows(
@@ -149,8 +150,10 @@ def transcribe_batch(
         InputError: there are no clips, one is longer than the window, the language or task is
             unknown, or the model has no tokenizer.
     """
-    if not clips:
+    if not len(clips):
         raise InputError("There are no clips to transcribe.")
+    for clip in clips:
+        _check_samples(clip)
     if max(map(len, clips)) > model.config.max_samples:
         raise InputError(
             f"A clip is longer than {model.config.max_seconds:g} s: give it to transcribe."
@@ -251,6 +254,15 @@ def encode_batch(
 ) -> Float[Array, "batch frame d_model"]:
     """Encode several spectrograms, one at a time because patterns are quadratic in length."""
     return jax.lax.map(lambda mel: encoder(mel)[0], mels)
+
+
+def _check_samples(audio: Any) -> None:
+    """Raise `InputError` unless this is one row of samples, and no list or path of clips."""
+    if getattr(audio, "ndim", None) != 1:
+        raise InputError(
+            f"A clip is {type(audio).__name__}: transcribe takes one row of samples, as load_audio "
+            "reads them, and transcribe_batch a list of several."
+        )
 
 
 def _read(path: str) -> np.ndarray | InputError:

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxasr_interp.errors import InputError
+from jaxasr_interp.errors import InputError, check_least
 from jaxasr_interp.kernels.lens import log_sum_exp
 from jaxasr_interp.lens.tuned import Translators
 from jaxasr_interp.lens.tuned_checkpoints import Checkpoints
@@ -29,6 +29,7 @@ from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.identity import identify
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.runtime.transforms import host_only
+from jaxasr_interp.speech.clips import ClipSource, as_clips
 from jaxasr_interp.speech.utterance import Clip
 
 if TYPE_CHECKING:
@@ -61,12 +62,11 @@ class LensTraining:
     save_every: int = 50
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "save_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: expected at least 1.")
-        for name, least in (("learning_rate", 0), ("weight_decay", 0)):
-            if not getattr(self, name) >= least:
-                raise InputError(f"{name} is {getattr(self, name)}: expected at least {least}.")
+        check_least(1, steps=self.steps, batch_size=self.batch_size, save_every=self.save_every)
+        check_least(0, seed=self.seed)
+        for name in ("learning_rate", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} is {getattr(self, name)}: expected at least 0.")
         if not 0 < self.held_out < 1:
             raise InputError(f"held_out is {self.held_out}: expected a share between 0 and 1.")
 
@@ -109,8 +109,8 @@ class TunedLens:
 @host_only("train before, and use tuned_lens under them")
 def train_tuned_lens(
     model: Whisper,
-    clips: Sequence[Clip],
-    out: str | Path,
+    clips: ClipSource,
+    out: str | Path | None = None,
     training: LensTraining | None = None,
     *,
     on_progress: Progress | None = None,
@@ -126,8 +126,9 @@ def train_tuned_lens(
 
     Args:
         model: a model with a tokenizer and at least two decoder layers.
-        clips: at least two clips of up to 30 s; one without a text gets the model's transcript.
-        out: folder of the checkpoints.
+        clips: at least two clips of up to 30 s, or what names them (see `speech.clips.as_clips`);
+            one without a text gets the model's transcript.
+        out: folder of the checkpoints; by default none are kept.
         training: settings of the training.
         on_progress: called with the number done, the total, and `"clips"`, then `"steps"`.
 
@@ -141,9 +142,12 @@ def train_tuned_lens(
     training = LensTraining() if training is None else training
     if model.config.decoder_layers < 2:
         raise InputError("A tuned lens takes two decoder layers or more: this model has one.")
+    clips = as_clips(clips)
     seen, unseen = _split(clips, training)
-    checkpoints = Checkpoints(Path(out), _about(model, clips, training))
-    checkpoints.step()  # This refuses the folder of another training early.
+    checkpoints = None
+    if out is not None:
+        checkpoints = Checkpoints(Path(out), _about(model, clips, training))
+        checkpoints.step()  # This refuses the folder of another training early.
     say = on_progress or (lambda done, of, what: None)
     rows = lens_rows(model, seen, on_progress=lambda done, _, what: say(done, len(clips), what))
     held_out = lens_rows(

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.evaluation.bootstrap import check_resampling
 from jaxasr_interp.patching.dataset_layout import DATASET_SWEEP
 from jaxasr_interp.patching.metrics import recovered
 from jaxasr_interp.pytree import summary
@@ -56,10 +57,7 @@ class Resampling:
     __repr__ = summary
 
     def __post_init__(self):
-        if not 0 < self.level < 1:
-            raise InputError(f"The level is {self.level}: expected a number between 0 and 1.")
-        if self.n_resamples < 1:
-            raise InputError(f"There are {self.n_resamples} resamples: expected at least 1.")
+        check_resampling(self.level, self.n_resamples, self.seed)
 
 
 _DEFAULT = Resampling()

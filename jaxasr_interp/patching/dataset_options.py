@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from jaxasr_interp.errors import InputError
+from jaxasr_interp.errors import InputError, check_least
 from jaxasr_interp.patching.inputs import DIRECTIONS
 from jaxasr_interp.patching.metric_names import check_metric_name
 from jaxasr_interp.patching.questions import COLUMN, EACH, LAST
@@ -44,6 +44,8 @@ class DatasetOptions:
     limit: int | None = None
 
     def __post_init__(self):
+        check_least(0, seed=self.seed)
+        check_least(1, limit=self.limit)
         if self.reference not in ("noise", "silence") and not self.reference.startswith(COLUMN):
             raise InputError(
                 f"The reference {self.reference!r} cannot be read: write noise, silence or "

@@ -63,7 +63,7 @@ def step(
     decrement = jnp.where(spoilt, jnp.inf, decrement)
     direction = jax.tree.map(jnp.negative, away)
     along = direction.outputs(x)
-    t = _search(_derivatives(task, loss, probe, state.outputs, direction, along))
+    t = _search(_derivatives(task, loss, probe, state.outputs, direction, along), x.dtype)
     new = jax.tree.map(lambda w, d: w + t * d, probe, direction)
     outputs = state.outputs + t * along
     moved = LBFGSState(outputs, gradient(x, task, loss, new, outputs), memory)
@@ -91,9 +91,11 @@ def _derivatives(
     return at
 
 
-def _search(derivatives: Callable[[Array], tuple[Array, Array]]) -> Float[Array, ""]:
+def _search(
+    derivatives: Callable[[Array], tuple[Array, Array]], dtype: jnp.dtype
+) -> Float[Array, ""]:
     """Find about where a convex function is lowest: Newton's method from 1, inside a bracket."""
-    t = jnp.ones(())
+    t = jnp.ones((), dtype)
     low, high = jnp.zeros_like(t), jnp.full_like(t, jnp.inf)
     for _ in range(_SEARCHES):
         slope, curvature = derivatives(t)

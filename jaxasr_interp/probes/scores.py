@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxasr_interp.evaluation.bootstrap import check_resampling
 from jaxasr_interp.probes.result import HeldOut, Probes
 from jaxasr_interp.probes.targets import Target
 from jaxasr_interp.pytree import summary
@@ -127,7 +128,12 @@ def score_probes(
 
     Returns:
         The scores, and those for shuffled labels; `None` where there are none.
+
+    Raises:
+        InputError: the level is not between 0 and 1, there are no resamples, or the seed is
+            negative.
     """
+    check_resampling(level, n_resamples, seed)
     known = probes.target.known
     groups = np.arange(len(known)) if probes.groups is None else probes.groups
     counts = _resample(groups[known], n_resamples, seed)

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Shaped
 
-from jaxasr_interp.errors import InputError
+from jaxasr_interp.errors import InputError, check_least
 from jaxasr_interp.runtime.copies import side_by_side
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.runtime.slot_store import SlotStore
@@ -90,6 +90,10 @@ class Share:
     number: int = 1
     count: int = 1
 
+    def __post_init__(self):
+        if not 1 <= self.number <= self.count:
+            raise InputError(f"There is no part {self.number} among {self.count}: count from 1.")
+
     @classmethod
     def parse(cls, text: str) -> "Share":
         """Read `2/8`.
@@ -131,8 +135,7 @@ class RunOptions:
     scheduler: str | None = None
 
     def __post_init__(self):
-        if self.batch_size is not None and self.batch_size < 1:
-            raise InputError(f"The batch_size is {self.batch_size}: expected at least 1 question.")
+        check_least(1, batch_size=self.batch_size)
 
 
 def not_done(store: SlotStore, units: Sequence[Unit]) -> list[Unit]:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 
-from jaxasr_interp.errors import InputError
+from jaxasr_interp.errors import InputError, check_least
 from jaxasr_interp.speech.audio_files import check_rate, decode_audio, warn
 
 SAMPLE_RATE = 16_000
@@ -167,6 +167,7 @@ def log_mel_spectrogram(
         InputError: `audio` is not one row of finite float samples, or beyond ±1e16. Under a
             transformation its numbers are unknown, and only its shape and dtype are checked.
     """
+    check_least(1, n_mels=n_mels, frames=frames)
     if isinstance(audio, Tracer):
         check_row(audio)
         given, pad = audio, jnp.pad

@@ -22,7 +22,9 @@ from jaxasr_interp.speech.tables import (
     read_manifest,
     with_usual_names,
 )
+from jaxasr_interp.speech.utterance import Clip
 
+type ClipSource = Sequence[Clip] | str | Path | Iterable[Mapping[str, Any]]
 type AudioSource = Path | bytes | tuple[np.ndarray, int]
 
 
@@ -79,6 +81,13 @@ def find_clips(source: str | Path | Iterable[Mapping[str, Any]], column: str = "
     # A dataset decodes the audio of a row when asked for the row; what only streams has to be kept.
     indexed = hasattr(source, "__len__") and hasattr(source, "__getitem__")
     given: Any = source if indexed else list(source)
+    if not indexed or isinstance(source, Sequence | np.ndarray):
+        odd = [type(row).__name__ for row in given if not isinstance(row, Mapping)]
+        if odd:
+            raise InputError(
+                f"The rows of clips hold {odd[0]}: expected mappings with audio or path, or the "
+                "path of a table."
+            )
     decodes = "audio" in getattr(given, "column_names", ())
     silent = given.remove_columns("audio") if decodes else given
     values = [{k: v for k, v in row.items() if k != "audio"} for row in silent]
@@ -89,6 +98,31 @@ def find_clips(source: str | Path | Iterable[Mapping[str, Any]], column: str = "
         tuple({"path": f"row {i}"} | row for i, row in enumerate(named)),
         lambda i: _row_source(given[i], i, column),
     )
+
+
+def as_clips(source: ClipSource) -> Sequence[Clip]:
+    """Return clips unchanged, and read those that a table, a data set or rows name.
+
+    Args:
+        source: clips; or what `find_clips` takes, where `text` and `lang` are what is said and in
+            which language.
+
+    Raises:
+        InputError: a clip, or what names the clips, cannot be read.
+    """
+    if isinstance(source, Sequence) and all(isinstance(one, Clip) for one in source):
+        return source  # pyright: ignore[reportReturnType]
+    found = find_clips(source)  # pyright: ignore[reportArgumentType]
+    return [read_clip(found, number) for number in range(len(found.rows))]
+
+
+def read_clip(clips: Clips, number: int) -> Clip:
+    """Read a clip with its text and language, each `None` where the row has none.
+
+    An empty text may mean silence or an unknown text: it is taken for unknown.
+    """
+    row = clips.rows[number]
+    return Clip(row["path"], clips.read(number), row.get("text") or None, row.get("lang") or None)
 
 
 def check_column(row: Row, column: str) -> str:

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 import xarray
 
 import jaxasr_interp as ji
-from helpers.files import GLASS, GRASS, PNG
+from helpers.files import GLASS, GRASS, PNG, write_table
 from helpers.generating import louder
 from helpers.real import real_model
 from helpers.sweeps import counted
@@ -229,6 +230,18 @@ def test_training_brings_held_out_clips_nearer_to_the_final_layer(tiny, trained,
             ji.train_tuned_lens(tiny, again, tmp_path / "lens", ji.LensTraining(**TRAINING | other))
     with pytest.raises(ji.InputError, match=r"another training \(clips differs\)"):
         ji.train_tuned_lens(tiny, again[1:], tmp_path / "lens", training)
+
+
+def test_a_table_trains_what_its_clips_train(tiny32, tmp_path):
+    rows = []
+    for clip in clips(3):
+        soundfile.write(tmp_path / f"{clip.name}.wav", clip.audio, 16000, subtype="FLOAT")
+        rows.append({"path": f"{clip.name}.wav", "text": clip.text, "lang": "en"})
+    table = write_table(tmp_path / "clips.tsv", rows)
+    training = ji.LensTraining(steps=1, batch_size=16)
+    of_table = ji.train_tuned_lens(tiny32, table, training=training)
+    of_clips = ji.train_tuned_lens(tiny32, clips(3), training=training)
+    np.testing.assert_array_equal(of_table.tuned_kl, of_clips.tuned_kl)
 
 
 def test_a_lens_of_another_model_is_refused(tiny, run, trained, tmp_path):

@@ -1,5 +1,6 @@
 """Probes against scikit-learn: losses, weights, standardisation, splits, early stopping."""
 
+import jax
 import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -104,6 +105,15 @@ def test_float32_reaches_the_loss_of_scikit_learn(data, name):
             for kernel, bias in (ours, sklearn_probe(x, labels, strength))
         ]
         assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adamw", "ridge", "lda"])
+def test_float32_stays_float32_where_float64_is_enabled(x64, method):
+    x = np.random.default_rng(0).normal(size=(1, 24, 3)).astype(np.float32)
+    options = ji.FitOptions(n_folds=3, method=method, l2=(0.1,), shuffled=False, steps=20)
+    fit = ji.fit_probes(x, (x[0, :, 0] > 0).astype(int), options=options)["target"]
+    assert jax.tree.leaves(fit.probe)[0].dtype == np.float32
+    assert ji.score_probes(fit)[0].estimate["accuracy"][0] > 0.7
 
 
 def test_balanced_probes_weigh_classes_alike(x64, data):
