@@ -16,6 +16,7 @@ import pytest
 import jaxasr_interp as ji
 from helpers.decoding import PROMPT
 from helpers.files import GRASS, sound
+from jaxasr_interp.runtime.transforms import host_only
 
 TRANSFORMS = ("jit", "vmap", "grad")
 FIXED, DECODE = "use generate_fixed under them", "use decode under them"
@@ -288,3 +289,9 @@ def test_functions_compute_under_the_flags_of_jax(made, name):
     for leaf in jax.tree.leaves(found):
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating):
             assert leaf.dtype == jnp.float32
+
+
+def test_arguments_that_can_be_iterated_over_once_are_left_alone():
+    given = {"iterator": iter([1]), "view": {0: 1}.values(), "generator": (i for i in [1])}
+    assert host_only()(lambda **given: given)(**given) == given
+    assert [list(one) for one in given.values()] == [[1]] * 3

@@ -7,7 +7,7 @@ plans, reads files, writes text or looks at numbers cannot use them.
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, ValuesView
 from typing import Any
 
 import jax
@@ -63,7 +63,8 @@ def refuse_traced(tree: Any, what: str, instead: str) -> None:
 
 def _values(tree: Any) -> Iterator[Any]:
     """Yield all leaves, also those of dataclasses and functions that are no pytrees."""
-    for leaf in jax.tree.leaves(tree):
+    # JAX warns of these leaves, which could be taken for containers.
+    for leaf in jax.tree.leaves(tree, is_leaf=lambda one: isinstance(one, Iterator | ValuesView)):
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             yield from _values(vars(leaf))
         elif isinstance(leaf, types.FunctionType):
