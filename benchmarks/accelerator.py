@@ -257,10 +257,10 @@ def with_tokenizer(model: ji.Whisper) -> ji.Whisper:
     from tokenizers import AddedToken, models
     from tokenizers import Tokenizer as Backend
 
-    from jaxasr_interp.speech.languages import language_names
+    from jaxasr_interp.speech.languages import LANGUAGES
 
     backend = Backend(models.BPE({f"w{i}": i for i in range(WORDS)}, []))
-    codes = [*language_names()][: model.config.d_vocab - WORDS - TIMESTAMPS - 8]
+    codes = [*LANGUAGES][: model.config.d_vocab - WORDS - TIMESTAMPS - 8]
     names = ["endoftext", "startoftranscript", *codes, "translate", "transcribe"]
     names += ["startoflm", "startofprev", "nospeech", "notimestamps"]
     backend.add_special_tokens([AddedToken(f"<|{name}|>", special=True) for name in names])

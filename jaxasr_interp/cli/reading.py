@@ -20,9 +20,10 @@ from jaxasr_interp.cli.options import (
 from jaxasr_interp.cli.output import print_json, say
 from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.generation.files import transcribe_files
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.generation.segments import Segment
-from jaxasr_interp.generation.transcribe import Times, Transcript, transcribe_files
+from jaxasr_interp.generation.transcribe import Times, Transcript
 from jaxasr_interp.interventions.grammar import parse_edit
 from jaxasr_interp.interventions.intervention import UNEDITED
 from jaxasr_interp.report.subtitles import FORMATS

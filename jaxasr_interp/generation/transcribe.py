@@ -4,8 +4,7 @@ A window is as long as the encoder takes: 30 s in OpenAI's models.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -28,9 +27,7 @@ from jaxasr_interp.model.encoder import Encoder
 from jaxasr_interp.model.whisper import Whisper, require_tokenizer
 from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.transforms import GENERATE_FIXED, host_only
-from jaxasr_interp.speech.audio import load_audio, log_mel_spectrogram
-
-BATCH_SIZE = 8
+from jaxasr_interp.speech.audio import log_mel_spectrogram
 
 type Times = bool | Literal["segments"]
 """Which times are found: none, those of segments and words, or of segments alone."""
@@ -182,72 +179,6 @@ def transcribe_batch(
     return [_transcript(result, code) for (result,), code in zip(generated, codes, strict=True)]
 
 
-def transcribe_files(
-    model: Whisper,
-    paths: Sequence[str | Path],
-    *,
-    language: str | None = None,
-    task: str | None = None,
-    choice: Choice = GREEDY,
-    edit: EditLike = UNEDITED,
-    batch_size: int = BATCH_SIZE,
-    times: Times = False,
-) -> Iterator[tuple[str, Transcript | InputError]]:
-    """Transcribe files in order, short ones in batches.
-
-    Args:
-        model: from `load_model`.
-        paths: audio files.
-        language: language of all files; by default the checkpoint's, or detected for each.
-        task: `"transcribe"`, or `"translate"` into English; by default the checkpoint's, else
-            `"transcribe"`.
-        choice: how tokens are chosen.
-        edit: intervention on the model, or its text, such as `zero:decoder.cross_z@4.7` (see
-            `interventions.grammar`); an edit or a function acts on the decoder. The language is
-            detected without it.
-        batch_size: number of short clips that share one run of the model.
-        times: give segments and words with their times, or `"segments"` alone; each clip is then
-            transcribed alone.
-
-    Yields:
-        Each path with its transcript, or with the error if the file cannot be read.
-    """
-    (edit,) = resolve_means(model, [as_intervention(edit, model)])
-    for start in range(0, len(paths), batch_size):
-        batch = [str(path) for path in paths[start : start + batch_size]]
-        audio = {path: _read(path) for path in batch}
-        clips = {p: a for p, a in audio.items() if not isinstance(a, InputError)}
-        longest = 0 if times or choice.fallback else model.config.max_samples
-        short = [path for path, clip in clips.items() if len(clip) <= longest]
-        done: dict[str, Transcript | InputError] = {
-            path: error for path, error in audio.items() if isinstance(error, InputError)
-        }
-        if short:
-            # Every batch is full, so that all have one shape, which takes one compilation.
-            filled = (short * batch_size)[:batch_size] if len(paths) > batch_size else short
-            transcripts = transcribe_batch(
-                model,
-                [clips[p] for p in filled],
-                language=language,
-                task=task,
-                choice=choice,
-                edit=edit,
-            )
-            done |= zip(short, transcripts, strict=False)
-        for path in batch:
-            if path not in done:
-                done[path] = transcribe(
-                    model,
-                    clips[path],
-                    language=language,
-                    task=task,
-                    choice=choice,
-                    edit=edit,
-                    times=times,
-                )
-            yield path, done[path]
-
-
 @jax.jit
 def encode_batch(
     encoder: Encoder, mels: Float[Array, "batch n_mels mel_frame"]
@@ -263,13 +194,6 @@ def _check_samples(audio: Any) -> None:
             f"A clip is {type(audio).__name__}: transcribe takes one row of samples, as load_audio "
             "reads them, and transcribe_batch a list of several."
         )
-
-
-def _read(path: str) -> np.ndarray | InputError:
-    try:
-        return load_audio(path)
-    except InputError as error:
-        return error
 
 
 def _detected(model: Whisper, audio: np.ndarray) -> str:

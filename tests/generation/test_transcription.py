@@ -7,7 +7,7 @@ import soundfile
 import jaxasr_interp as ji
 from helpers.files import GLASS, GRASS
 from helpers.real import real_model
-from jaxasr_interp.generation.transcribe import transcribe_files
+from jaxasr_interp.generation.files import transcribe_files
 
 pytestmark = pytest.mark.real
 

@@ -9,7 +9,8 @@ import pytest
 import jaxasr_interp as ji
 from helpers.by_hand import brief_clips
 from helpers.generating import louder
-from jaxasr_interp.generation import transcribe, utterances
+from jaxasr_interp.generation import utterances
+from jaxasr_interp.generation.files import transcribe_files
 from jaxasr_interp.model.run import encode_utterance
 from jaxasr_interp.pytree import replace
 
@@ -91,7 +92,7 @@ def test_the_mean_of_clips_is_taken_once_for_many_files(model, clips, tmp_path, 
     )
     edit = f"mean:decoder.mlp_out@1:ref={files[0]}"
     choice = ji.Choice(max_new_tokens=3)
-    found = list(transcribe.transcribe_files(model, files, choice=choice, edit=edit, batch_size=1))
+    found = list(transcribe_files(model, files, choice=choice, edit=edit, batch_size=1))
     assert [isinstance(one, ji.Transcript) for _, one in found] == [True] * 3
     assert len(made) == 1
 
