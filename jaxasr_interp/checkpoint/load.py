@@ -1,10 +1,14 @@
 """`load_model`: load a Whisper model by a bundled name, a local folder or a hub id."""
 
 import dataclasses
+import logging
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from jaxasr_interp.checkpoint import convert, ctranslate2, huggingface, openai, saved
 from jaxasr_interp.checkpoint.bundled import BUNDLES, require_parts
@@ -21,6 +25,7 @@ from jaxasr_interp.model.config import GenerationSettings, WhisperConfig
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.runtime.transforms import host_only
 
+_log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 
@@ -54,6 +59,7 @@ def load_model(
         InputError: there is no model of that name, its checkpoint is damaged, incomplete or of
             another architecture, or its tokenizer and settings do not belong to one model.
     """
+    started = time.perf_counter()
     folder, hub = Path(name), _HUB_ID.fullmatch(str(name))
     if (revision or cache_dir) and (hub is None or folder.exists()):
         raise InputError(f"{str(name)!r} is no hub id: revision and cache_dir are for those.")
@@ -73,6 +79,9 @@ def load_model(
     else:
         raise InputError(_unknown(str(name)))
     model.name = str(name)
+    size = sum(parameter.size for parameter in jax.tree.leaves(model)) / 1e6
+    seconds = time.perf_counter() - started
+    _log.info("%s: %.1f million parameters in %s, in %.1f s.", name, size, model.dtype, seconds)
     return model
 
 

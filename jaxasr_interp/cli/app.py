@@ -1,5 +1,6 @@
 """The typer application: its commands, and the options and errors of all commands."""
 
+import logging
 import shlex
 import sys
 import warnings
@@ -37,7 +38,6 @@ from jaxasr_interp.runtime.compilation_cache import keep_compiled_programs
 from jaxasr_interp.runtime.store import command_line
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Mechanistic interpretability of Whisper speech recognition.",
@@ -109,15 +109,40 @@ def _options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+            "--version",
+            "-V",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version and exit.",
         ),
     ] = False,
     without_progress: Annotated[
-        bool, typer.Option("--quiet", help="Do not show how far work is.")
+        bool, typer.Option("--quiet", "-q", help="Do not show how far work is.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say what is loaded, planned and run.")
     ] = False,
 ) -> None:
     quiet.set(without_progress)
+    _log_to_stderr(verbose)
     keep_compiled_programs()
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    """Print what the library logs as lines on standard error: warnings or, if asked, all."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    log = logging.getLogger("jaxasr_interp")
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+class _Lines(logging.Formatter):
+    """Says of a warning that it is one, as `_show_warning` does."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        warns = record.levelno >= logging.WARNING
+        return f"warning: {record.getMessage()}" if warns else record.getMessage()
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:

@@ -20,7 +20,7 @@ from jaxasr_interp.runtime.progress import Progress
 
 quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 """Whether progress is not shown, as the options of all commands say."""
-_SECONDS_BETWEEN_LINES = 30
+_SECONDS_BETWEEN_LINES = 10
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def progress() -> Iterator[Progress]:
     """Show how far work is on standard error; yield `on_progress(done, total, phase)`.
 
     The phase is what is counted. A terminal gets a bar, which starts again when the phase or the
-    total changes; anything else, such as a batch system's log, a line every half minute.
+    total changes; anything else, such as a batch system's log, a line every ten seconds.
     """
     if quiet.get():
         yield lambda done, total, phase: None

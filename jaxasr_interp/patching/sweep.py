@@ -1,6 +1,7 @@
 """Running a sweep: two unpatched runs, then the chunks of the plan one after the other."""
 
 import dataclasses
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.runtime.progress import Progress
 from jaxasr_interp.runtime.transforms import DECODE_EDITED, host_only
 from jaxasr_interp.speech.utterance import Utterance
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +163,9 @@ def run_prepared(
         InputError: the file to resume from belongs to another sweep.
     """
     partial = Partial.open(prepared, check_method(method), resume)
+    plan = prepared.plan
+    size = plan.runs * prepared.utterances, plan.flops * prepared.utterances / 1e12
+    _log.info("%d patches, %.3g TFLOP, within %.2f GB.", *size, plan.memory / 1e9)
     while not partial.done.all():
         try:
             _run_missing(prepared, method, partial, on_progress)
@@ -167,6 +173,8 @@ def run_prepared(
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             plan = dataclasses.replace(prepared.plan, memory=prepared.plan.memory // 2)
+            budget = plan.memory / 1e9
+            _log.warning("Out of memory: the rest runs within %.2f GB.", budget)
             prepared = dataclasses.replace(prepared, plan=plan)
         finally:
             partial.save(now=True)

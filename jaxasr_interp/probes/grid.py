@@ -156,7 +156,7 @@ def standardise(x: Float[Array, "example feature"], weights: SplitWeights) -> Fe
 
     A deviation no larger than rounding errors counts as 0: such a feature is constant.
     """
-    rounding = 100 * jnp.finfo(x.dtype).eps
+    rounding = 100 * float(jnp.finfo(x.dtype).eps)
     centre, deviation = x.mean(0), x.std(0)
     constant = deviation <= rounding * jnp.abs(x).max(0)
     spread = jnp.where(constant, 1, deviation)

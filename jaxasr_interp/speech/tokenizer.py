@@ -251,7 +251,7 @@ def _load(tokenizer: Tokenizer) -> _Loaded:
             )
     if merges.restored:
         lost = [" ".join(pair) for pair in sorted(set(merges.pairs) - set(given))]
-        _log.warning(
+        _log.info(
             "%s lacks %d of %d merges (%s), which its ids tell: they are put back.",
             path,
             merges.restored,

@@ -10,7 +10,7 @@ import pytest
 import xarray
 from rich.console import Console
 
-from helpers.files import GLASS, GRASS, PNG
+from helpers.files import GLASS, GRASS, PNG, tiny_folder
 from helpers.real import real_model
 from jaxasr_interp.cli import output, progress
 from jaxasr_interp.generation import long_form
@@ -205,15 +205,28 @@ def test_a_log_gets_lines_and_who_wants_quiet_gets_none(monkeypatch):
         with progress.progress() as on_progress:
             for step in range(9):
                 on_progress(step * 100, 2000, "patches")
-                now[0] += 10
+                now[0] += 4
             on_progress(0, 3, "clips")
 
     work()
     assert output.errors.file.getvalue().splitlines() == [
-        "300/2000 patches, 10/s, 2:50 left",
-        "600/2000 patches, 10/s, 2:20 left",
+        "300/2000 patches, 25/s, 1:08 left",
+        "600/2000 patches, 25/s, 0:56 left",
     ]
     token = progress.quiet.set(True)
     work()
     progress.quiet.reset(token)
     assert len(output.errors.file.getvalue().splitlines()) == 2
+
+
+def test_verbose_says_what_is_loaded_and_run(invoke, tmp_path, tiny_tokenizer):
+    tiny_folder(tmp_path, tiny_tokenizer, 1)
+    call = ["patch", "0.wav", "noise", "--text", "ab", "--metric", "log_prob", "--model", "model"]
+    code, _, plain = invoke(*call, "--out", "plain")
+    assert code == 0
+    code, _, errors = invoke("-v", *call, "--out", "verbose")
+    assert code == 0
+    loaded, swept = (line for line in errors.splitlines() if line not in plain)
+    assert loaded.startswith("model: ")
+    assert "million parameters in float32" in loaded
+    assert "patches" in swept
