@@ -79,9 +79,9 @@ def load_model(
     else:
         raise InputError(_unknown(str(name)))
     model.name = str(name)
-    size = sum(parameter.size for parameter in jax.tree.leaves(model)) / 1e6
+    size = sum(parameter.size for parameter in jax.tree.leaves(model))
     seconds = time.perf_counter() - started
-    _log.info("%s: %.1f million parameters in %s, in %.1f s.", name, size, model.dtype, seconds)
+    _log.info("%s: %s parameters in %s, in %.1f s.", name, f"{size:,}", model.dtype, seconds)
     return model
 
 
