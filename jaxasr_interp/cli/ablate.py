@@ -1,14 +1,14 @@
 """The command `ablate`: the effect of removing each component, layer and head on a transcript."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jaxasr_interp.checkpoint.load import load_model
 from jaxasr_interp.cli import options
 from jaxasr_interp.cli.ablations import DEFAULT_REFERENCES, default_sites, read_kind
-from jaxasr_interp.cli.output import console, print_json, write_csv
+from jaxasr_interp.cli.output import console, print_json, write_csv, write_picture
 from jaxasr_interp.cli.selection import Selection, SweptSites
 from jaxasr_interp.cli.sweeps import Sweep, partial_file
 from jaxasr_interp.errors import InputError
@@ -30,6 +30,9 @@ from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset, together
 from jaxasr_interp.speech.audio import load_audio
 from jaxasr_interp.speech.noise import reference_audio
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 _METRICS = ("cross_entropy", "kl_all")
 _PHRASES = {
@@ -71,7 +74,7 @@ def ablate(
     method: options.MethodOption = "minimal",
     memory: options.MemoryOption = None,
     plan_only: options.PlanOption = False,
-    out: Annotated[Path, typer.Option(help="Folder for ablation.zarr and PNGs.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for ablation.zarr and pictures.")] = Path(
         "runs/ablate"
     ),
     as_json: options.JsonOption = False,
@@ -129,7 +132,11 @@ def ablate(
     )
     title = f"{phrase} in {Path(file).name} ({Path(model).name})"
     with together(out):
-        pictures = [_draw(sweep, result, name, title, out / f"{name}.png") for name in names]
+        pictures = [
+            path
+            for name in names
+            for path in write_picture(_draw(sweep, result, name, title), out, name)
+        ]
         if as_csv:
             write_csv(to_dataframe(dataset, dataset.patched.dims), out / "ablation.zarr")
         save_dataset(dataset, out / "ablation.zarr", whisper, overwrite=overwrite)
@@ -183,9 +190,9 @@ def _edit(kind: KindText, model: Whisper, sites: SweptSites, contrast: Contrast)
     return Interchange(means)
 
 
-def _draw(sweep: Sweep, result: SweepResult, metric: str, title: str, path: Path) -> Path:
+def _draw(sweep: Sweep, result: SweepResult, metric: str, title: str) -> "matplotlib.figure.Figure":
     """Plot components by layer if all positions are one window, else a heatmap over positions."""
     moved = change(result, metric)
     if len(sweep.cells.windows) == 1:
-        return plot_ablation(moved, title, path)
-    return sweep.draw(moved, title, path)
+        return plot_ablation(moved, title)
+    return sweep.draw(moved, title)

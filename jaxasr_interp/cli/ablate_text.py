@@ -30,7 +30,7 @@ from jaxasr_interp.cli.options import (
     parse_memory,
     refuse_options,
 )
-from jaxasr_interp.cli.output import console, print_json, write_csv
+from jaxasr_interp.cli.output import console, print_json, write_csv, write_picture
 from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.cli.selection import SweptSites
 from jaxasr_interp.generation.options import Choice
@@ -67,7 +67,7 @@ def ablate_text(
     max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens.")] = 100,
     memory: MemoryOption = None,
     devices: DevicesOption = None,
-    out: Annotated[Path, typer.Option(help="Folder for texts.zarr and PNGs.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for texts.zarr and pictures.")] = Path(
         "runs/ablate-text"
     ),
     as_json: JsonOption = False,
@@ -166,9 +166,14 @@ def _draw(swept: TextSweep, name: str, out: Path) -> list[Path]:
             None if math.isnan(swept.rate(0)) else [swept.rate(i + 1) for i in range(len(some))],
         ),
     }
-    paths = [
-        plot_text_sweep(np.asarray(values), some, label, title + what, out / f"{key}.png")
+    figures = {
+        key: plot_text_sweep(np.asarray(values), some, label, title + what)
         for key, (what, label, values) in shown.items()
         if values is not None
+    }
+    return [
+        path
+        for key, figure in figures.items()
+        if figure is not None
+        for path in write_picture(figure, out, key)
     ]
-    return [path for path in paths if path is not None]

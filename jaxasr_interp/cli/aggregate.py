@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from jaxasr_interp.cli.options import CsvOption, JsonOption, OverwriteOption, SeedOption
-from jaxasr_interp.cli.output import console, print_json, write_csv
+from jaxasr_interp.cli.output import console, print_json, write_csv, write_picture
 from jaxasr_interp.patching.aggregate import Resampling, aggregate, top_cells
 from jaxasr_interp.report.plots import plot_aggregate
 from jaxasr_interp.report.tables import aggregate_table
@@ -67,7 +67,7 @@ def aggregate_command(
         of_values = {row["value"]: row["class"] for row in rows}
     summary = aggregate(folder, metric=metric, by=by, classes=of_values, resampling=resampling)
     with together(target):
-        picture = plot_aggregate(summary, str(folder), target / f"{name}.png")
+        pictures = write_picture(plot_aggregate(summary, str(folder)), target, name)
         if as_csv:
             write_csv(to_dataframe(summary, summary["mean"].dims), store)
         write_dataset(summary, store, overwrite=overwrite)
@@ -75,4 +75,4 @@ def aggregate_command(
         print_json({"top": top_cells(summary, top), "path": str(store)})
         return
     console.print(aggregate_table(summary, top))
-    print(f"wrote {store} and {picture}")
+    print(f"wrote {store} and {', '.join(map(str, pictures))}")

@@ -22,7 +22,7 @@ from jaxasr_interp.cli.demo import run_demo
 from jaxasr_interp.cli.encoder_lens import encoder_lens
 from jaxasr_interp.cli.extract import extract_command
 from jaxasr_interp.cli.lens import lens
-from jaxasr_interp.cli.options import JsonOption
+from jaxasr_interp.cli.options import JsonOption, draws
 from jaxasr_interp.cli.output import console, print_json, say
 from jaxasr_interp.cli.patch import patch
 from jaxasr_interp.cli.probe import probe
@@ -52,18 +52,18 @@ class _Command(TyperCommand):
 
 for name, command in {
     "transcribe": transcribe,
-    "lens": lens,
-    "tuned-lens": tuned_lens,
-    "encoder-lens": encoder_lens,
-    "patch": patch,
-    "attribution": attribution,
+    "lens": draws(lens),
+    "tuned-lens": draws(tuned_lens),
+    "encoder-lens": draws(encoder_lens),
+    "patch": draws(patch),
+    "attribution": draws(attribution),
     "sweep": sweep,
-    "aggregate": aggregate_command,
-    "ablate": ablate,
-    "ablate-text": ablate_text,
+    "aggregate": draws(aggregate_command),
+    "ablate": draws(ablate),
+    "ablate-text": draws(ablate_text),
     "extract": extract_command,
-    "probe": probe,
-    "similarity": similarity,
+    "probe": draws(probe),
+    "similarity": draws(similarity),
     "verify": verify,
 }.items():
     app.command(name, cls=_Command)(command)

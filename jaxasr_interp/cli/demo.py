@@ -17,7 +17,14 @@ from jaxasr_interp.patching.contrast import Contrast, find_contrast
 from jaxasr_interp.patching.planning import PlanOptions, plan_sweep
 from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.patching.sweep import activation_patching
-from jaxasr_interp.report.plots import axis_labels, plot_lens, plot_sweep, plot_timeline, share
+from jaxasr_interp.report.plots import (
+    axis_labels,
+    plot_lens,
+    plot_sweep,
+    plot_timeline,
+    save,
+    share,
+)
 from jaxasr_interp.report.tables import lens_table, place, sweep_table
 from jaxasr_interp.runtime.store import reserve, save_dataset, together
 from jaxasr_interp.speech.audio import load_audio
@@ -63,9 +70,8 @@ def run_demo(out: Path, console: Console) -> None:
             model,
             overwrite=True,
         )
-        plot_lens(
-            lens, tokenizer, labels, f"logit lens of {MODEL} hearing {target!r}", out / "lens.png"
-        )
+        title = f"logit lens of {MODEL} hearing {target!r}"
+        save(plot_lens(lens, tokenizer, labels, title), out / "lens.png")
 
         sweeps = {}
         for site in SITES:
@@ -78,7 +84,7 @@ def run_demo(out: Path, console: Console) -> None:
             console.print(sweep_table(recovered, labels, most=3))
             save_dataset(sweep.to_dataset(labels), out / f"{site}.zarr", model, overwrite=True)
             title = f"{site} from the run that hears {target!r} into the one that hears {other!r}"
-            plot_sweep(recovered, labels, title, out / f"{site}.png")
+            save(plot_sweep(recovered, labels, title), out / f"{site}.png")
             sweeps[site] = sweep
 
         hearing = _sweep_over_time(model, contrast, out, f"when {target!r} is heard, not {other!r}")
@@ -107,7 +113,7 @@ def _sweep_over_time(model: Whisper, contrast: Contrast, out: Path, title: str) 
     words = align_words(model, contrast.transcript)
     save_dataset(sweep.to_dataset(), out / "hearing.zarr", model, overwrite=True)
     quantity = share(sweep, "logit_diff")
-    plot_timeline(quantity, np.asarray(contrast.clean.mel), words, title, out / "hearing.png")
+    save(plot_timeline(quantity, np.asarray(contrast.clean.mel), words, title), out / "hearing.png")
     best = int(np.argmax(sweep.recovered[0]))
     return (
         f"hearing.png: what the encoder gives for {place(plan, plan.windows[best])} of the "

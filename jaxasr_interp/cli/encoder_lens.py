@@ -17,7 +17,7 @@ from jaxasr_interp.cli.options import (
     OverwriteOption,
     parse_memory,
 )
-from jaxasr_interp.cli.output import console, print_json, write_csv
+from jaxasr_interp.cli.output import console, print_json, write_csv, write_picture
 from jaxasr_interp.generation.options import Choice
 from jaxasr_interp.generation.utterances import make_utterance
 from jaxasr_interp.lens import encoder
@@ -42,7 +42,7 @@ def encoder_lens(
     norm: Annotated[bool, typer.Option(help="Apply the encoder's final LayerNorm.")] = True,
     max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens.")] = 100,
     memory: MemoryOption = None,
-    out: Annotated[Path, typer.Option(help="Folder for encoder_lens.zarr and .png.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for store and picture.")] = Path(
         "runs/encoder-lens"
     ),
     as_json: JsonOption = False,
@@ -73,7 +73,7 @@ def encoder_lens(
     )
     title = f"encoder lens of {Path(model).name}: {Path(file).name}"
     with together(out):
-        picture = plot_encoder_lens(lens, title, out / "encoder_lens.png")
+        pictures = write_picture(plot_encoder_lens(lens, title), out, "encoder_lens")
         if as_csv:
             write_csv(to_dataframe(dataset, ("depth",)), out / "encoder_lens.zarr")
         save_dataset(dataset, out / "encoder_lens.zarr", whisper, overwrite=overwrite)
@@ -81,4 +81,4 @@ def encoder_lens(
         print_json(dataset.to_dict())
         return
     console.print(encoder_lens_table(dataset))
-    print(f"wrote {out / 'encoder_lens.zarr'} and {picture}")
+    print(f"wrote {out / 'encoder_lens.zarr'} and {', '.join(map(str, pictures))}")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -16,7 +16,7 @@ from jaxasr_interp.cli.options import (
     ModelOption,
     OverwriteOption,
 )
-from jaxasr_interp.cli.output import console, print_json, write_csv
+from jaxasr_interp.cli.output import console, print_json, write_csv, write_picture
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.utterances import make_utterance
 from jaxasr_interp.generation.word_times import align_words, following_heads, mean_pattern
@@ -38,6 +38,9 @@ from jaxasr_interp.report.tables import attribution_table, lens_heads_table, len
 from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.runtime.store import file_provenance, reserve, save_dataset, together
 from jaxasr_interp.speech.audio import load_audio
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 
 def lens(
@@ -97,15 +100,16 @@ def lens(
         save_dataset(dataset, out / "lens.zarr", whisper, overwrite=overwrite)
         if as_csv:
             write_csv(to_dataframe(dataset, result.axes, ("top",)), out / "lens.zarr")
-        pictures = [out / "lens.png", _plot_attention(whisper, read, name, out / "attention.png")]
         kind = "logit lens" if translators is None else "tuned lens"
         title = f"{kind} of {name}, {site}: {Path(file).name}"
         if "head" in result.axes:
-            plot_lens_heads(result, title, pictures[0], read.start)
+            figure = plot_lens_heads(result, title, read.start)
             tables = [lens_heads_table(result, read.start)]
         else:
-            plot_lens(result, tokenizer, read.labels, title, pictures[0])
+            figure = plot_lens(result, tokenizer, read.labels, title)
             tables = [lens_table(result, tokenizer, read.tokens)]
+        pictures = write_picture(figure, out, "lens")
+        pictures += write_picture(_plot_attention(whisper, read, name), out, "attention")
         printed = dataset.to_dict()["data_vars"] | {"tokens": read.tokens}
         if attribution:
             parts = direct_logit_attribution(whisper, read.run, read.following)
@@ -116,10 +120,9 @@ def lens(
             if as_csv:
                 write_csv(to_dataframe(dataset, ("component", "pos")), out / "attribution.zarr")
             title = f"direct logit attribution of {name}: {Path(file).name}"
-            pictures += [
-                plot_attribution(parts, following, title, out / "attribution.png"),
-                plot_attribution_heads(parts, title, out / "attribution_heads.png", read.start),
-            ]
+            pictures += write_picture(plot_attribution(parts, following, title), out, "attribution")
+            heads = plot_attribution_heads(parts, title, read.start)
+            pictures += write_picture(heads, out, "attribution_heads")
             tables.append(attribution_table(parts, read.start))
             printed["attribution"] = dataset.to_dict()
     if as_json:
@@ -171,9 +174,9 @@ def _read(
     return _Read(utterance, run, axis_labels(tokenizer, tokens), following)
 
 
-def _plot_attention(model: Whisper, read: _Read, name: str, path: Path) -> Path:
+def _plot_attention(model: Whisper, read: _Read, name: str) -> "matplotlib.figure.Figure":
     heads = following_heads(model)
     words = align_words(model, read.utterance)
     title = f"where {name} listens: mean of the {len(heads)} heads that follow the audio"
     pattern = mean_pattern(read.run, heads)[:, : read.utterance.frames]
-    return plot_attention(pattern, read.labels, words, title, path)
+    return plot_attention(pattern, read.labels, words, title)

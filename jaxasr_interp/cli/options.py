@@ -1,14 +1,18 @@
 """Options that several commands share, and functions that read their text."""
 
+import functools
+import inspect
 import re
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Annotated, Any
 
 import typer
 
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.interventions.kind_text import KINDS
 from jaxasr_interp.patching.metric_names import METRICS
+from jaxasr_interp.report.plots.canvas import FORMATS
 
 CLIPS = (
     "a table (.tsv, .csv, .jsonl) or a Hugging Face dataset (a folder or an id, :SPLIT behind it)"
@@ -25,6 +29,12 @@ LanguageOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CsvOption = Annotated[
     bool, typer.Option("--csv", help="Also write the results as a table beside the store.")
+]
+FormatOption = Annotated[
+    str,
+    typer.Option(
+        "--format", help=f"Formats of the pictures: {', '.join(FORMATS)}, or several: png,svg."
+    ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results in --out.")]
 PlanOption = Annotated[
@@ -88,8 +98,45 @@ EditsOption = Annotated[
     ),
 ]
 
+picture_formats: ContextVar[tuple[str, ...]] = ContextVar("picture_formats", default=("png",))
+"""The formats of the pictures of the command that runs, as `--format` says."""
+
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def draws(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that draws the option `--format`, which is read before any work is done."""
+
+    @functools.wraps(command)
+    def drawing(*, format_text: str, **given: Any) -> None:
+        before = picture_formats.set(parse_formats(format_text))
+        try:
+            command(**given)
+        finally:
+            picture_formats.reset(before)
+
+    added = inspect.Parameter(
+        "format_text", inspect.Parameter.KEYWORD_ONLY, default="png", annotation=FormatOption
+    )
+    parameters = [*inspect.signature(command).parameters.values(), added]
+    drawing.__dict__["__signature__"] = inspect.Signature(parameters)
+    return drawing
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """Read `png,svg`.
+
+    Raises:
+        InputError: there is no such format.
+    """
+    formats = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",")))
+    for name in formats:
+        if name not in FORMATS:
+            raise InputError(
+                f"Pictures cannot be written as {name!r}: choose from {', '.join(FORMATS)}."
+            )
+    return formats
 
 
 def refuse_options(context: typer.Context, names: Sequence[str], why: str) -> None:

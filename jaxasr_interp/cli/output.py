@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from jaxasr_interp.cli.options import picture_formats
+from jaxasr_interp.report.plots.canvas import save
 from jaxasr_interp.runtime.store import new_file, to_json
 
 if TYPE_CHECKING:
+    import matplotlib.figure
     import pandas
 
 console = Console()
@@ -22,6 +25,11 @@ def say(message: str) -> None:
 def print_json(content: Any) -> None:
     """Print JSON; numbers that are not finite become null."""
     print(to_json(content))
+
+
+def write_picture(figure: "matplotlib.figure.Figure", folder: Path, name: str) -> list[Path]:
+    """Write a picture in every format that the command is asked for; return the paths."""
+    return [save(figure, folder / f"{name}.{ending}") for ending in picture_formats.get()]
 
 
 def write_csv(table: "pandas.DataFrame", store: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxasr_interp.checkpoint.load import load_model
-from jaxasr_interp.cli.output import console, print_json, say, write_csv
+from jaxasr_interp.cli.output import console, print_json, say, write_csv, write_picture
 from jaxasr_interp.cli.pairs import Pair
 from jaxasr_interp.cli.selection import Selection
 from jaxasr_interp.cli.sweeps import Sweep
@@ -157,8 +157,11 @@ def sweep_pair(request: PairRequest, run: Callable[[Sweep], Swept]) -> None:
     )
     with together(output.folder):
         pictures = [
-            sweep.draw(recovery(swept.result, metric), title, output.folder / f"{metric}.png")
+            path
             for metric in request.metrics
+            for path in write_picture(
+                sweep.draw(recovery(swept.result, metric), title), output.folder, metric
+            )
         ]
         if output.as_csv:
             write_csv(to_dataframe(dataset, dataset.patched.dims), store)

@@ -34,7 +34,7 @@ WordOption = Annotated[
         "different word with two files."
     ),
 ]
-OutOption = Annotated[Path, typer.Option(help="Folder for sweep.zarr and PNGs.")]
+OutOption = Annotated[Path, typer.Option(help="Folder for sweep.zarr and pictures.")]
 
 
 @dataclasses.dataclass(frozen=True)

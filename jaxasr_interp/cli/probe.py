@@ -7,7 +7,7 @@ import numpy as np
 import typer
 
 from jaxasr_interp.cli.options import CsvOption, JsonOption, OverwriteOption
-from jaxasr_interp.cli.output import console, print_json, write_csv
+from jaxasr_interp.cli.output import console, print_json, write_csv, write_picture
 from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.reading import open_activations
@@ -115,7 +115,8 @@ def probe(
                 if as_csv:
                     write_csv(report.to_dataframe(), path / "scores.zarr")
                 save_probes(report.probes, path / "probes", overwrite=overwrite)
-                plot_probes(report, f"{name} in {variable}", path / "scores.png", score=score)
+                figure = plot_probes(report, f"{name} in {variable}", score=score)
+                write_picture(figure, path, "scores")
                 rows.append(_row(name, report))
                 if not as_json:
                     console.print(probe_table(name, report))
@@ -123,7 +124,7 @@ def probe(
     if as_json:
         print_json(rows)
     else:
-        print(f"wrote {out}: for each target and variable scores.zarr, scores.png and probes")
+        print(f"wrote {out}: for each target and variable scores.zarr, a picture and probes")
 
 
 def _column(dataset: "xarray.Dataset", name: str) -> list[str]:

@@ -23,6 +23,7 @@ from jaxasr_interp.report.plots import Quantity, axis_labels, plot_sweep, plot_t
 from jaxasr_interp.report.tables import window_labels
 
 if TYPE_CHECKING:
+    import matplotlib.figure
     import xarray
 
 
@@ -117,12 +118,12 @@ class Sweep:
             dataset = dataset.assign_coords(heard=("pos", self.window_labels))
         return dataset
 
-    def draw(self, quantity: Quantity, title: str, path: Path) -> Path:
+    def draw(self, quantity: Quantity, title: str) -> "matplotlib.figure.Figure":
         """Draw a heatmap over tokens, or over time under the spectrogram."""
         if self.cells.counts_frames:
             mel = np.asarray(self.contrast.clean.mel)
-            return plot_timeline(quantity, mel, self.words, title, path)
-        return plot_sweep(quantity, self.token_labels, title, path)
+            return plot_timeline(quantity, mel, self.words, title)
+        return plot_sweep(quantity, self.token_labels, title)
 
 
 def partial_file(out: Path) -> Path:

@@ -20,7 +20,7 @@ from jaxasr_interp.cli.options import (
     ModelOption,
     OverwriteOption,
 )
-from jaxasr_interp.cli.output import console, print_json, write_csv
+from jaxasr_interp.cli.output import console, print_json, write_csv, write_picture
 from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.lens.tuned_checkpoints import CHECKPOINTS
 from jaxasr_interp.lens.tuned_training import LensTraining, TunedLens, train_tuned_lens
@@ -80,7 +80,8 @@ def tuned_lens(
         lens = train_tuned_lens(whisper, clips, out, training, on_progress=on_progress)
     dataset = lens.to_dataset().assign_attrs(dataclasses.asdict(training))
     with together(out):
-        picture = plot_tuned_lens(dataset, f"lenses of {Path(model).name}", out / "tuned_lens.png")
+        figure = plot_tuned_lens(dataset, f"lenses of {Path(model).name}")
+        pictures = write_picture(figure, out, "tuned_lens")
         if as_csv:
             write_csv(lens.to_dataframe(), out / "tuned_lens.zarr")
         save_dataset(dataset, out / "tuned_lens.zarr", whisper, overwrite=overwrite)
@@ -88,7 +89,9 @@ def tuned_lens(
         print_json(dataset[["kl"]].to_dict())
         return
     console.print(_table(lens))
-    print(f"wrote {out}: checkpoints, tuned_lens.zarr and {picture.name}")
+    print(
+        f"wrote {out}: checkpoints, tuned_lens.zarr and {', '.join(path.name for path in pictures)}"
+    )
 
 
 def _table(lens: TunedLens) -> Group:

@@ -1,21 +1,15 @@
-"""Figures before they are written, and what stands in them."""
+"""Figures, and what stands in them."""
+
+import io
 
 from matplotlib.image import imread
 
-from helpers.files import PNG
 from jaxasr_interp.generation.word_times import Word
 
 WORDS = tuple(
     Word(text, text.strip(".").lower(), (3 + i, 4 + i), (3 * i, 3 * i + 3))
     for i, text in enumerate(["Cut", "the", "grass", "now."])
 )
-
-
-def draw(figures, plot, *arguments):
-    figures.clear()
-    path = plot(*arguments)
-    assert path.read_bytes().startswith(PNG)
-    return figures[0]
 
 
 def texts(figure):
@@ -30,6 +24,9 @@ def panels(figure):
 LABELS = ["<|startoftranscript|>", "<|notimestamps|>", "$my$", "cat", "sat", "on", "it"]
 
 
-def inked(path):
+def inked(figure):
     """The share of a picture's pixels that are not nearly white."""
-    return float((imread(path)[..., :3] < 0.9).any(-1).mean())
+    written = io.BytesIO()
+    figure.savefig(written, format="png")
+    written.seek(0)
+    return float((imread(written)[..., :3] < 0.9).any(-1).mean())

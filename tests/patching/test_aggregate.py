@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
@@ -127,10 +128,14 @@ def test_the_top_cells_come_first():
 
 
 def test_the_command_writes_a_store_a_table_and_a_picture(swept, tmp_path, invoke):
-    code, out, _ = invoke("aggregate", swept, "--by", "speaker", "--out", tmp_path, "--top", 3)
+    options = ("--out", tmp_path, "--top", 3, "--format", "png,svg")
+    code, out, _ = invoke("aggregate", swept, "--by", "speaker", *options)
     assert code == 0
     assert out.count("%") >= 6
     assert (tmp_path / "aggregate_speaker.png").read_bytes().startswith(PNG)
+    assert ET.parse(tmp_path / "aggregate_speaker.svg").getroot().tag.endswith("}svg")
+    for ending in ("png", "svg"):
+        assert f"{tmp_path / 'aggregate_speaker'}.{ending}" in out
     assert ji.open_dataset(tmp_path / "aggregate_speaker.zarr").sizes["value"] == 2
     words = write_table(tmp_path / "kinds.tsv", [{"value": "b", "class": "short"}])
     asked = ("--by", "asked_word", "--classes")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import jaxasr_interp as ji
-from helpers.pictures import LABELS, WORDS, draw, panels, texts
+from helpers.pictures import LABELS, WORDS, panels, texts
 from helpers.sweeps import plan_of
 from jaxasr_interp.generation.word_times import Word
 from jaxasr_interp.report.plots import (
@@ -38,11 +38,9 @@ def result_of(tiny, golden, scale=1.0, **options):
         ({"positions": "all"}, 1),
     ],
 )
-def test_a_panel_for_every_component_and_strength(
-    tiny, golden, tmp_path, figures, options, n_panels
-):
+def test_a_panel_for_every_component_and_strength(tiny, golden, options, n_panels):
     result = result_of(tiny, golden, **options)
-    figure = draw(figures, plot_sweep, share(result, "kl"), LABELS, "title", tmp_path / "a.png")
+    figure = plot_sweep(share(result, "kl"), LABELS, "title")
     assert len(panels(figure)) == n_panels
     labels = [label.get_text() for label in panels(figure)[-1].get_xticklabels()]
     assert len(labels) == len(result.plan.windows)
@@ -50,7 +48,8 @@ def test_a_panel_for_every_component_and_strength(
 
 
 def test_the_weakest_of_many_components_are_left_out_and_it_says_so(
-    tiny, golden, tmp_path, figures
+    tiny,
+    golden,
 ):
     sites = ["attn_out", "mlp_out", "q", "k", "v", "z", "result", "cross_q", "cross_z"]
     sites += ["cross_result", "resid_pre", "resid_mid", "resid_post", "pattern", "cross_pattern"]
@@ -58,7 +57,7 @@ def test_the_weakest_of_many_components_are_left_out_and_it_says_so(
     assert len(result.plan.components) == 25
     weakest = 7
     result.patched[:, weakest] = 0.0
-    figure = draw(figures, plot_sweep, share(result, "kl"), LABELS, "title", tmp_path / "a.png")
+    figure = plot_sweep(share(result, "kl"), LABELS, "title")
     shown = [axes.get_title(loc="left") for axes in panels(figure)]
     kept = [n for i, n in enumerate(result.plan.component_names) if i != weakest]
     assert shown == kept
@@ -81,11 +80,11 @@ def test_colours_fit_the_numbers(tiny, golden):
     assert moved.limit == np.abs(moved.values).max()
 
 
-def test_runs_that_agree_are_drawn_grey(tiny, golden, tmp_path, figures):
+def test_runs_that_agree_are_drawn_grey(tiny, golden):
     result = result_of(tiny, golden)
     quantity = share(result, "rank")
     assert np.isnan(quantity.values).all()
-    figure = draw(figures, plot_sweep, quantity, LABELS, "title", tmp_path / "a.png")
+    figure = plot_sweep(quantity, LABELS, "title")
     assert panels(figure)[0].images[0].get_array().mask.all()
     assert texts(figure) == []
     assert "the runs agree" in figure.axes[-1].get_ylabel()
@@ -110,13 +109,11 @@ def test_patches_into_the_clean_run_show_what_is_lost(tiny, golden):
         ({"stack": "decoder", "site": "cross_v", "window": 2}, 1),
     ],
 )
-def test_time_runs_under_the_spectrogram_and_the_words(
-    tiny, golden, tmp_path, figures, options, n_panels
-):
+def test_time_runs_under_the_spectrogram_and_the_words(tiny, golden, options, n_panels):
     result = result_of(tiny, golden, **({"stack": "encoder"} | options))
     mel = np.asarray(golden["mel_a"])
     quantity = share(result, "kl")
-    figure = draw(figures, plot_timeline, quantity, mel, WORDS, "title", tmp_path / "a.png")
+    figure = plot_timeline(quantity, mel, WORDS, "title")
     heatmaps = [axes for axes in figure.axes if axes.collections and axes.get_xlabel() is not None]
     assert len([axes for axes in heatmaps if axes.get_yticks().size]) >= n_panels
     assert set(texts(figure)) <= {word.text for word in WORDS}
@@ -137,10 +134,10 @@ def test_words_do_not_cover_each_other():
 
 
 @pytest.mark.parametrize("options", [{}, {"alpha": [0.5, 1]}, {"heads": "each"}, {"site": "z"}])
-def test_ablations_show_sites_and_heads_apart(tiny, golden, tmp_path, figures, options):
+def test_ablations_show_sites_and_heads_apart(tiny, golden, options):
     options = {"site": ["attn_out", "mlp_out", "z", "cross_z"], "positions": "all"} | options
     result = result_of(tiny, golden, **options)
-    figure = draw(figures, plot_ablation, change(result, "kl"), "title", tmp_path / "a.png")
+    figure = plot_ablation(change(result, "kl"), "title")
     by_head = 3 if "heads" in options else 1
     assert len(panels(figure)) == by_head * len(result.plan.alphas)
 
@@ -167,7 +164,8 @@ def test_tables_of_time_name_the_words(tiny, golden):
 
 
 def test_shares_up_to_two_hundred_per_cent_have_colours_of_their_own(
-    tiny, golden, tmp_path, figures
+    tiny,
+    golden,
 ):
     result = result_of(tiny, golden, 0.3)
     span = result.clean[0] - result.corrupted[0]
@@ -177,18 +175,18 @@ def test_shares_up_to_two_hundred_per_cent_have_colours_of_their_own(
     result.patched[0, 1, 2] = result.corrupted[0] - 3.5 * span
     quantity = share(result, result.metrics[0])
     assert (quantity.limit, quantity.beyond) == (1.0, "-350%")
-    figure = draw(figures, plot_sweep, quantity, LABELS, "title", tmp_path / "a.png")
+    figure = plot_sweep(quantity, LABELS, "title")
     assert "as far as -350%" in figure.axes[-1].get_ylabel().replace("\n", " ")
 
 
-def test_approximations_are_called_so(tiny, golden, tmp_path, figures):
+def test_approximations_are_called_so(tiny, golden):
     import dataclasses
 
     result = dataclasses.replace(result_of(tiny, golden), method="attribution")
     for made in (share, change):
         label = made(result, "kl").label
         assert label.endswith(", first-order approximation (attribution)")
-        figure = draw(figures, plot_sweep, made(result, "kl"), LABELS, "t", tmp_path / "a.png")
+        figure = plot_sweep(made(result, "kl"), LABELS, "t")
         assert "approximation" in figure.axes[-1].get_ylabel()
     assert "approximation" not in share(result_of(tiny, golden), "kl").label
 

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 import jaxasr_interp as ji
-from helpers.pictures import LABELS, WORDS, draw, inked, panels, texts
+from helpers.pictures import LABELS, WORDS, inked, panels, texts
 from jaxasr_interp.generation.word_times import Word
 from jaxasr_interp.report.plots import (
     plot_attention,
@@ -44,11 +44,10 @@ def lens_of(*written, normed=True, log_probs=None):
         lens_of("a", log_probs=np.full((2, 2), np.nan)),
     ],
 )
-def test_the_encoder_lens_shows_what_each_depth_writes(tmp_path, figures, lens):
-    path = tmp_path / "a.png"
-    figure = draw(figures, plot_encoder_lens, lens, "lens of $a$", path)
+def test_the_encoder_lens_shows_what_each_depth_writes(lens):
+    figure = plot_encoder_lens(lens, "lens of $a$")
     left, right = figure.axes
-    assert inked(path) > 0.01
+    assert inked(figure) > 0.01
     assert [bar.get_width() for bar in left.patches] == pytest.approx(
         lens.log_probs.mean(1).tolist(), nan_ok=True
     )
@@ -83,12 +82,12 @@ def logit_lens_of(site, stack, pos, tokens=48):
     [("resid_post", (3,), 7, 1), ("mlp_out", (3,), 100, 5), ("embed", (), 7, 1)],
 )
 def test_the_lens_shows_every_cell_in_as_many_lines_as_it_needs(
-    tiny_tokenizer, tmp_path, figures, site, stack, pos, lines
+    tiny_tokenizer, site, stack, pos, lines
 ):
-    lens, path = logit_lens_of(site, stack, pos), tmp_path / "a.png"
+    lens = logit_lens_of(site, stack, pos)
     labels = [f"${i}" for i in range(pos)]
-    figure = draw(figures, plot_lens, lens, tiny_tokenizer, labels, "lens of $a$", path)
-    assert inked(path) > 0.01
+    figure = plot_lens(lens, tiny_tokenizer, labels, "lens of $a$")
+    assert inked(figure) > 0.01
     shown = panels(figure)[:lines]
     assert sum(axes.images[0].get_array().shape[1] for axes in shown) == pos
     assert len({axes.get_xlim() for axes in shown}) == 1, "cells of all lines are equally wide"
@@ -102,44 +101,44 @@ def test_the_lens_shows_every_cell_in_as_many_lines_as_it_needs(
     assert len(frames) == (settled < len(lens.top_tokens)).sum()
 
 
-def test_heads_have_a_cell_each(tmp_path, figures):
-    lens, path = logit_lens_of("cross_result", (3, 2), 5), tmp_path / "a.png"
-    figure = draw(figures, plot_lens_heads, lens, "heads of $a$", path, 1)
+def test_heads_have_a_cell_each():
+    lens = logit_lens_of("cross_result", (3, 2), 5)
+    figure = plot_lens_heads(lens, "heads of $a$", 1)
     shown = panels(figure)[0].images[0].get_array()
     np.testing.assert_allclose(shown, lens.target_log_prob[..., 1:].mean(-1))
     assert len(texts(figure)) == 6
 
 
 @pytest.mark.parametrize("pos", [7, 60])
-def test_contributions_stand_in_columns_under_their_sum(tmp_path, figures, pos):
-    rng, path = np.random.default_rng(0), tmp_path / "a.png"
+def test_contributions_stand_in_columns_under_their_sum(pos):
+    rng = np.random.default_rng(0)
     shapes = {"embed": 0, "pos_embed": 0, "attn_heads": 2, "attn_bias": 1, "cross_attn_heads": 2}
     shapes |= {"cross_attn_bias": 1, "mlp_out": 1, "norm_bias": 0}
     parts = {name: rng.normal(size=(*(3, 2)[:n], pos)) for name, n in shapes.items()}
     fields = {"targets": np.zeros(pos, int), "others": None, "logit": np.arange(pos) / 2, **parts}
     attribution = ji.DirectLogitAttribution(**jax.tree.map(jnp.asarray, fields))
     labels = [f"${i}" for i in range(pos)]
-    figure = draw(figures, plot_attribution, attribution, labels, "parts of $a$", path)
-    assert inked(path) > 0.01
+    figure = plot_attribution(attribution, labels, "parts of $a$")
+    assert inked(figure) > 0.01
     shown = panels(figure)[: 1 if pos == 7 else 2]
     drawn = np.concatenate([axes.images[0].get_array() for axes in shown], axis=1)
     np.testing.assert_allclose(drawn, np.stack([*attribution.by_component().values()]), rtol=1e-6)
     assert shown[0].get_yticklabels()[-1].get_text() == "norm_bias"
     sums = [label.get_text() for axes in shown for label in axes.child_axes[0].get_xticklabels()]
     assert sums == [f"{i / 2:.1f}" for i in range(pos)]
-    figure = draw(figures, plot_attribution_heads, attribution, "heads of $a$", path, 2)
+    figure = plot_attribution_heads(attribution, "heads of $a$", 2)
     for axes, heads in zip(panels(figure), ("attn_heads", "cross_attn_heads"), strict=False):
         mean = parts[heads][..., 2:].mean(-1)
         np.testing.assert_allclose(axes.images[0].get_array(), mean, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("nothing", [False, True])
-def test_attention_runs_under_the_words(tmp_path, figures, nothing):
-    random, path = np.random.default_rng(0), tmp_path / "a.png"
+def test_attention_runs_under_the_words(nothing):
+    random = np.random.default_rng(0)
     pattern = random.random((len(LABELS), 12)) * np.arange(1, 8)[:, None] * (not nothing)
     words = (*WORDS, Word("$5", "5", (6, 7), (11, 12)))
-    figure = draw(figures, plot_attention, pattern, LABELS, words, "heads of $a$", path)
-    assert inked(path) > 0.01
+    figure = plot_attention(pattern, LABELS, words, "heads of $a$")
+    assert inked(figure) > 0.01
     (axes,) = panels(figure)
     shown = axes.images[0].get_array()
     np.testing.assert_allclose(shown.max(1), float(not nothing))
@@ -155,6 +154,6 @@ def test_attention_runs_under_the_words(tmp_path, figures, nothing):
     ]
 
 
-def test_nothing_said_has_no_words(tmp_path, figures):
-    figure = draw(figures, plot_attention, np.ones((1, 3)), ["a"], (), "title", tmp_path / "a.png")
+def test_nothing_said_has_no_words():
+    figure = plot_attention(np.ones((1, 3)), ["a"], (), "title")
     assert len(panels(figure)) == 1

@@ -1,7 +1,7 @@
 """Pictures of ablations: layers × components, and layers × heads of sites with heads."""
 
 import dataclasses
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -12,11 +12,13 @@ from jaxasr_interp.report.plots.canvas import (
     add_colour_bar,
     bare,
     draw_cells,
+    finish,
     new_figure,
-    save,
-    write_title,
 )
 from jaxasr_interp.report.plots.quantity import Quantity
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 _CELL = (0.62, 0.36)
 _WIDTH = 18.0
@@ -31,7 +33,7 @@ class _Block:
     numbers: tuple[int, ...]
 
 
-def plot_ablation(quantity: Quantity, title: str, path: Path) -> Path:
+def plot_ablation(quantity: Quantity, title: str) -> "matplotlib.figure.Figure":
     """Draw the effect of each component of each layer, with one line of panels for each strength.
 
     Whole sites and single heads have separate colour scales, because a head has less effect.
@@ -39,10 +41,9 @@ def plot_ablation(quantity: Quantity, title: str, path: Path) -> Path:
     Args:
         quantity: from `change` or `share`; where there are several windows, the strongest counts.
         title: written above.
-        path: PNG to write.
 
     Returns:
-        The path.
+        The figure.
     """
     values = _strongest(quantity.values)
     groups = [blocks for blocks in _blocks(quantity) if blocks]
@@ -82,8 +83,8 @@ def plot_ablation(quantity: Quantity, title: str, path: Path) -> Path:
         own = grid[:, column - len(blocks) : column]
         size = (cell[0] * sum(len(block.names) for block in blocks), n_lines * cell[1] * rows)
         add_colour_bar(figure, image, own, scale, limit, size)
-    write_title(figure, title)
-    return save(figure, path)
+    finish(figure, title)
+    return figure
 
 
 def _strongest(

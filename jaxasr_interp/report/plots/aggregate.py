@@ -1,6 +1,5 @@
 """The picture of a data-set sweep: component × layer, a panel for each group of positions."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,14 +8,14 @@ from jaxasr_interp.report.plots.canvas import (
     INK,
     bare,
     diverging,
+    finish,
     new_figure,
     plain,
-    save,
     shorten,
-    write_title,
 )
 
 if TYPE_CHECKING:
+    import matplotlib.figure
     import xarray
 
 _CELL = (0.5, 0.24)
@@ -31,13 +30,12 @@ _NAMES = {
 }
 
 
-def plot_aggregate(summary: "xarray.Dataset", title: str, path: Path) -> Path:
+def plot_aggregate(summary: "xarray.Dataset", title: str) -> "matplotlib.figure.Figure":
     """Draw the mean `recovered` of every component and layer; pale where the interval holds 0.
 
     Args:
         summary: from `aggregate`; of several strengths the last one is drawn.
         title: title of the picture.
-        path: path of the PNG.
     """
     if "alpha" in summary.dims:
         summary = summary.isel(alpha=-1)
@@ -72,8 +70,8 @@ def plot_aggregate(summary: "xarray.Dataset", title: str, path: Path) -> Path:
     bar.outline.set_visible(False)
     level, unit = 100 * summary.attrs["level"], summary.attrs["unit"]
     note = f"numbers in %; pale: the {level:g}% interval over {unit}s holds 0"
-    write_title(figure, title, note)
-    return save(figure, path)
+    finish(figure, title, note)
+    return figure
 
 
 def _labels(summary: "xarray.Dataset", axis: str) -> list[str]:

@@ -1,7 +1,7 @@
 """A picture of cross-attention: where in the audio each token looks, with the words above."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -10,13 +10,15 @@ from jaxasr_interp.generation.word_times import Word
 from jaxasr_interp.report.plots.canvas import (
     INK,
     bare,
+    finish,
     new_figure,
     plain,
-    save,
     shorten,
-    write_title,
 )
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 _LEAST_GAP = 0.15
 
@@ -26,8 +28,7 @@ def plot_attention(
     labels: Sequence[str],
     words: Sequence[Word],
     title: str,
-    path: Path,
-) -> Path:
+) -> "matplotlib.figure.Figure":
     """Draw attention from tokens to frames.
 
     Args:
@@ -35,10 +36,9 @@ def plot_attention(
         labels: text of every token.
         words: the words and their times, from `align_words`.
         title: written above.
-        path: PNG to write.
 
     Returns:
-        The path.
+        The figure.
     """
     rows, frames = pattern.shape
     seconds = frames / FRAMES_PER_SECOND
@@ -71,8 +71,8 @@ def plot_attention(
     bar = figure.colorbar(image, ax=axes, fraction=0.3 / width, pad=0.02, aspect=30)
     bar.set_label("attention (1: the token's largest)")
     bar.outline.set_visible(False)
-    write_title(figure, title)
-    return save(figure, path)
+    finish(figure, title)
+    return figure
 
 
 def _apart(words: Sequence[Word], gap: float) -> list[Word]:

@@ -1,8 +1,7 @@
 """Pictures of direct logit attribution: what each component adds to the next token's logit."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -12,13 +11,15 @@ from jaxasr_interp.report.plots.canvas import (
     INK,
     bare,
     diverging,
+    finish,
     new_figure,
     plain,
-    save,
     shorten,
     wrap_columns,
-    write_title,
 )
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 _CELL = (0.46, 0.2)
 _LOWEST = 0.13
@@ -27,18 +28,17 @@ _BEYOND = 0.02
 
 
 def plot_attribution(
-    attribution: DirectLogitAttribution, target_labels: Sequence[str], title: str, path: Path
-) -> Path:
+    attribution: DirectLogitAttribution, target_labels: Sequence[str], title: str
+) -> "matplotlib.figure.Figure":
     """Draw every component's contribution at every position, the first component at the bottom.
 
     Args:
         attribution: from `direct_logit_attribution`.
         target_labels: text of every position's target.
         title: written above.
-        path: PNG to write.
 
     Returns:
-        The path.
+        The figure.
     """
     components = attribution.by_component()
     values = np.stack([np.asarray(value) for value in components.values()])
@@ -65,23 +65,22 @@ def plot_attribution(
     panels[-1].set_xlabel("next token (above: its logit, the sum of the column)", loc="left")
     label = _label("contribution", attribution, values)
     _add_bar(figure, image, list(panels), 0.4 / (1 + widest), label)
-    write_title(figure, title)
-    return save(figure, path)
+    finish(figure, title)
+    return figure
 
 
 def plot_attribution_heads(
-    attribution: DirectLogitAttribution, title: str, path: Path, start: int = 0
-) -> Path:
+    attribution: DirectLogitAttribution, title: str, start: int = 0
+) -> "matplotlib.figure.Figure":
     """Draw every head's mean contribution, self-attention on the left, cross-attention beside it.
 
     Args:
         attribution: from `direct_logit_attribution`.
         title: written above.
-        path: PNG to write.
         start: first position that counts.
 
     Returns:
-        The path.
+        The figure.
     """
     both = {
         "self-attention": attribution.attn_heads,
@@ -102,8 +101,8 @@ def plot_attribution_heads(
     panels[0].set_ylabel("layer")
     label = _label("mean contribution", attribution, values)
     _add_bar(figure, image, list(panels), 0.04, label)
-    write_title(figure, title)
-    return save(figure, path)
+    finish(figure, title)
+    return figure
 
 
 def _label(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from jaxasr_interp.report.plots.fonts import use_fonts
 from jaxasr_interp.report.plots.quantity import Quantity
 from jaxasr_interp.runtime.store import new_file
 from jaxasr_interp.speech.tokenizer import Tokenizer
@@ -16,6 +17,8 @@ from jaxasr_interp.speech.tokenizer import Tokenizer
 INK = "#222222"
 NOTHING = "#cfcfcf"
 LEAST_WIDTH = 4.5
+FORMATS = ("png", "svg", "pdf")
+"""The formats in which `save` writes pictures."""
 _PAGE = 17.0
 _WORTH_WRITING = 0.03
 _BAR, _LETTER, _TITLE_LETTER = 0.16, 0.075, 0.088
@@ -53,11 +56,12 @@ def wrap_columns(columns: int, width: float) -> list[slice]:
     return [slice(i, min(i + per_line, columns)) for i in range(0, columns, per_line)]
 
 
-def write_title(figure: Any, title: str, note: str = "") -> None:
-    """Write the title and a note at the top left, wrapped to the width of the figure."""
+def finish(figure: Any, title: str, note: str = "") -> None:
+    """Write the title and a note at the top left, and choose fonts for all texts of the figure."""
     text = f"{title} ({note})" if note else title
     letters = max(20, int(figure.get_figwidth() / _TITLE_LETTER))
     figure.suptitle(plain(textwrap.fill(text, letters)), x=0.01, ha="left", fontsize=11, color=INK)
+    use_fonts(figure)
 
 
 def bare(axes: Any) -> None:
@@ -150,9 +154,22 @@ def add_colour_bar(
 
 
 def save(figure: Any, path: Path) -> Path:
-    """Write a PNG; it appears complete or not at all."""
-    with new_file(path) as partial, warnings.catch_warnings():
-        # A letter that the font lacks is drawn as a box: tokens may be of any language.
+    """Write a picture in the format that the path ends in; it appears complete or not at all.
+
+    Args:
+        figure: from one of the plot functions.
+        path: path that ends in .png, .svg or .pdf.
+
+    Returns:
+        The path.
+    """
+    import matplotlib
+
+    # Text stays text that can be searched and edited.
+    as_text = matplotlib.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42})
+    with new_file(path) as partial, as_text, warnings.catch_warnings():
+        # `use_fonts` has said in one sentence which letters have no font.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
-        figure.savefig(partial, format="png", dpi=130)
+        warnings.filterwarnings("ignore", r"Matplotlib currently does not support .* natively")
+        figure.savefig(partial, format=path.suffix[1:], dpi=130)
     return path

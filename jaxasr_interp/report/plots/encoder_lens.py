@@ -1,28 +1,30 @@
 """A picture of the encoder lens, with one row of text for every depth."""
 
 import textwrap
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxasr_interp.evaluation.loops import is_loop
 from jaxasr_interp.lens.encoder import EncoderLens
-from jaxasr_interp.report.plots.canvas import INK, bare, new_figure, plain, save, write_title
+from jaxasr_interp.report.plots.canvas import INK, bare, finish, new_figure, plain
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 _LETTERS, _LINES = 118, 3
 _LOOP = "#b3541e"
 
 
-def plot_encoder_lens(lens: EncoderLens, title: str, path: Path) -> Path:
+def plot_encoder_lens(lens: EncoderLens, title: str) -> "matplotlib.figure.Figure":
     """Draw the text generated from every depth, beside the probability of the reference.
 
     Args:
         lens: from `encoder_lens`.
         title: written above.
-        path: PNG to write.
 
     Returns:
-        The path.
+        The figure.
     """
     texts = [_wrapped(text) for text in lens.texts]
     heights = [max(1, text.count("\n") + 1) for text in texts]
@@ -52,8 +54,8 @@ def plot_encoder_lens(lens: EncoderLens, title: str, path: Path) -> Path:
     for axes in (left, right):
         axes.set_ylim(0, edges[-1])
         bare(axes)
-    write_title(figure, title, "" if lens.normed else "without the final LayerNorm")
-    return save(figure, path)
+    finish(figure, title, "" if lens.normed else "without the final LayerNorm")
+    return figure
 
 
 def _wrapped(text: str) -> str:

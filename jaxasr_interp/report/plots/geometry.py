@@ -1,27 +1,29 @@
 """Pictures of layer similarity, and of how many directions each layer uses."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxasr_interp.report.plots.canvas import INK, NOTHING, bare, new_figure, save, write_title
+from jaxasr_interp.report.plots.canvas import INK, NOTHING, bare, finish, new_figure
 from jaxasr_interp.similarity.cka import Similarity
 from jaxasr_interp.similarity.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 _MOST_NUMBERS = 16
 _CONTROL = "#8a8a8a"
 
 
-def plot_similarity(similarity: Similarity, title: str, path: Path) -> Path:
+def plot_similarity(similarity: Similarity, title: str) -> "matplotlib.figure.Figure":
     """Draw CKA as a matrix of layers, the first ones at the bottom left.
 
     Args:
         similarity: from `cka`.
         title: written above.
-        path: PNG to write.
 
     Returns:
-        The path.
+        The figure.
     """
     import matplotlib
 
@@ -53,21 +55,22 @@ def plot_similarity(similarity: Similarity, title: str, path: Path) -> Path:
     )
     bar.set_label("CKA" if similarity.unbiased else "CKA (biased)", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    write_title(figure, title, f"{similarity.rows} rows")
-    return save(figure, path)
+    finish(figure, title, f"{similarity.rows} rows")
+    return figure
 
 
-def plot_spectrum(spectrum: Spectrum, control: Spectrum | None, title: str, path: Path) -> Path:
+def plot_spectrum(
+    spectrum: Spectrum, control: Spectrum | None, title: str
+) -> "matplotlib.figure.Figure":
     """Draw the effective rank of each layer, and its share of variance by direction.
 
     Args:
         spectrum: from `spectrum`.
         control: the spectrum of a model with random weights, if there is one.
         title: written above.
-        path: PNG to write.
 
     Returns:
-        The path.
+        The figure.
     """
     import matplotlib
 
@@ -109,5 +112,5 @@ def plot_spectrum(spectrum: Spectrum, control: Spectrum | None, title: str, path
         axes.grid(color="#e4e4e4")
         axes.set_axisbelow(True)
         bare(axes)
-    write_title(figure, title, f"{spectrum.rows} rows")
-    return save(figure, path)
+    finish(figure, title, f"{spectrum.rows} rows")
+    return figure

@@ -1,8 +1,7 @@
 """Pictures of the logit lens: the next token by layer, and the target's probability by head."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,14 +10,16 @@ from jaxasr_interp.report.plots.canvas import (
     INK,
     axis_labels,
     bare,
+    finish,
     new_figure,
     plain,
-    save,
     shorten,
     wrap_columns,
-    write_title,
 )
 from jaxasr_interp.speech.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 _CELL = (0.72, 0.42)
 _LOWEST = 0.24
@@ -26,8 +27,8 @@ _LETTERS = 11
 
 
 def plot_lens(
-    lens: LogitLens, tokenizer: Tokenizer, token_labels: Sequence[str], title: str, path: Path
-) -> Path:
+    lens: LogitLens, tokenizer: Tokenizer, token_labels: Sequence[str], title: str
+) -> "matplotlib.figure.Figure":
     """Draw the token each layer would say next, shaded by its probability.
 
     A frame marks the saturation layer, from which on the top token is that of the model. Long texts
@@ -38,10 +39,9 @@ def plot_lens(
         tokenizer: writes the tokens in the cells.
         token_labels: text of every token of the run.
         title: written above.
-        path: PNG to write.
 
     Returns:
-        The path.
+        The figure.
     """
     columns = len(lens.targets)
     top = np.asarray(lens.top_tokens)[..., 0].reshape(-1, columns)
@@ -77,8 +77,8 @@ def plot_lens(
     bar.outline.set_visible(False)
     framed = "" if lens.saturation_layer is None else " (framed: saturation layer)"
     panels[-1].set_xlabel(f"token the decoder has just read{framed}", loc="left")
-    write_title(figure, title)
-    return save(figure, path)
+    finish(figure, title)
+    return figure
 
 
 def _rows(lens: LogitLens, rows: int) -> list[str]:
@@ -96,17 +96,16 @@ def _frame_saturation(axes: Any, lens: LogitLens, line: slice) -> None:
             axes.add_patch(Rectangle(cell, 1, 1, fill=False, edgecolor="#d1495b", linewidth=1.5))
 
 
-def plot_lens_heads(lens: LogitLens, title: str, path: Path, start: int = 0) -> Path:
+def plot_lens_heads(lens: LogitLens, title: str, start: int = 0) -> "matplotlib.figure.Figure":
     """Draw the mean log-probability of the target by every single head.
 
     Args:
         lens: from `logit_lens`, of a site with heads.
         title: written above.
-        path: PNG to write.
         start: first position that counts.
 
     Returns:
-        The path.
+        The figure.
     """
     mean = np.asarray(lens.target_log_prob)[..., start:].mean(-1)
     layers, heads = mean.shape
@@ -125,5 +124,5 @@ def plot_lens_heads(lens: LogitLens, title: str, path: Path, start: int = 0) -> 
     bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
     bar.set_label("mean log-prob of the\ntoken the model says", fontsize=9)
     bar.outline.set_visible(False)
-    write_title(figure, title)
-    return save(figure, path)
+    finish(figure, title)
+    return figure

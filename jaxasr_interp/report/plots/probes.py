@@ -1,12 +1,14 @@
 """A picture of probes: scores by layer with confidence bands, controls, and confusions."""
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxasr_interp.probes.report import ProbeReport
-from jaxasr_interp.report.plots.canvas import INK, new_figure, plain, save, shorten, write_title
+from jaxasr_interp.report.plots.canvas import INK, finish, new_figure, plain, shorten
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 _COLOURS = {
     "probe": "#1f5fa8",
@@ -18,17 +20,18 @@ _LINES = {"mel": ("#8e4fa8", "--"), "majority": ("#555555", ":")}
 _MOST_WRITTEN = 12
 
 
-def plot_probes(report: ProbeReport, title: str, path: Path, *, score: str | None = None) -> Path:
+def plot_probes(
+    report: ProbeReport, title: str, *, score: str | None = None
+) -> "matplotlib.figure.Figure":
     """Draw one score of every layer, and beside it the confusions of the best layer.
 
     Args:
         report: from `probe_store`.
         title: written above.
-        path: PNG to write.
         score: name of the score; by default the first of the target's kind.
 
     Returns:
-        The path.
+        The figure.
     """
     score = score or report.scores[0]
     target = report.probes.target
@@ -45,8 +48,8 @@ def plot_probes(report: ProbeReport, title: str, path: Path, *, score: str | Non
     groups = report.probes.groups
     if groups is not None:
         known += f" of {len(np.unique(groups[target.known]))} groups"
-    write_title(figure, title, known)
-    return save(figure, path)
+    finish(figure, title, known)
+    return figure
 
 
 def _draw_curves(axes: Any, report: ProbeReport, score: str) -> None:

@@ -2,8 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -14,13 +13,15 @@ from jaxasr_interp.report.plots.canvas import (
     add_colour_bar,
     bare,
     draw_cells,
+    finish,
     new_figure,
     plain,
-    save,
     shorten,
-    write_title,
 )
 from jaxasr_interp.report.plots.quantity import Quantity
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 MOST_PANELS = 24
 _WIDTH, _HEIGHT = 14.0, 12.0
@@ -36,17 +37,18 @@ class Panel:
     values: Float[np.ndarray, "layer pos"]
 
 
-def plot_sweep(quantity: Quantity, token_labels: Sequence[str], title: str, path: Path) -> Path:
+def plot_sweep(
+    quantity: Quantity, token_labels: Sequence[str], title: str
+) -> "matplotlib.figure.Figure":
     """Draw a number for every layer and token.
 
     Args:
         quantity: from `share` or `change`.
         token_labels: text of every token of the run.
         title: written above.
-        path: PNG to write.
 
     Returns:
-        The path.
+        The figure.
     """
     lines, note = panel_lines(quantity)
     plan = quantity.plan
@@ -72,10 +74,10 @@ def plot_sweep(quantity: Quantity, token_labels: Sequence[str], title: str, path
             if line[j].title:
                 axes.set_title(line[j].title, loc="left", fontsize=9, color=INK)
     add_colour_bar(figure, image, grid, quantity, limit, (size[0], size[1] + 0.5))
-    write_title(figure, title, note)
     what = plan.component_names[0] if len(plan.components) == 1 else "activation"
     figure.supxlabel(f"token whose {what} is patched", fontsize=10)
-    return save(figure, path)
+    finish(figure, title, note)
+    return figure
 
 
 def panel_lines(quantity: Quantity) -> tuple[list[list[Panel]], str]:

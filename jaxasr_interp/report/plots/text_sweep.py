@@ -3,7 +3,7 @@
 import dataclasses
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -16,10 +16,12 @@ from jaxasr_interp.report.plots.canvas import (
     LEAST_WIDTH,
     NOTHING,
     bare,
+    finish,
     new_figure,
-    save,
-    write_title,
 )
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 _CELL = (0.5, 0.36)
 _LARGEST_COLOUR = 2.0
@@ -44,8 +46,7 @@ def plot_text_sweep(
     interventions: Sequence[Intervention],
     label: str,
     title: str,
-    path: Path,
-) -> Path | None:
+) -> "matplotlib.figure.Figure | None":
     """Draw one number of every component; one line of panels for each strength.
 
     Args:
@@ -53,10 +54,9 @@ def plot_text_sweep(
         interventions: the interventions; those on one component are drawn.
         label: what the numbers mean.
         title: written above.
-        path: PNG to write.
 
     Returns:
-        The path, or `None` where no intervention is on one component, or two are on the same one.
+        The figure, or `None` where no intervention is on one component, or two are on the same one.
     """
     known = [
         (cell, value)
@@ -113,8 +113,8 @@ def plot_text_sweep(
     label = f"{label}; as far as {100 * largest:.0f}%" if beyond else label
     letters = max(16, int(0.7 * figure.get_figheight() / _LETTER))
     bar.set_label(textwrap.fill(label, letters), fontsize=9)
-    write_title(figure, title)
-    return save(figure, path)
+    finish(figure, title)
+    return figure
 
 
 def _rows(layers: Sequence[int]) -> list[int]:

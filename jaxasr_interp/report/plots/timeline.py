@@ -1,8 +1,7 @@
 """Pictures of sweeps over time: layers under the spectrogram, with the words above it."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -13,14 +12,16 @@ from jaxasr_interp.report.plots.canvas import (
     add_colour_bar,
     bare,
     diverging,
+    finish,
     new_figure,
     plain,
-    save,
-    write_title,
 )
 from jaxasr_interp.report.plots.quantity import Quantity
 from jaxasr_interp.report.plots.sweep import panel_lines
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 _LETTER = 0.085
 _SPECTROGRAM_HEIGHT = 1.1
@@ -31,8 +32,7 @@ def plot_timeline(
     mel: Float[np.ndarray, "n_mels mel_frame"],
     words: Sequence[Word],
     title: str,
-    path: Path,
-) -> Path:
+) -> "matplotlib.figure.Figure":
     """Draw a number for every layer and window of time.
 
     Args:
@@ -40,10 +40,9 @@ def plot_timeline(
         mel: spectrogram of the clip.
         words: the words of the clip and their times.
         title: written above.
-        path: PNG to write.
 
     Returns:
-        The path.
+        The figure.
     """
     windows = quantity.plan.windows
     start, stop = min(a for a, _ in windows), max(b for _, b in windows)
@@ -69,8 +68,8 @@ def plot_timeline(
             below.set_title(panel.title, loc="left", fontsize=9, color=INK)
     axes[-1].set_xlabel(f"time in s ({_patched(quantity)})")
     add_colour_bar(figure, image, list(axes), quantity, limit, (width, sum(heights)))
-    write_title(figure, title, note)
-    return save(figure, path)
+    finish(figure, title, note)
+    return figure
 
 
 def _patched(quantity: Quantity) -> str:

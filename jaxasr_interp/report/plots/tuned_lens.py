@@ -1,28 +1,27 @@
 """A picture of the tuned lens beside the logit lens: divergence from the model by layer."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxasr_interp.report.plots.canvas import INK, bare, new_figure, save, write_title
+from jaxasr_interp.report.plots.canvas import INK, bare, finish, new_figure
 
 if TYPE_CHECKING:
+    import matplotlib.figure
     import xarray
 
 _COLOURS = {"logit": "#8a8a8a", "tuned": "#b3541e"}
 
 
-def plot_tuned_lens(dataset: "xarray.Dataset", title: str, path: Path) -> Path:
+def plot_tuned_lens(dataset: "xarray.Dataset", title: str) -> "matplotlib.figure.Figure":
     """Draw the mean divergence from the final layer of both lenses, by layer.
 
     Args:
         dataset: from `TunedLens.to_dataset`.
         title: written above.
-        path: PNG to write.
 
     Returns:
-        The path.
+        The figure.
     """
     figure = new_figure(5.6, 3.4)
     axes = figure.subplots()
@@ -48,5 +47,5 @@ def plot_tuned_lens(dataset: "xarray.Dataset", title: str, path: Path) -> Path:
     axes.set_xlabel("decoder layer")
     axes.set_ylabel("KL(final ‖ layer), nats", color=INK)
     bare(axes)
-    write_title(figure, title, f"mean over {dataset.attrs['held_out_rows']} held-out positions")
-    return save(figure, path)
+    finish(figure, title, f"mean over {dataset.attrs['held_out_rows']} held-out positions")
+    return figure
