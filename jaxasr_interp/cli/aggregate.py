@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from jaxasr_interp.cli.options import CsvOption, JsonOption, OverwriteOption, SeedOption
-from jaxasr_interp.cli.output import console, print_json, write_csv, write_picture
+from jaxasr_interp.cli.output import console, name_model, print_json, write_csv, write_picture
 from jaxasr_interp.patching.aggregate import Resampling, aggregate, top_cells
 from jaxasr_interp.report.plots import plot_aggregate
 from jaxasr_interp.report.tables import aggregate_table
@@ -66,8 +66,9 @@ def aggregate_command(
         rows = read_table(classes, ("value", "class"), "give columns value and class")
         of_values = {row["value"]: row["class"] for row in rows}
     summary = aggregate(folder, metric=metric, by=by, classes=of_values, resampling=resampling)
+    title = f"{name_model(summary.attrs)}: {Path(folder).name}"
     with together(target):
-        pictures = write_picture(plot_aggregate(summary, str(folder)), target, name)
+        pictures = write_picture(plot_aggregate(summary, title), target, name)
         if as_csv:
             write_csv(to_dataframe(summary, summary["mean"].dims), store)
         write_dataset(summary, store, overwrite=overwrite)

@@ -109,7 +109,9 @@ def lens(
             figure = plot_lens(result, tokenizer, read.labels, title)
             tables = [lens_table(result, tokenizer, read.tokens)]
         pictures = write_picture(figure, out, "lens")
-        pictures += write_picture(_plot_attention(whisper, read, name), out, "attention")
+        pictures += write_picture(
+            _plot_attention(whisper, read, name, Path(file).name), out, "attention"
+        )
         printed = dataset.to_dict()["data_vars"] | {"tokens": read.tokens}
         if attribution:
             parts = direct_logit_attribution(whisper, read.run, read.following)
@@ -139,12 +141,14 @@ class _Read:
     """A clip with its transcript, and the decoder's run on them.
 
     Attributes:
+        clip: name of the file.
         utterance: the clip with prompt and transcript.
         run: the decoder's run.
         labels: text of every token.
         following: the token after each token; end-of-text after the last one.
     """
 
+    clip: str
     utterance: EncodedUtterance
     run: DecoderRun
     labels: list[str]
@@ -171,12 +175,15 @@ def _read(
     tokens = np.asarray(utterance.tokens).tolist()
     run = decode(model, tokens, states, sites=sites)
     following = [*tokens[1:], tokenizer.end_of_text]
-    return _Read(utterance, run, axis_labels(tokenizer, tokens), following)
+    return _Read(Path(file).name, utterance, run, axis_labels(tokenizer, tokens), following)
 
 
-def _plot_attention(model: Whisper, read: _Read, name: str) -> "matplotlib.figure.Figure":
+def _plot_attention(
+    model: Whisper, read: _Read, name: str, clip: str
+) -> "matplotlib.figure.Figure":
     heads = following_heads(model)
     words = align_words(model, read.utterance)
-    title = f"where {name} listens: mean of the {len(heads)} heads that follow the audio"
+    which = f"mean of the {len(heads)} heads that follow the audio"
+    title = f"where {name} listens in {read.clip}: {which}"
     pattern = mean_pattern(read.run, heads)[:, : read.utterance.frames]
     return plot_attention(pattern, read.labels, words, title)

@@ -1,5 +1,6 @@
 """The output of the command line: consoles and JSON."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,11 @@ def say(message: str) -> None:
 def print_json(content: Any) -> None:
     """Print JSON; numbers that are not finite become null."""
     print(to_json(content))
+
+
+def name_model(stored: Mapping[str, Any]) -> str:
+    """Return the name, for titles, of the model that the attributes of a store are of."""
+    return Path(str(stored.get("model") or "unknown model").partition(" sha256:")[0]).name
 
 
 def write_picture(figure: "matplotlib.figure.Figure", folder: Path, name: str) -> list[Path]:

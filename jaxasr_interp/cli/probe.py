@@ -7,7 +7,7 @@ import numpy as np
 import typer
 
 from jaxasr_interp.cli.options import CsvOption, JsonOption, OverwriteOption
-from jaxasr_interp.cli.output import console, print_json, write_csv, write_picture
+from jaxasr_interp.cli.output import console, name_model, print_json, write_csv, write_picture
 from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.reading import open_activations
@@ -115,7 +115,9 @@ def probe(
                 if as_csv:
                     write_csv(report.to_dataframe(), path / "scores.zarr")
                 save_probes(report.probes, path / "probes", overwrite=overwrite)
-                figure = plot_probes(report, f"{name} in {variable}", score=score)
+                figure = plot_probes(
+                    report, f"{name} in {variable} of {name_model(dataset.attrs)}", score=score
+                )
                 write_picture(figure, path, "scores")
                 rows.append(_row(name, report))
                 if not as_json:

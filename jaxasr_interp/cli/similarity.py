@@ -14,7 +14,7 @@ from jaxasr_interp.cli.options import (
     OverwriteOption,
     parse_memory,
 )
-from jaxasr_interp.cli.output import console, print_json, write_csv, write_picture
+from jaxasr_interp.cli.output import console, name_model, print_json, write_csv, write_picture
 from jaxasr_interp.cli.progress import progress
 from jaxasr_interp.extraction.reading import open_activations
 from jaxasr_interp.extraction.representations import row_axes
@@ -58,6 +58,7 @@ def similarity(
         if str(name).count(".") == 2 and values.dtype.kind == "f"
     ]
     origin = {key: dataset.attrs[key] for key in ("model", "dtype") if key in dataset.attrs}
+    model = name_model(dataset.attrs)
     rows: list[dict[str, Any]] = []
     tables: list[Table] = []
 
@@ -74,7 +75,7 @@ def similarity(
                 dataset, first, second, unbiased=unbiased, memory=budget, on_progress=on_progress
             )
             write(alike, stem)
-            write_picture(plot_similarity(alike, "linear CKA"), stem.parent, stem.name)
+            write_picture(plot_similarity(alike, f"linear CKA, {model}"), stem.parent, stem.name)
             rows.append({"first": first, "second": second, "cka": alike.cka.tolist()})
         for name in names:
             stem = out / "spectrum" / name
@@ -84,7 +85,7 @@ def similarity(
             )
             assert own is not None
             write(own, stem)
-            write_picture(plot_spectrum(own, control, name), stem.parent, stem.name)
+            write_picture(plot_spectrum(own, control, f"{name}, {model}"), stem.parent, stem.name)
             rows.append({"variable": name, "effective_rank": own.effective_rank.tolist()})
             tables.append(_table(own, control))
         write_json(out / "similarity.json", rows)

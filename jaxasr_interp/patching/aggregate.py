@@ -135,6 +135,7 @@ def aggregate(
         level=resampling.level,
         n_resamples=resampling.n_resamples,
         seed=resampling.seed,
+        model=dataset.attrs.get("model", ""),
     )
 
 

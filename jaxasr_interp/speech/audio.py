@@ -22,6 +22,7 @@ _FAR_BEYOND_FULL_SCALE = 10.0
 _CANCELLED = 0.05
 _MOST_CHANNELS = 64
 _LOUDEST = 1e16
+_MEL_1KHZ = 15.0
 
 
 def load_audio(path: str | Path) -> Float[np.ndarray, " samples"]:
@@ -212,6 +213,12 @@ def _cut_by_hops(padded: Float[Array, " samples"]) -> Float[Array, "mel_frame sa
     return jnp.concatenate([hops[i : n + i] for i in range(parts)], axis=1)[:, :N_FFT]
 
 
+def hz_to_mel(hz: Float[np.ndarray, "*frequencies"] | float) -> Float[np.ndarray, "*frequencies"]:
+    """Return Slaney's mel: linear below 1 kHz (200/3 Hz per mel), logarithmic above."""
+    above = _MEL_1KHZ + np.log(np.maximum(hz, 1000) / 1000) / np.log(6.4) * 27
+    return np.where(np.less(hz, 1000), np.multiply(hz, 3 / 200), above)
+
+
 @functools.cache
 def mel_filterbank(n_mels: int) -> Float[np.ndarray, "n_bins n_mels"]:
     """Make Slaney's triangular mel filters with unit area, 0 to 8 kHz.
@@ -219,11 +226,9 @@ def mel_filterbank(n_mels: int) -> Float[np.ndarray, "n_bins n_mels"]:
     The mel scale is linear below 1 kHz (200/3 Hz per mel) and logarithmic above (27 mel per factor
     of 6.4). Slaney 1998, "Auditory Toolbox".
     """
-    mel_1khz = 15.0
-    top = mel_1khz + np.log(SAMPLE_RATE / 2 / 1000) / np.log(6.4) * 27
-    mels = np.linspace(0, top, n_mels + 2)
-    log_part = 1000 * np.exp(np.log(6.4) / 27 * (mels - mel_1khz))
-    edges = np.where(mels < mel_1khz, mels * 200 / 3, log_part)
+    mels = np.linspace(0, hz_to_mel(SAMPLE_RATE / 2), n_mels + 2)
+    log_part = 1000 * np.exp(np.log(6.4) / 27 * (mels - _MEL_1KHZ))
+    edges = np.where(mels < _MEL_1KHZ, mels * 200 / 3, log_part)
     bins = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
     rising = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])

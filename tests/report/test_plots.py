@@ -17,6 +17,7 @@ from jaxasr_interp.report.plots import (
 )
 from jaxasr_interp.report.plots.timeline import _levels
 from jaxasr_interp.report.tables import sweep_table, window_labels
+from jaxasr_interp.speech.audio import log_mel_spectrogram
 
 
 def result_of(tiny, golden, scale=1.0, **options):
@@ -60,7 +61,7 @@ def test_the_weakest_of_many_components_are_left_out_and_it_says_so(
     figure = plot_sweep(share(result, "kl"), LABELS, "title")
     shown = [axes.get_title(loc="left") for axes in panels(figure)]
     kept = [n for i, n in enumerate(result.plan.component_names) if i != weakest]
-    assert shown == kept
+    assert [title.partition(" (")[0] for title in shown] == kept
     assert "the 24 of 25 components" in figure.get_suptitle()
 
 
@@ -74,6 +75,7 @@ def test_colours_fit_the_numbers(tiny, golden):
     outlier = share(result, "kl")
     assert outlier.limit == 1.0, "one cell must not take the colour from all others"
     assert outlier.text(-80.0) == "-80×"
+    assert outlier.text(-0.004) == "0%"
     many = share(result_of(tiny, golden, 30.0), "kl")
     assert 1.0 < many.limit < np.abs(many.values).max()
     moved = change(result, "kl")
@@ -88,6 +90,21 @@ def test_runs_that_agree_are_drawn_grey(tiny, golden):
     assert panels(figure)[0].images[0].get_array().mask.all()
     assert texts(figure) == []
     assert "the runs agree" in figure.axes[-1].get_ylabel()
+
+
+def test_heads_and_whole_sites_have_scales_of_their_own(tiny, golden):
+    result = result_of(tiny, golden, site=["z", "mlp_out"], heads="each")
+    names, of_head = result.plan.component_names, [h is not None for _, h in result.plan.components]
+    result.patched[0, of_head] = result.corrupted[0] + 0.06
+    result.patched[0, ~np.array(of_head)] = result.corrupted[0] + 0.9
+    figure = plot_sweep(share(result, "kl"), LABELS, "title")
+    ranges = ["±10%" if head else "±100%" for head in of_head]
+    titles = [axes.get_title("left") for axes in panels(figure)]
+    assert titles == [f"{name} ({span})" for name, span in zip(names, ranges, strict=True)]
+    limits = [axes.images[0].get_clim()[1] for axes in panels(figure)]
+    assert limits == [0.1 if head else 1.0 for head in of_head]
+    bars = {axes.get_ylabel().replace("\n", " ") for axes in figure.axes if axes.get_ylabel()}
+    assert {"heads: share of kl recovered", "sites: share of kl recovered"} <= bars
 
 
 def test_patches_into_the_clean_run_show_what_is_lost(tiny, golden):
@@ -121,6 +138,19 @@ def test_time_runs_under_the_spectrogram_and_the_words(tiny, golden, options, n_
     left, right = figure.axes[0].get_xlim()
     assert left == pytest.approx(min(starts) / 50)
     assert right == pytest.approx(max(stop for _, stop in result.plan.windows) / 50)
+
+
+@pytest.mark.parametrize("khz", [0.5, 1, 4])
+def test_a_tone_stands_at_its_frequency(tiny, golden, khz):
+    seconds = np.arange(8000) / 16_000
+    tone = np.sin(2 * np.pi * 1000 * khz * seconds).astype(np.float32)
+    mel = np.asarray(log_mel_spectrogram(tone, frames=50))
+    result = result_of(tiny, golden, stack="encoder")
+    axes = plot_timeline(share(result, "kl"), mel, WORDS, "title").axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    ticks = dict(zip(labels, axes.get_yticks(), strict=True))
+    assert ticks[f"{khz:g}"] == pytest.approx(mel[:, 20].argmax() + 0.5, abs=0.75)
+    assert axes.get_ylim() == (0, 80)
 
 
 def test_words_do_not_cover_each_other():

@@ -85,7 +85,10 @@ def test_where_stacks_share_names_panels_say_which():
     shown = [[0.1, None, None], [0.2, None, None]]
     assert [axes.images[0].get_array()[:, 0].tolist() for axes in heads] == shown
     titles = [axes.get_title("left") for axes in heads]
-    assert titles == ["decoder.z, head", "encoder.z, head"]
+    assert titles == ["decoder.z, head\nto 20%", "encoder.z, head\nto 20%"]
+    assert {axes.images[0].get_clim() for axes in heads} == {(0, 0.2)}
+    assert whole.get_title("left") == "site\nto 40%"
+    assert whole.images[0].get_clim() == (0, 0.4)
     names = [tick.get_text() for tick in whole.get_xticklabels()]
     assert names == ["decoder.mlp_out", "encoder.mlp_out"]
     assert whole.images[0].get_array().tolist() == [[None, None], [None, 0.4], [0.3, None]]

@@ -63,6 +63,7 @@ def plot_ablation(quantity: Quantity, title: str) -> "matplotlib.figure.Figure":
         numbers = [number for block in blocks for number in block.numbers]
         scale = dataclasses.replace(quantity, values=quantity.values[:, numbers])
         limit, image = scale.limit, None
+        span = f" ({scale.span})" if len(groups) > 1 else ""
         for block in blocks:
             for line in range(n_lines):
                 axes = grid[line, column]
@@ -77,7 +78,8 @@ def plot_ablation(quantity: Quantity, title: str) -> "matplotlib.figure.Figure":
                 if column == 0:
                     axes.set_ylabel("layer")
                 name = quantity.line_names[line] if n_lines > 1 else ""
-                axes.set_title(f"{block.title}  {name}".strip(), loc="left", fontsize=9, color=INK)
+                title_of_block = f"{block.title or 'site'}{span}  {name}".strip()
+                axes.set_title(title_of_block, loc="left", fontsize=9, color=INK)
                 bare(axes)
             column += 1
         own = grid[:, column - len(blocks) : column]

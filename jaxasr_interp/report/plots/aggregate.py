@@ -10,6 +10,7 @@ from jaxasr_interp.report.plots.canvas import (
     diverging,
     finish,
     new_figure,
+    percent,
     plain,
     shorten,
 )
@@ -65,11 +66,11 @@ def plot_aggregate(summary: "xarray.Dataset", title: str) -> "matplotlib.figure.
         bare(axes)
     for axes in grid[-1]:
         axes.set_xlabel("layer", fontsize=8)
-    bar = figure.colorbar(image, ax=grid, fraction=0.03, pad=0.02)
+    bar = figure.colorbar(image, ax=grid, fraction=0.03, pad=0.02, format=percent)
     bar.set_label(f"mean recovered {summary.attrs['metric']}", fontsize=8)
     bar.outline.set_visible(False)
     level, unit = 100 * summary.attrs["level"], summary.attrs["unit"]
-    note = f"numbers in %; pale: the {level:g}% interval over {unit}s holds 0"
+    note = f"mean ± half the {level:g}% interval over {unit}s, in %; pale: the interval holds 0"
     finish(figure, title, note)
     return figure
 
@@ -79,7 +80,7 @@ def _labels(summary: "xarray.Dataset", axis: str) -> list[str]:
 
 
 def _draw(axes: Any, cell: "xarray.Dataset", shape: tuple[int, int], limit: float) -> Any:
-    """Colour one panel, and write its larger numbers in percent."""
+    """Colour one panel, and write its larger numbers and intervals in percent."""
     mean, low, high = (cell[name].values.reshape(shape) for name in ("mean", "low", "high"))
     sure = (low > 0) | (high < 0)
     image = axes.imshow(
@@ -93,6 +94,7 @@ def _draw(axes: Any, cell: "xarray.Dataset", shape: tuple[int, int], limit: floa
     for (row, column), value in np.ndenumerate(mean):
         if np.abs(value) >= 0.05 * limit:
             colour = "white" if sure[row, column] and np.abs(value) > 0.6 * limit else INK
-            text = f"{100 * value:.0f}"
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+            half = (high[row, column] - low[row, column]) / 2
+            text = f"{100 * value:.0f}±{100 * half:.0f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
     return image

@@ -52,7 +52,7 @@ def plot_attention(
     )
     axes.set_yticks(range(rows), [plain(shorten(label, 18)) for label in labels])
     axes.tick_params(axis="y", labelsize=8 if rows <= 40 else 6.5)
-    axes.set_xlabel("seconds")
+    axes.set_xlabel("time in s")
     axes.set_ylabel("token read")
     bare(axes)
     top = axes.secondary_xaxis("top")

@@ -14,6 +14,7 @@ from jaxasr_interp.report.plots.canvas import (
     finish,
     new_figure,
     plain,
+    pointed,
     shorten,
     wrap_columns,
 )
@@ -64,7 +65,8 @@ def plot_attribution(
         bare(axes)
     panels[-1].set_xlabel("next token (above: its logit, the sum of the column)", loc="left")
     label = _label("contribution", attribution, values)
-    _add_bar(figure, image, list(panels), 0.4 / (1 + widest), label)
+    ends = pointed(values, limit)
+    _add_bar(figure, image, list(panels), 0.4 / (1 + widest), (label, ends))
     finish(figure, title)
     return figure
 
@@ -100,8 +102,9 @@ def plot_attribution_heads(
         bare(axes)
     panels[0].set_ylabel("layer")
     label = _label("mean contribution", attribution, values)
-    _add_bar(figure, image, list(panels), 0.04, label)
-    finish(figure, title)
+    _add_bar(figure, image, list(panels), 0.04, (label, pointed(values, limit)))
+    n_tokens = len(attribution.logit) - start
+    finish(figure, title, f"mean over {n_tokens} tokens")
     return figure
 
 
@@ -135,7 +138,11 @@ def _draw(
     return image
 
 
-def _add_bar(figure: Any, image: Any, panels: list[Any], fraction: float, label: str) -> None:
-    bar = figure.colorbar(image, ax=panels, fraction=fraction, pad=0.01, aspect=30, extend="both")
+def _add_bar(
+    figure: Any, image: Any, panels: list[Any], fraction: float, labels: tuple[str, str]
+) -> None:
+    """Add a colour bar; `labels` are its label, and its pointed ends."""
+    label, ends = labels
+    bar = figure.colorbar(image, ax=panels, fraction=fraction, pad=0.01, aspect=30, extend=ends)
     bar.set_label(label, fontsize=9)
     bar.outline.set_visible(False)

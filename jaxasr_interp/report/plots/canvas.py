@@ -4,7 +4,7 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -67,7 +67,20 @@ def finish(figure: Any, title: str, note: str = "") -> None:
 def bare(axes: Any) -> None:
     """Remove the frame and the tick marks."""
     axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
+    axes.tick_params(which="both", length=0)
+
+
+def percent(share: float, _: object = None) -> str:
+    """Write a share at the ticks of an axis."""
+    return f"{100 * share:.3g}%"
+
+
+def pointed(
+    values: Float[np.ndarray, "*cells"], limit: float
+) -> Literal["neither", "min", "max", "both"]:
+    """Say which ends of a colour bar are pointed: those beyond which values lie."""
+    below, above = bool((values < -limit).any()), bool((values > limit).any())
+    return "both" if below and above else "min" if below else "max" if above else "neither"
 
 
 def diverging() -> Any:
@@ -134,17 +147,17 @@ def add_colour_bar(
         size: width and height of those axes in inches.
     """
     values = quantity.values[np.isfinite(quantity.values)]
-    ends = (bool((values < -limit).any()), bool((values > limit).any()))
-    extend = {(False, False): "neither", (True, False): "min", (False, True): "max"}
     width, height = size
+    shares = {"format": percent, "ticks": np.linspace(-limit, limit, 5)}
     bar = figure.colorbar(
         image,
         ax=axes,
         fraction=_BAR / (width + _BAR),
         pad=_BAR / (width + _BAR),
         aspect=height / _BAR,
-        extend=extend.get(ends, "both"),
+        extend=pointed(values, limit),
         extendfrac=min(0.1, 0.2 / height),
+        **(shares if quantity.unit == "share" else {}),
     )
     label = quantity.label if len(values) else f"{quantity.label} (grey: the runs agree)"
     if quantity.beyond:

@@ -36,7 +36,7 @@ def plot_encoder_lens(lens: EncoderLens, title: str) -> "matplotlib.figure.Figur
     left.barh(middles, mean, height=0.8, color="#4a78a8")
     left.set_yticks(middles, [str(depth) for depth in range(len(texts))], fontsize=9)
     left.set_ylabel("encoder layers heard")
-    left.set_xlabel("mean log-prob of the\nreference, a token", fontsize=9)
+    left.set_xlabel("mean log-prob (nats) of\na token of the reference", fontsize=9)
     left.tick_params(axis="x", labelsize=8)
     for middle, text, whole in zip(middles, texts, lens.texts, strict=True):
         right.text(
@@ -54,7 +54,8 @@ def plot_encoder_lens(lens: EncoderLens, title: str) -> "matplotlib.figure.Figur
     for axes in (left, right):
         axes.set_ylim(0, edges[-1])
         bare(axes)
-    finish(figure, title, "" if lens.normed else "without the final LayerNorm")
+    note = f"{lens.log_probs.shape[1]} tokens of the reference"
+    finish(figure, title, note if lens.normed else f"{note}, without the final LayerNorm")
     return figure
 
 

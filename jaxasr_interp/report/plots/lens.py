@@ -122,7 +122,7 @@ def plot_lens_heads(lens: LogitLens, title: str, start: int = 0) -> "matplotlib.
     axes.set_ylabel("layer")
     bare(axes)
     bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
-    bar.set_label("mean log-prob of the\ntoken the model says", fontsize=9)
+    bar.set_label("mean log-prob (nats) of\nthe token the model says", fontsize=9)
     bar.outline.set_visible(False)
-    finish(figure, title)
+    finish(figure, title, f"mean over {lens.target_log_prob.shape[-1] - start} tokens")
     return figure

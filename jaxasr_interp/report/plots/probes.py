@@ -48,6 +48,10 @@ def plot_probes(
     groups = report.probes.groups
     if groups is not None:
         known += f" of {len(np.unique(groups[target.known]))} groups"
+    options = report.probes.options
+    known += f", {options.n_folds} folds"
+    if len(options.seeds) > 1:
+        known += f" × {len(options.seeds)} seeds"
     finish(figure, title, known)
     return figure
 
@@ -81,7 +85,8 @@ def _draw_confusion(figure: Any, axes: Any, report: ProbeReport) -> None:
     size = 8 if len(classes) <= _MOST_WRITTEN else 6
     axes.set_xticks(range(len(classes)), labels, rotation=45, ha="right", fontsize=size)
     axes.set_yticks(range(len(classes)), labels, fontsize=size)
-    axes.set_xlabel("predicted")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class", labelpad=0)
     axes.set_title(f"layer {layer}: share of each class", fontsize=9, color=INK, loc="left")
     axes.tick_params(length=0)
     if len(classes) <= _MOST_WRITTEN:

@@ -11,6 +11,7 @@ from jaxasr_interp.patching.result import SweepResult
 
 _BEYOND = 0.05
 _SMALLEST = 1e-6
+_IN_NATS = ("log_prob", "entropy", "kl", "kl_all", "cross_entropy")
 _SHARES = (0.1, 0.25, 0.5, 1.0, 2.0)
 
 
@@ -35,7 +36,8 @@ class Quantity:
         if not np.isfinite(value):
             return "–"
         if self.unit == "share":
-            return f"{value:.0%}" if abs(value) < 10 else f"{value:.0f}×"
+            # Adding 0 makes a -0 a 0.
+            return f"{round(value, 2) + 0:.0%}" if abs(value) < 10 else f"{value:.0f}×"
         if abs(value) < 0.095:
             return f"{value:.1g}"
         return f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
@@ -62,6 +64,11 @@ class Quantity:
         values = self.values[np.isfinite(self.values)]
         ends = [values.min(initial=0), values.max(initial=0)]
         return " to ".join(self.text(float(end)) for end in ends if abs(end) > self.limit)
+
+    @property
+    def span(self) -> str:
+        """The colours' range as text, such as `±25%`."""
+        return f"±{self.text(self.limit)}"
 
     @property
     def line_names(self) -> list[str]:
@@ -91,13 +98,38 @@ def change(result: SweepResult, metric: str) -> Quantity:
     i = result.metrics.index(metric)
     before = result.corrupted if result.direction == "clean_to_corrupted" else result.clean
     values = _all_axes(result, result.patched[i] - before[i])
-    return Quantity(result.plan, values, f"change of {metric}{_how(result)}", "number")
+    unit = " in nats" if metric in _IN_NATS else ""
+    return Quantity(result.plan, values, f"change of {metric}{unit}{_how(result)}", "number")
 
 
 def recovery(result: SweepResult, metric: str) -> Quantity:
     """Return `share`, or `change` where both runs have the same metric and no share exists."""
     found = share(result, metric)
     return found if np.isfinite(found.values).any() else change(result, metric)
+
+
+def scales(quantity: Quantity) -> list[tuple[list[int], Quantity]]:
+    """Split the components by the size of their effects: whole sites, and single heads.
+
+    Returns:
+        For each the numbers of its components, and their quantity with colours of its own; one
+        scale with all components where they are of one kind.
+    """
+    kinds = {"sites": [], "heads": []}
+    for number, (_, head) in enumerate(quantity.plan.components):
+        kinds["sites" if head is None else "heads"].append(number)
+    found = [(name, numbers) for name, numbers in kinds.items() if numbers]
+    if len(found) == 1:
+        return [(found[0][1], quantity)]
+    return [
+        (
+            numbers,
+            dataclasses.replace(
+                quantity, values=quantity.values[:, numbers], label=f"{name}: {quantity.label}"
+            ),
+        )
+        for name, numbers in found
+    ]
 
 
 def _how(result: SweepResult) -> str:

@@ -18,7 +18,7 @@ from jaxasr_interp.report.plots.canvas import (
     plain,
     shorten,
 )
-from jaxasr_interp.report.plots.quantity import Quantity
+from jaxasr_interp.report.plots.quantity import Quantity, scales
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -31,10 +31,17 @@ _LOW_CELL = 0.27
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One heatmap of a picture with several heatmaps."""
+    """One heatmap of a picture with several heatmaps.
+
+    Attributes:
+        title: name of the component and α; the range of the colours where panels differ in it.
+        values: the numbers.
+        scale: the numbers of all panels that have the same colours.
+    """
 
     title: str
     values: Float[np.ndarray, "layer pos"]
+    scale: Quantity
 
 
 def plot_sweep(
@@ -62,18 +69,21 @@ def plot_sweep(
     size = (per_line * (cell[0] * columns + gap), n_lines * (cell[1] * rows + gap))
     figure = new_figure(max(size[0] + 2.0, LEAST_WIDTH), size[1] + 2.0)
     grid = figure.subplots(n_lines, per_line, squeeze=False)
-    limit, image = quantity.limit, None
+    images: dict[str, tuple[Quantity, Any]] = {}
     for i, line in enumerate(lines):
         for j, axes in enumerate(grid[i]):
             if j >= len(line):
                 axes.set_visible(False)
                 continue
-            image = draw_cells(axes, line[j].values, quantity, limit, cell)
+            scale = line[j].scale
+            image = draw_cells(axes, line[j].values, scale, scale.limit, cell)
+            images[scale.label] = scale, image
             lowest = i + 1 == n_lines or j >= len(lines[i + 1])
             _label(axes, quantity, token_labels, cell, left=j == 0, bottom=lowest)
             if line[j].title:
                 axes.set_title(line[j].title, loc="left", fontsize=9, color=INK)
-    add_colour_bar(figure, image, grid, quantity, limit, (size[0], size[1] + 0.5))
+    for scale, image in images.values():
+        add_colour_bar(figure, image, grid, scale, scale.limit, (size[0], size[1] + 0.5))
     what = plan.component_names[0] if len(plan.components) == 1 else "activation"
     figure.supxlabel(f"token whose {what} is patched", fontsize=10)
     finish(figure, title, note)
@@ -90,14 +100,17 @@ def panel_lines(quantity: Quantity) -> tuple[list[list[Panel]], str]:
         strength = np.nan_to_num(np.abs(values)).max(axis=(0, 2, 3))
         kept = sorted(np.argsort(-strength, kind="stable")[:most].tolist())
         note = f"the {most} of {n_components} components with the largest cells"
-    names = plan.component_names if n_components > 1 else ("",)
+    names = list(plan.component_names if n_components > 1 else ("",))
+    of_component = {i: scale for numbers, scale in scales(quantity) for i in numbers}
+    if len({scale.label for scale in of_component.values()}) > 1:
+        names = [f"{name} ({of_component[i].span})" for i, name in enumerate(names)]
     if n_alphas == 1:
-        panels = [Panel(names[i], values[0, i]) for i in kept]
+        panels = [Panel(names[i], values[0, i], of_component[i]) for i in kept]
         per_line = _panels_per_line(len(panels), len(plan.layers), len(plan.windows))
         starts = range(0, len(panels), per_line)
         return [panels[start : start + per_line] for start in starts], note
     lines = [
-        [Panel(f"{names[i]}  {line}".strip(), values[a, i]) for i in kept]
+        [Panel(f"{names[i]}  {line}".strip(), values[a, i], of_component[i]) for i in kept]
         for a, line in enumerate(quantity.line_names)
     ]
     return lines, note

@@ -18,6 +18,7 @@ from jaxasr_interp.report.plots.canvas import (
     bare,
     finish,
     new_figure,
+    percent,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ class _Panel:
     title: str
     columns: tuple[tuple[str, str, int], ...]
     names: tuple[str, ...]
+
+    @property
+    def by_head(self) -> bool:
+        """Whether the panel shows single heads."""
+        return any(head >= 0 for _, _, head in self.columns)
 
 
 def plot_text_sweep(
@@ -69,15 +75,20 @@ def plot_text_sweep(
     alphas = sorted({cell.alpha for cell in cells})
     layers = _rows([cell.layer for cell in cells])
     panels = _panels(list(cells))
+    n_bars = len({panel.by_head for panel in panels})
     widths = [max(len(panel.columns), _TITLE_CELLS if panel.title else 1) for panel in panels]
     figure = new_figure(
-        max(1.8 + _CELL[0] * sum(widths) + 0.4 * len(panels), LEAST_WIDTH),
-        1.7 + len(alphas) * (_CELL[1] * len(layers) + 0.5),
+        max(0.7 + 1.1 * n_bars + _CELL[0] * sum(widths) + 0.4 * len(panels), LEAST_WIDTH),
+        1.7 + len(alphas) * (_CELL[1] * len(layers) + 0.6),
     )
     grid = figure.subplots(len(alphas), len(panels), squeeze=False, width_ratios=widths)
-    largest = float(np.nanmax([0.0, *cells.values()]))
-    limit = min(max(largest, 1e-3), _LARGEST_COLOUR)
-    image = None
+    # Single heads have smaller effects than whole sites, and colours of their own.
+    largest = {
+        by_head: float(np.nanmax([0.0, *(v for c, v in cells.items() if (c.head >= 0) == by_head)]))
+        for by_head in sorted({panel.by_head for panel in panels})
+    }
+    limits = {kind: min(max(most, 1e-3), _LARGEST_COLOUR) for kind, most in largest.items()}
+    images = {}
     for row, alpha in enumerate(alphas):
         for column, panel in enumerate(panels):
             axes = grid[row, column]
@@ -90,29 +101,31 @@ def plot_text_sweep(
                     for layer in layers
                 ]
             )
-            image = _draw(axes, shown, limit)
+            limit = limits[panel.by_head]
+            images[panel.by_head] = _draw(axes, shown, limit)
+            span = f"\nto {percent(limit)}" if len(limits) > 1 else ""
             axes.set_xticks(range(len(panel.names)), panel.names, fontsize=8)
             if panel.title == "":
                 axes.tick_params(axis="x", rotation=30)
             names = ["all" if layer == EVERY else str(layer) for layer in layers]
             axes.set_yticks(range(len(layers)), names if column == 0 else [], fontsize=8)
             name = f"α = {alpha:g}" if len(alphas) > 1 and column == 0 else ""
-            axes.set_title(f"{panel.title}  {name}".strip(), loc="left", fontsize=9, color=INK)
+            what = f"{panel.title or ('site' if span else '')}  {name}".strip()
+            axes.set_title(f"{what}{span}", loc="left", fontsize=9, color=INK)
             if column == 0:
                 axes.set_ylabel("layer")
             bare(axes)
-    beyond = largest > limit
-    bar = figure.colorbar(
-        image,
-        ax=grid,
-        fraction=0.03,
-        pad=0.02,
-        format=_percent,
-        extend="max" if beyond else "neither",
-    )
-    label = f"{label}; as far as {100 * largest:.0f}%" if beyond else label
     letters = max(16, int(0.7 * figure.get_figheight() / _LETTER))
-    bar.set_label(textwrap.fill(label, letters), fontsize=9)
+    for by_head, image in images.items():
+        beyond = largest[by_head] > limits[by_head]
+        extend = "max" if beyond else "neither"
+        bar = figure.colorbar(
+            image, ax=grid, fraction=0.03, pad=0.02, format=percent, extend=extend
+        )
+        kind = "heads: " if by_head else "sites: "
+        meaning = f"{kind}{label}" if len(images) > 1 else label
+        meaning += f"; as far as {100 * largest[by_head]:.0f}%" if beyond else ""
+        bar.set_label(textwrap.fill(meaning, letters), fontsize=9)
     finish(figure, title)
     return figure
 
@@ -122,10 +135,6 @@ def _rows(layers: Sequence[int]) -> list[int]:
     alone = [layer for layer in layers if layer != EVERY]
     rows = [*range(min(alone), max(alone) + 1)] if alone else []
     return [*rows, EVERY] if EVERY in layers else rows
-
-
-def _percent(share: float, _: object) -> str:
-    return f"{100 * share:.3g}%"
 
 
 def _panels(cells: Sequence[Cell]) -> list[_Panel]:

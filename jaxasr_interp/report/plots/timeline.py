@@ -18,6 +18,7 @@ from jaxasr_interp.report.plots.canvas import (
 )
 from jaxasr_interp.report.plots.quantity import Quantity
 from jaxasr_interp.report.plots.sweep import panel_lines
+from jaxasr_interp.speech.audio import SAMPLE_RATE, hz_to_mel
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _LETTER = 0.085
 _SPECTROGRAM_HEIGHT = 1.1
+_KHZ = np.array([0.5, 1.0, 2.0, 4.0, 7.0])
 
 
 def plot_timeline(
@@ -60,14 +62,16 @@ def plot_timeline(
     axes = figure.subplots(len(heights), sharex=True, height_ratios=heights)
     _draw_spectrogram(axes[0], mel, edges)
     _write_words(axes[0], words, levels, edges)
-    limit, image = quantity.limit, None
+    images: dict[str, tuple[Quantity, Any]] = {}
     for below, panel in zip(axes[1:], panels, strict=True):
-        image = _draw_windows(below, panel.values, quantity, limit)
+        image = _draw_windows(below, panel.values, panel.scale, panel.scale.limit)
+        images[panel.scale.label] = panel.scale, image
         _mark_words(below, words, edges)
         if panel.title:
             below.set_title(panel.title, loc="left", fontsize=9, color=INK)
     axes[-1].set_xlabel(f"time in s ({_patched(quantity)})")
-    add_colour_bar(figure, image, list(axes), quantity, limit, (width, sum(heights)))
+    for scale, image in images.values():
+        add_colour_bar(figure, image, list(axes), scale, scale.limit, (width, sum(heights)))
     finish(figure, title, note)
     return figure
 
@@ -90,8 +94,10 @@ def _draw_spectrogram(
     first, last = (round(edge * per_second) for edge in edges)
     shown = np.asarray(mel)[:, first:last]
     axes.imshow(shown, cmap="Greys", origin="lower", aspect="auto", extent=(*edges, 0, len(shown)))
-    axes.set_yticks([])
-    axes.set_ylabel("log-mel", fontsize=8)
+    # The centre of each mel band stands half a band above its lower edge.
+    bands = (len(shown) + 1) * hz_to_mel(1000 * _KHZ) / hz_to_mel(SAMPLE_RATE / 2) - 0.5
+    axes.set_yticks(bands, [f"{khz:g}" for khz in _KHZ], fontsize=7)
+    axes.set_ylabel("kHz (mel scale)", fontsize=8)
     axes.set_xlim(edges)
     bare(axes)
 
