@@ -1,7 +1,6 @@
 """The style that all pictures share: colours, cells with numbers, colour bars, titles, files."""
 
 import textwrap
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from jaxasr_interp.report.plots.fonts import use_fonts
+from jaxasr_interp.report.plots.fonts import use_fonts, without_notes_on_fonts
 from jaxasr_interp.report.plots.quantity import Quantity
 from jaxasr_interp.runtime.store import new_file
 from jaxasr_interp.speech.tokenizer import Tokenizer
@@ -180,9 +179,6 @@ def save(figure: Any, path: Path) -> Path:
 
     # Text stays text that can be searched and edited.
     as_text = matplotlib.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42})
-    with new_file(path) as partial, as_text, warnings.catch_warnings():
-        # `use_fonts` has said in one sentence which letters have no font.
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
-        warnings.filterwarnings("ignore", r"Matplotlib currently does not support .* natively")
+    with new_file(path) as partial, as_text, without_notes_on_fonts():
         figure.savefig(partial, format=path.suffix[1:], dpi=130)
     return path

@@ -1,9 +1,11 @@
 """Fonts for the scripts of all languages: those of the system that have a picture's letters."""
 
+import contextlib
 import functools
+import logging
 import unicodedata
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 _CJK = ("Hangul", "Cjk", "Hiragana", "Katakana", "Bopomofo")
@@ -39,16 +41,36 @@ def use_fonts(figure: Any) -> None:
         text.set_fontfamily([*text.get_fontfamily(), *found])
 
 
-def _system_fonts() -> list[tuple[str, str]]:
-    """Return family and path of upright regular fonts, Noto Sans first: it has most scripts."""
-    from matplotlib.font_manager import fontManager
+@contextlib.contextmanager
+def without_notes_on_fonts() -> Iterator[None]:
+    """Leave out what matplotlib says of fonts: `use_fonts` has said which letters have none."""
+    logger = logging.getLogger("matplotlib.font_manager")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+            warnings.filterwarnings("ignore", r"Matplotlib currently does not support .* natively")
+            yield
+    finally:
+        logger.setLevel(level)
 
-    fonts = {
-        font.name: font.fname
+
+def _system_fonts() -> list[tuple[str, str]]:
+    """Return family and path of upright fonts, Noto Sans first: it has most scripts."""
+    from matplotlib.font_manager import fontManager, weight_dict
+
+    upright = [
+        font
         for font in fontManager.ttflist
-        if (font.style, font.weight) == ("normal", _REGULAR)
-        and not any(name in font.name for name in _NO_LETTERS)
-    }
+        if font.style == "normal" and not any(name in font.name for name in _NO_LETTERS)
+    ]
+    # Of each family the file that is nearest to regular: a variable font may call itself thin.
+    by_weight = sorted(
+        upright,
+        key=lambda font: -abs(int(weight_dict.get(str(font.weight), font.weight)) - _REGULAR),
+    )
+    fonts = {font.name: font.fname for font in by_weight}
     return sorted(fonts.items(), key=lambda font: (not font[0].startswith("Noto Sans"), font[0]))
 
 
