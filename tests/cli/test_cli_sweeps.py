@@ -123,7 +123,7 @@ def test_ablate_equals_an_edited_run(tmp_path, invoke):
     options = [part for site in sites for part in ("--site", f"decoder.{site}")]
     code, printed, errors = invoke("ablate", GRASS, "--out", tmp_path, *options)
     assert code == 0, errors
-    assert "change of cross_entropy in nats from" in printed
+    assert "change of cross_entropy in nats from" in " ".join(printed.split())
     stored = xarray.open_zarr(tmp_path / "ablation.zarr", consolidated=False, chunks=None)
     assert stored.change.dims == ("metric", "component", "layer", "pos")
     assert stored.sizes == {"metric": 2, "component": 15, "layer": 2, "pos": 1}
