@@ -131,13 +131,13 @@ def _options(
 def _log_to_stderr(verbose: bool) -> None:
     """Print what the library logs as lines on standard error: warnings or, if asked, all."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines())
+    handler.setFormatter(_LogLines())
     log = logging.getLogger("jaxasr_interp")
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO if verbose else logging.WARNING)
 
 
-class _Lines(logging.Formatter):
+class _LogLines(logging.Formatter):
     """Says of a warning that it is one, as `_show_warning` does."""
 
     def format(self, record: logging.LogRecord) -> str:
