@@ -20,7 +20,6 @@ from jaxasr_interp.model.edits import Edit
 from jaxasr_interp.model.sites import PATTERN_SITES
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.patching.contrast import Contrast, ask_transcript, ask_word
-from jaxasr_interp.patching.methods import check_method
 from jaxasr_interp.patching.metric_names import check_metric_name
 from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.patching.sweep import SweepOptions
@@ -71,7 +70,6 @@ def ablate(
     window: options.WindowOption = None,
     alpha: options.AlphaOption = "1",
     metric: options.MetricOption = None,
-    method: options.MethodOption = "minimal",
     memory: options.MemoryOption = None,
     plan_only: options.PlanOption = False,
     out: Annotated[Path, typer.Option(help="Folder for ablation.zarr and pictures.")] = Path(
@@ -104,7 +102,6 @@ def ablate(
     names = [check_metric_name(name) for name in metric or _METRICS]
     how = SweepOptions(
         direction="corrupted_to_clean",
-        method=check_method(method),
         resume=partial_file(out),
     )
     phrase = _PHRASES[what.name]

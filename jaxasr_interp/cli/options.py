@@ -70,9 +70,6 @@ MetricOption = Annotated[
     list[str] | None,
     typer.Option(help=f"{', '.join(METRICS)}; repeatable."),
 ]
-MethodOption = Annotated[
-    str, typer.Option(help="minimal; or vmap or reference, which recompute whole runs.")
-]
 MemoryOption = Annotated[
     str | None, typer.Option(help="Memory to use in addition to the model, such as 2GB.")
 ]

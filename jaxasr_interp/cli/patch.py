@@ -6,7 +6,6 @@ from jaxasr_interp.cli import options, pairs
 from jaxasr_interp.cli.pair_sweeps import Output, PairRequest, Swept, sweep_pair
 from jaxasr_interp.cli.selection import Selection
 from jaxasr_interp.cli.sweeps import partial_file
-from jaxasr_interp.patching.methods import check_method
 from jaxasr_interp.patching.sweep import SweepOptions
 
 
@@ -24,7 +23,6 @@ def patch(
     alpha: options.AlphaOption = "1",
     direction: options.DirectionOption = "clean_to_corrupted",
     metric: options.MetricOption = None,
-    method: options.MethodOption = "minimal",
     memory: options.MemoryOption = None,
     plan_only: options.PlanOption = False,
     out: pairs.OutOption = Path("runs/patch"),
@@ -47,7 +45,6 @@ def patch(
     request = PairRequest(pair, cells, names, direction, (model, dtype), output)
     how = SweepOptions(
         direction=direction,
-        method=check_method(method),
         resume=partial_file(out),
     )
     sweep_pair(request, lambda sweep: Swept(sweep.run(how)))

@@ -71,7 +71,6 @@ def noise(tmp_path, seconds=1.0):
             ["patch", GRASS, GLASS, "--site", "encoder.resid_pre", "--positions", "word:cat"],
             "no word 'cat'",
         ),
-        (["patch", GRASS, GLASS, "--method", "magic"], "Unknown method 'magic'"),
         (["patch", GRASS, GLASS, "--direction", "up"], "Unknown direction 'up'"),
         (["attribution", GRASS, GRASS], "Both clips are transcribed as"),
         (["attribution", GRASS, GLASS, "--steps", "0"], "number of steps is 0"),
