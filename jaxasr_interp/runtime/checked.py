@@ -27,6 +27,7 @@ from jaxasr_interp.runtime.location import (
     reaching,
     read_metadata,
     read_root,
+    write_file,
     zarr_store,
 )
 
@@ -138,12 +139,18 @@ class SteadyStore(WrapperStore[Store]):
         Raises:
             InputError: they cannot be written.
         """
-        await self._again(lambda: self._store.set(key, value))
+        if isinstance(self.location, Path):
+            await asyncio.to_thread(self.set_sync, key, value)
+        else:
+            await self._again(lambda: self._store.set(key, value))
 
     def set_sync(self, key: str, value: "Buffer") -> None:
         """Write the bytes of a key."""
         with reaching(self.location):
-            super().set_sync(key, value)
+            if isinstance(self.location, Path):
+                write_file(self.location, key, value.to_bytes())
+            else:
+                super().set_sync(key, value)
 
     async def _again[Result](self, request: Callable[[], Awaitable[Result]]) -> Result:
         if isinstance(self.location, Path):

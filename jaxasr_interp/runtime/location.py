@@ -5,6 +5,7 @@ import re
 import shutil
 import urllib.parse
 import urllib.request
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,24 @@ def write_files(folder: Path, content: Mapping[str, bytes]) -> None:
     for key, data in content.items():
         (folder / key).parent.mkdir(parents=True, exist_ok=True)
         (folder / key).write_bytes(data)
+
+
+def write_file(folder: Path, key: str, content: bytes | memoryview) -> None:
+    """Write a file of a store that exists; it appears whole.
+
+    Raises:
+        FileNotFoundError: the store's folder has been removed. It is not made again: another thread
+            may be about to say that it is gone.
+    """
+    for part in reversed(Path(key).parents[:-1]):
+        (folder / part).mkdir(exist_ok=True)
+    path = folder / key
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _create_folder(folder: Path, content: Mapping[str, bytes]) -> None:

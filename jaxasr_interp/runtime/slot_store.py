@@ -11,9 +11,8 @@ import contextlib
 import dataclasses
 import functools
 import json
-import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -145,7 +144,7 @@ class SlotStore:
                     array[start:stop] = values[first : first + stop - start]
                     first += stop - start
         finally:
-            self._check_present(written)
+            self._check_present()
 
     def _array(self, group: "zarr.Group", name: str) -> "zarr.Array":
         try:
@@ -154,16 +153,9 @@ class SlotStore:
             self._check_present()
             raise InputError(f"{self.path} is damaged: it has no {name}; make it again.") from None
 
-    def _check_present(self, written: Iterable[str] = ()) -> None:
-        """Raise `InputError` if the store has been removed; what has been `written` since goes too.
-
-        A folder that now has its name and holds anything else stays.
-        """
+    def _check_present(self) -> None:
+        """Raise `InputError` if the store has been removed."""
         if isinstance(self.path, Path) and not (self.path / ROOT).exists():
-            for name in written:
-                shutil.rmtree(self.path / name, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                self.path.rmdir()
             raise InputError(
                 f"{self.path} was removed while it was written: the same call begins anew."
             )
