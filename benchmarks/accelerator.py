@@ -13,6 +13,7 @@ measured beside it.
 
 import argparse
 import dataclasses
+import functools
 import json
 import statistics
 import tempfile
@@ -35,6 +36,7 @@ from jaxasr_interp.extraction.programs import decode_reduced, encode_reduced
 from jaxasr_interp.extraction.request import parse_request
 from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.kernels.attention import attend
+from jaxasr_interp.kernels.lens import readout
 from jaxasr_interp.patching import cost
 from jaxasr_interp.speech.tokenizer import Tokenizer
 
@@ -188,6 +190,56 @@ def lens(run: Run) -> Iterator[Row]:
         yield {**row, "shape": f"{shape.name}, {row['peer']}", "note": f"difference {error:.0e}"}
 
 
+def lens_kernel(run: Run) -> Iterator[Row]:
+    """The fused readout of all layers against XLA's, and both against float64."""
+    for shape in run.shapes():
+        config = shape.model.config
+        rng = np.random.default_rng(0)
+        size = config.decoder_layers, TOKENS, config.d_model
+        states = jnp.asarray(rng.normal(size=size) / np.sqrt(config.d_model) * 4, run.dtype)
+        embed = jnp.asarray(rng.normal(size=(config.d_vocab, config.d_model)), run.dtype)
+        targets = jnp.asarray(rng.integers(0, config.d_vocab, TOKENS), jnp.int32)
+        right = log_probs(states[0], embed, targets)
+        for row in readouts(run, (states, states[-1], embed, targets), right):
+            yield {**row, "shape": f"{shape.name}, {row['shape']}"}
+
+
+def readouts(run: Run, arrays: tuple[jax.Array, ...], right: np.ndarray) -> Iterator[Row]:
+    """Each implementation's error, and its time in turns with XLA's."""
+    programs = {
+        name: jax.jit(functools.partial(readout, implementation=name))
+        for name in ("xla", "mosaic_gpu" if jax.default_backend() == "gpu" else "mosaic_tpu")
+    }
+    for name, program in programs.items():
+        found = np.asarray(program(*arrays).target_log_prob[0], np.float64)
+        error = float(np.abs(found - right).max() / np.abs(right).max())
+        yield {"shape": name, "error": error, "bar": EXACT[run.dtype]}
+    sides = [lambda p=p: harness.seconds(lambda: [p(*arrays) for _ in range(20)]) / 20
+             for p in programs.values()]  # fmt: skip
+    xla, fused = harness.in_turn(sides, run.rounds)
+    states, positions = arrays[0], TOKENS
+    yield {
+        "shape": "fused against XLA",
+        "positions_per_second": positions / statistics.median(fused),
+        "ours_seconds": statistics.median(fused),
+        "theirs_seconds": statistics.median(xla),
+        "ratio": harness.Pair(fused, xla).ratio,
+        "share_of_floor": 2
+        * states.size
+        * len(arrays[2])
+        / harness.matmul_rate(run.dtype, 3)
+        / statistics.median(fused),
+    }
+
+
+def log_probs(states: jax.Array, embed: jax.Array, targets: jax.Array) -> np.ndarray:
+    """The targets' log-probabilities, in float64."""
+    logits = np.asarray(states, np.float64) @ np.asarray(embed, np.float64).T
+    own = logits[np.arange(len(logits)), np.asarray(targets)]
+    highest = logits.max(-1)
+    return own - highest - np.log(np.exp(logits - highest[:, None]).sum(-1))
+
+
 def extraction(run: Run) -> Iterator[Row]:
     """Means of every layer of both stacks, of clips whose sound is at hand."""
     for shape in run.shapes():
@@ -301,6 +353,7 @@ STAGES: dict[str, Callable[[Run], Iterator[Row]]] = {
     "residual": residual,
     "components": components,
     "encoder windows": encoder_windows,
+    "lens kernel": lens_kernel,
     "lens": lens,
     "extraction": extraction,
     "generation": generation,

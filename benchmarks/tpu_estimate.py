@@ -24,10 +24,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax  # noqa: E402
 import shapes  # noqa: E402
-from jaxasr_interp.kernels.attention import mosaic_tpu  # noqa: E402  # pyright: ignore
 
 import jaxasr_interp as ji  # noqa: E402
 from jaxasr_interp.checkpoint.convert import abstract_model  # noqa: E402
+from jaxasr_interp.kernels.attention import mosaic_tpu  # noqa: E402  # pyright: ignore
 from jaxasr_interp.patching import cost  # noqa: E402
 from jaxasr_interp.patching.footprint import Program, sweep_programs  # noqa: E402
 from jaxasr_interp.patching.planning import PlanOptions  # noqa: E402

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxasr_interp.kernels.attention import attend
+from jaxasr_interp.kernels.attention import attend, has_cudnn
 from jaxasr_interp.model.edits import Tap
 from jaxasr_interp.numerics import accumulation_dtype
 from jaxasr_interp.pytree import pytree_dataclass
@@ -28,10 +28,26 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "rows d_in"]) -> Float[Array, "rows d_out"]:
         """Apply the map to each row."""
-        y = jnp.matmul(x, self.kernel[...], preferred_element_type=accumulation_dtype(x.dtype))
-        if self.bias is not None:
-            y = y + self.bias[...].astype(y.dtype)[None, :]
-        return y.astype(x.dtype)
+        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
+        if bias is None or not has_cudnn() or accumulation_dtype(x.dtype) == x.dtype:
+            return _product(x, kernel, bias)
+        return jax.lax.platform_dependent(x, kernel, bias, cuda=_by_cublas, default=_product)
+
+
+def _product(x: Array, kernel: Array, bias: Array | None) -> Array:
+    """`x W + b`, rounded to the dtype of `x` once."""
+    y = jnp.matmul(x, kernel, preferred_element_type=accumulation_dtype(x.dtype))
+    if bias is not None:
+        y = y + bias.astype(y.dtype)[None, :]
+    return y.astype(x.dtype)
+
+
+def _by_cublas(x: Array, kernel: Array, bias: Array) -> Array:
+    """The same for cuBLAS, which adds a bias of the product's own dtype before it rounds.
+
+    As `_product` says it, products are written to memory in 32 bits and read again: 7% of a sweep.
+    """
+    return jnp.matmul(x, kernel) + bias[None, :]
 
 
 class LayerNorm(nnx.Module):

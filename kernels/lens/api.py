@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxasr_interp.errors import InputError
+from jaxasr_interp.kernels.attention import has_cudnn
 from jaxasr_interp.pytree import replace
 
 from . import reference
@@ -144,7 +145,7 @@ _log_sum_exp.defvjp(_log_sum_exp_forward, _log_sum_exp_backward)
 
 def _call(function: str, implementation: str | None, *arrays: Array, **static: int) -> Any:
     """Call a function of an implementation."""
-    plain = functools.partial(getattr(reference, function), **static)
+    plain = functools.partial(_by_xla, function, static)
     if implementation == "xla":
         return plain(*arrays)
     name = implementation or "mosaic_tpu"
@@ -170,6 +171,15 @@ def _call(function: str, implementation: str | None, *arrays: Array, **static: i
         return kernel(*arrays)
     interpreted = functools.partial(kernel, interpret=True)
     return jax.lax.platform_dependent(*arrays, tpu=kernel, default=interpreted)
+
+
+def _by_xla(function: str, static: dict[str, int], *arrays: Array) -> Any:
+    """Call a function of the reference, with chunks for the device it is compiled for."""
+    narrow = functools.partial(getattr(reference, function), **static)
+    if not has_cudnn():
+        return narrow(*arrays)
+    of_gpu = functools.partial(narrow, chunk=reference.wide)
+    return jax.lax.platform_dependent(*arrays, cuda=of_gpu, default=narrow)
 
 
 def _unsuitable(module: ModuleType, *arrays: Array, top_k: int = 1) -> str | None:

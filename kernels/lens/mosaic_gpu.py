@@ -46,7 +46,7 @@ def mean_embedding(
     hidden: Float[Array, "rows d_model"], unembedding: Float[Array, "d_vocab d_model"]
 ) -> tuple[Float[Array, " rows"], Float[Array, "rows d_model"]]:
     """See `jaxasr_interp.kernels.lens.mean_embedding`: XLA computes it."""
-    return reference.mean_embedding(hidden, unembedding)
+    return reference.mean_embedding(hidden, unembedding, reference.wide)
 
 
 def _see(

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import pytest
-from jaxasr_interp.kernels.attention import attend, attend_part, holds_scores, merge
 
 import jaxasr_interp as ji
+from jaxasr_interp.kernels.attention import attend, attend_part, holds_scores, merge
 from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, has_compiler
 from jaxasr_interp.runtime.targets import TargetMachine
 

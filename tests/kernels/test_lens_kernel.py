@@ -12,10 +12,10 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxasr_interp.kernels.lens import log_sum_exp, mean_embedding, mosaic_gpu, readout
 
 import jaxasr_interp as ji
 from helpers.tpu import tpu_mesh
+from jaxasr_interp.kernels.lens import log_sum_exp, mean_embedding, mosaic_gpu, readout
 from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, has_compiler, not_cached
 from jaxasr_interp.runtime.devices import make_mesh
 from jaxasr_interp.runtime.targets import TargetMachine
