@@ -78,8 +78,15 @@ def _fold[T](
     number is 0.
     """
     d_vocab = len(unembedding)
-    size = min(chunk(len(hidden)), d_vocab)
+    size = chunk(len(hidden))
     wide = accumulation_dtype(hidden.dtype)
+
+    if size >= d_vocab:
+        # Else XLA merges this product with others of the same matrix, and cannot compile that for
+        # a GPU.
+        unembedding = jax.lax.optimization_barrier(unembedding)
+        logits = jnp.einsum("rd,vd->rv", hidden, unembedding, preferred_element_type=wide)
+        return step(carry, logits, unembedding, jnp.zeros((), jnp.int32))
 
     def body(i: Array, carry: T) -> T:
         start = jnp.minimum(i * size, d_vocab - size)

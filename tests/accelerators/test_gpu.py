@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from jaxasr_interp.kernels.attention import attend
+from jaxasr_interp.kernels.lens import readout
 from jaxasr_interp.runtime.ahead_of_time import DeviceCompiler, has_compiler
 from jaxasr_interp.runtime.targets import TargetMachine
 
@@ -38,3 +39,17 @@ def test_gradients_of_many_rows_compile():
         return jax.vmap(jax.grad(total))(rows)
 
     assert DeviceCompiler(H100).compile(jax.jit(slopes), (rows, keys, keys), {}) is not None
+
+
+@pytest.mark.parametrize("positions", [32, 448])
+def test_the_lens_of_all_layers_holds_a_bounded_part_of_the_logits(positions):
+    layers, d_model, d_vocab = 32, 1280, 51866
+    final = jax.ShapeDtypeStruct((positions, d_model), "bfloat16")
+    embed = jax.ShapeDtypeStruct((d_vocab, d_model), "bfloat16")
+    arguments = (
+        jax.ShapeDtypeStruct((layers, positions, d_model), "bfloat16"),
+        *(final, embed, jax.ShapeDtypeStruct((positions,), "int32")),
+    )
+    found = DeviceCompiler(H100).compile(jax.jit(readout), arguments, {})
+    assert found is not None
+    assert found.temporaries < 1e9
