@@ -45,8 +45,13 @@ def readout(
 def mean_embedding(
     hidden: Float[Array, "rows d_model"], unembedding: Float[Array, "d_vocab d_model"]
 ) -> tuple[Float[Array, " rows"], Float[Array, "rows d_model"]]:
-    """See `jaxasr_interp.kernels.lens.mean_embedding`: XLA computes it, of 8 MB of logits a time."""
-    return reference.mean_embedding(hidden, unembedding, lambda rows: max(1, (1 << 21) // rows))
+    """See `jaxasr_interp.kernels.lens.mean_embedding`: XLA computes it."""
+    return reference.mean_embedding(hidden, unembedding, _tokens_at_once)
+
+
+def _tokens_at_once(rows: int) -> int:
+    """Return how many tokens XLA reads at once, of which it holds 8 MB of logits."""
+    return min(1 << 15, max(_TOKENS, (1 << 21) // rows))
 
 
 def _see(
