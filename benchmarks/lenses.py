@@ -128,7 +128,7 @@ def measure(shape: shapes.Shape, python: str | None, dtype: str, rounds: int) ->
 
 def found(lens: ji.LogitLens) -> Row:
     """The arrays of a lens by name."""
-    return {name: value for name, value in vars(lens).items() if name != "site"}
+    return {name: value for name, value in vars(lens).items() if name not in ("site", "tokenizer")}
 
 
 def held(program: Any, *arguments: Any) -> int:

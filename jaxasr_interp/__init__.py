@@ -67,6 +67,7 @@ from jaxasr_interp.probes import (
     save_probes,
     score_probes,
 )
+from jaxasr_interp.report.progress import progress
 from jaxasr_interp.runtime.compilation_cache import keep_compiled_programs
 from jaxasr_interp.runtime.placement import replicate
 from jaxasr_interp.runtime.runner import RunOptions, Share
@@ -174,6 +175,7 @@ __all__ = [
     "parse_edit",
     "plan_sweep",
     "probe_store",
+    "progress",
     "random_model",
     "replicate",
     "resolve_means",

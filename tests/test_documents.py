@@ -2,10 +2,14 @@
 
 import ast
 import inspect
+import json
 import re
+import runpy
 from pathlib import Path
 
 import jax.numpy as jnp
+import nbclient
+import nbformat
 import pytest
 import soundfile
 from flax import nnx
@@ -15,6 +19,7 @@ from helpers.files import GLASS, GRASS, sound, write_table
 from helpers.real import real_model
 
 ROOT = Path(__file__).parents[1]
+TOUR = ROOT / "docs" / "tour.ipynb"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -55,17 +60,45 @@ def write_clips(folder, count, seconds):
     write_table(folder / "clips.tsv", [row | {"word_class": "letters"} for row in rows])
 
 
-@pytest.mark.slow
-def test_the_readme_runs_on_a_small_model(tmp_path, monkeypatch, tiny_tokenizer):
-    monkeypatch.chdir(tmp_path)
-    small_model(tmp_path / "model", tiny_tokenizer)
-    write_clips(tmp_path, 12, 0.3)
+def write_files(folder, tokenizer):
+    """What the README reads: a model, two clips and a table of clips."""
+    small_model(folder / "model", tokenizer)
+    write_clips(folder, 12, 0.3)
     for name in ("clip", "other"):
-        soundfile.write(f"{name}.flac", sound(len(name), 5_000), 16_000)
-    codes = [code.replace('"tiny.en"', '"model"') for code in blocks(ROOT / "README.md")]
-    found = run_in_order(codes)
-    assert found["lens"].site == "cross_attn_out"
-    assert found["scores"].estimate["accuracy"].shape == (4,)
+        soundfile.write(folder / f"{name}.flac", sound(len(name), 5_000), 16_000)
+
+
+def run_notebook(folder):
+    """Run the tour with the small model; return its code cells."""
+    tour = nbformat.reads(TOUR.read_text("utf-8").replace('\\"tiny.en\\"', '\\"model\\"'), 4)
+    nbclient.NotebookClient(tour, timeout=300, resources={"metadata": {"path": folder}}).execute()
+    return [cell for cell in tour.cells if cell.cell_type == "code"]
+
+
+def test_the_notebook_has_the_readmes_blocks():
+    made = runpy.run_path(str(ROOT / "docs" / "make_notebook.py"))["text"]()
+    assert made == TOUR.read_text("utf-8"), "run docs/make_notebook.py"
+    cells = [cell["source"] for cell in json.loads(made)["cells"]]
+    assert set(cells) > {block.rstrip() for block in blocks(ROOT / "README.md")}
+
+
+def test_a_notebook_shows_every_result_of_the_readme(tmp_path, tiny_tokenizer):
+    write_files(tmp_path, tiny_tokenizer)
+    cells = run_notebook(tmp_path)
+    outputs = [(cell.source, output) for cell in cells for output in cell.outputs]
+    assert all(output.output_type != "error" for _, output in outputs)
+    assert any(
+        "patches" in output.get("data", {}).get("text/markdown", "") for _, output in outputs
+    )
+    shown = {code: one.data for code, one in outputs if one.output_type == "execute_result"}
+    for result in ("lens", "result", "swept", "depths", 'fit["gender"]'):
+        assert "<img" in shown[result]["text/html"], result
+        assert "<pre" in shown[result]["text/html"], result
+    pictures = [data for code, data in shown.items() if code.endswith(".plot()")]
+    assert len(pictures) == 2
+    assert all(picture["image/png"] for picture in pictures)
+    for code, data in shown.items():
+        assert "xarray" in data["text/plain"] or len(data["text/plain"].splitlines()) <= 20, code
 
 
 @pytest.mark.real

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
+from jaxasr_interp.display import Displayed
 from jaxasr_interp.evaluation.bootstrap import Interval, bootstrap_interval
 from jaxasr_interp.evaluation.loops import compression_ratio, is_loop, longest_repeat
 from jaxasr_interp.evaluation.text_metrics import (
@@ -37,7 +38,7 @@ OPERATIONS = ("hit", "substitution", "deletion", "insertion")
 
 
 @dataclasses.dataclass(frozen=True)
-class TextSweep:
+class TextSweep(Displayed):
     """The transcripts of clips under interventions.
 
     Attributes:

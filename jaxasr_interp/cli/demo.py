@@ -19,13 +19,14 @@ from jaxasr_interp.patching.result import SweepResult
 from jaxasr_interp.patching.sweep import activation_patching
 from jaxasr_interp.report.plots import (
     axis_labels,
+    place,
     plot_lens,
     plot_sweep,
     plot_timeline,
     save,
     share,
 )
-from jaxasr_interp.report.tables import lens_table, place, sweep_table
+from jaxasr_interp.report.tables import lens_table, sweep_table
 from jaxasr_interp.runtime.store import reserve, save_dataset, together
 from jaxasr_interp.speech.audio import load_audio
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND

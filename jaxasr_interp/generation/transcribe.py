@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxasr_interp.display import Displayed
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.generation.language import detect_language_batch
@@ -34,7 +35,7 @@ type Times = bool | Literal["segments"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Transcript:
+class Transcript(Displayed):
     """The transcript of one clip.
 
     Attributes:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxasr_interp.display import Displayed
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.generation.batching import generate_rows
 from jaxasr_interp.generation.options import GREEDY, Choice, Generated
@@ -35,7 +36,7 @@ DEPTH_SITES = ("resid_pre", "resid_post")
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderLens:
+class EncoderLens(Displayed):
     """The transcripts from every encoder depth; depth k is after k layers.
 
     Attributes:

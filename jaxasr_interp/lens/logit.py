@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from jaxasr_interp.display import Displayed
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.kernels.lens import (
     Readout,
@@ -24,6 +25,7 @@ from jaxasr_interp.model.sites import SITES
 from jaxasr_interp.model.whisper import Whisper
 from jaxasr_interp.pytree import pytree_dataclass, static
 from jaxasr_interp.runtime.frames import to_dataframe
+from jaxasr_interp.speech.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import pandas
@@ -45,7 +47,7 @@ LENS_SITES = (
 
 
 @pytree_dataclass
-class LogitLens:
+class LogitLens(Displayed):
     """The next-token distribution read from a site, at every layer (and head) and position.
 
     Attributes:
@@ -59,6 +61,7 @@ class LogitLens:
         saturation_layer: at sites of the residual stream, the earliest layer from which on the top
             token is the model's; the number of layers if there is none. `None` at other sites.
         site: the site that is read.
+        tokenizer: the model's, which writes tokens; `None` if it has none.
     """
 
     targets: Int[Array, " pos"]
@@ -70,6 +73,7 @@ class LogitLens:
     kl: Float[Array, "*stack pos"]
     saturation_layer: Int[Array, " pos"] | None
     site: str = static()
+    tokenizer: Tokenizer | None = static(default=None)
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -89,7 +93,7 @@ class LogitLens:
         arrays = {
             name: (axes.get(name, self.axes), np.asarray(value))
             for name, value in vars(self).items()
-            if name != "site" and value is not None
+            if name not in ("site", "tokenizer") and value is not None
         }
         return xarray.Dataset(arrays, attrs={"site": self.site})
 
@@ -146,7 +150,13 @@ def logit_lens(
         states = states.swapaxes(1, 2)
     read = read_states(model.decoder, states, resid_post[-1], followed, top_k, implementation)
     saturation = _saturation(read.top_tokens[:, :, 0], said) if site in STREAM_SITES else None
-    return LogitLens(targets=followed, saturation_layer=saturation, site=site, **vars(read))
+    return LogitLens(
+        targets=followed,
+        saturation_layer=saturation,
+        site=site,
+        tokenizer=model.tokenizer,
+        **vars(read),
+    )
 
 
 def check_lens_site(site: str) -> None:

@@ -90,9 +90,14 @@ class Prepared:
         if self.inputs.lengths is not None and not plan.counts_frames:
             behind = plan.cells()["start"][None] >= np.asarray(self.inputs.lengths)[:, None]
             values = np.where(behind[..., None], np.nan, values)
+        tokens, writes = np.asarray(self.base.tokens).tolist(), self.model.tokenizer
         return [
-            SweepResult(plan, names, rows.T.reshape(shape), clean, corrupted, direction)
-            for rows, clean, corrupted in zip(values, *unpatched, strict=True)
+            SweepResult(
+                *(plan, names, rows.T.reshape(shape), clean, corrupted, direction),
+                tokens=tuple(said),
+                tokenizer=writes,
+            )
+            for rows, clean, corrupted, said in zip(values, *unpatched, tokens, strict=True)
         ]
 
 

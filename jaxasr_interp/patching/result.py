@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from jaxasr_interp.display import Displayed
 from jaxasr_interp.patching.metrics import recovered
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.pytree import summary
 from jaxasr_interp.runtime.frames import to_dataframe
 from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
+from jaxasr_interp.speech.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import pandas
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepResult:
+class SweepResult(Displayed):
     """A sweep's metrics.
 
     Attributes:
@@ -30,6 +32,8 @@ class SweepResult:
         corrupted: each metric of the corrupted run.
         direction: which run was patched with which.
         method: `"exact"`, or the approximation that `patched` comes from.
+        tokens: the decoder's input in the run that was patched.
+        tokenizer: the model's, which writes them; `None` if it has none.
     """
 
     plan: SweepPlan
@@ -39,6 +43,8 @@ class SweepResult:
     corrupted: Float[np.ndarray, " metric"]
     direction: str = "clean_to_corrupted"
     method: str = "exact"
+    tokens: tuple[int, ...] = ()
+    tokenizer: Tokenizer | None = None
 
     __repr__ = summary
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from jaxasr_interp.display import Displayed
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.extraction.representations import is_axis, row_axes
 from jaxasr_interp.probes.fit import fit_probes
@@ -28,7 +29,7 @@ RANDOM = "random."
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeReport:
+class ProbeReport(Displayed):
     """Scores of the probes of a variable for a target, and scores of the controls.
 
     Attributes:
@@ -201,6 +202,12 @@ def _site_of(variable: str) -> str | None:
     """Return `stack.site` for a variable `stack.site.reduction`, `None` for a control."""
     parts = variable.split(".")
     return ".".join(parts[:2]) if len(parts) == 3 else None
+
+
+def report_of(probes: Probes) -> ProbeReport:
+    """Report the scores of probes from `fit_probes`, and of the controls among them."""
+    name = probes.target.name
+    return _report(probes.features or "activations", name, {"probe": {name: probes}})
 
 
 def _report(variable: str, target: str, fits: Mapping[str, Mapping[str, Probes]]) -> ProbeReport:

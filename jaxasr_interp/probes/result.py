@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxasr_interp.display import Displayed
 from jaxasr_interp.errors import InputError
 from jaxasr_interp.interventions.kinds import Add
 from jaxasr_interp.interventions.where import END, At
@@ -39,7 +40,7 @@ class HeldOut:
 
 
 @dataclasses.dataclass(frozen=True)
-class Probes:
+class Probes(Displayed):
     """The probes of one target.
 
     Attributes:

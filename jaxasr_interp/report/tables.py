@@ -15,8 +15,7 @@ from jaxasr_interp.lens.logit import LogitLens
 from jaxasr_interp.patching.aggregate import top_cells
 from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.probes import ProbeReport
-from jaxasr_interp.report.plots import Quantity, axis_labels
-from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
+from jaxasr_interp.report.plots import Quantity, axis_labels, place
 from jaxasr_interp.speech.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -26,8 +25,11 @@ _LONGEST_TEXT = 300
 _MOST_HEADS, _MOST_COMPONENTS, _MOST_EDITS = 8, 12, 12
 
 
-def lens_table(lens: LogitLens, tokenizer: Tokenizer, tokens: Sequence[int]) -> Table:
-    """Make a row for each token: each layer's next token, and how sure the last layer is."""
+def lens_table(lens: LogitLens, tokenizer: Tokenizer, tokens: Sequence[int] | None = None) -> Table:
+    """Make a row for each position: each layer's next token, and how sure the last layer is.
+
+    Its first column has the token read there or, where `tokens` are not given, the one followed.
+    """
     columns = len(lens.targets)
     top = np.asarray(lens.top_tokens)[..., 0].reshape(-1, columns)
     log_prob, entropy = (
@@ -39,12 +41,13 @@ def lens_table(lens: LogitLens, tokenizer: Tokenizer, tokens: Sequence[int]) -> 
         "layer, log-prob and entropy (nats) at the end",
         title_justify="left",
     )
-    table.add_column("read")
+    table.add_column("followed" if tokens is None else "read")
     for layer in range(len(top)):
         table.add_column(str(layer))
     for name in ("sat.", "log p", "entr."):
         table.add_column(name, justify="right", no_wrap=True)
-    for pos, read in enumerate(axis_labels(tokenizer, tokens)):
+    named = np.asarray(lens.targets) if tokens is None else tokens
+    for pos, read in enumerate(axis_labels(tokenizer, named)):
         table.add_row(
             _plain(read),
             *(_plain(label) for label in axis_labels(tokenizer, top[:, pos])),
@@ -232,14 +235,6 @@ def probe_table(name: str, report: ProbeReport) -> Group:
     return Group(
         _plain(f"{name} in {report.variable}: {named} (95%), without layers: {lines}"), table
     )
-
-
-def place(plan: SweepPlan, window: tuple[int, int]) -> str:
-    """Return the positions of a window, or its time."""
-    start, stop = window
-    if plan.counts_frames:
-        return f"{start / FRAMES_PER_SECOND:.2f}-{stop / FRAMES_PER_SECOND:.2f} s"
-    return str(start) if stop == start + 1 else f"{start}-{stop - 1}"
 
 
 def window_labels(plan: SweepPlan, token_labels: Sequence[str], words: Sequence[Word]) -> list[str]:

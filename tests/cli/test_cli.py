@@ -15,6 +15,7 @@ from helpers.real import real_model
 from jaxasr_interp.cli import output, progress
 from jaxasr_interp.generation import long_form
 from jaxasr_interp.model import run as run_module
+from jaxasr_interp.report import progress as shown
 
 
 def run(*arguments, cwd=None):
@@ -178,12 +179,12 @@ def test_one_bar_starts_anew_with_every_phase(monkeypatch):
     monkeypatch.setattr(output, "errors", terminal)
     bars = []
 
-    class Bar(progress.Bar):
+    class Bar(shown.Bar):
         def __init__(self, *columns, **options):
             super().__init__(*columns, **options)
             bars.append(self)
 
-    monkeypatch.setattr(progress, "Bar", Bar)
+    monkeypatch.setattr(shown, "Bar", Bar)
     with progress.progress() as on_progress:
         for done in (1, 3):
             on_progress(done, 4, "clips")
@@ -199,7 +200,7 @@ def test_one_bar_starts_anew_with_every_phase(monkeypatch):
 def test_a_log_gets_lines_and_who_wants_quiet_gets_none(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(output, "errors", Console(file=io.StringIO()))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(shown.time, "monotonic", lambda: now[0])
 
     def work():
         with progress.progress() as on_progress:

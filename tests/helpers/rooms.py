@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "jaxasr_interp"
-BASE = ("errors", "numerics", "pytree", "_version")
+BASE = ("display", "errors", "numerics", "pytree", "_version")
 """Modules of the package root that everything may import."""
 ROOMS = (
     "speech",

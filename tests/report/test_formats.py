@@ -25,7 +25,7 @@ def attention_of(*labels):
 
 def test_every_plot_gives_a_figure_and_takes_no_path():
     names = [name for name in plots.__all__ if name.startswith("plot_")]
-    assert len(names) == 15
+    assert len(names) == 16
     for name in names:
         signature = inspect.signature(getattr(plots, name))
         assert "matplotlib.figure.Figure" in signature.return_annotation

@@ -10,9 +10,10 @@ from jaxasr_interp.report.plots.geometry import plot_similarity, plot_spectrum
 from jaxasr_interp.report.plots.lens import plot_lens, plot_lens_heads
 from jaxasr_interp.report.plots.probes import plot_probes
 from jaxasr_interp.report.plots.quantity import Quantity, change, recovery, share
-from jaxasr_interp.report.plots.sweep import plot_sweep
+from jaxasr_interp.report.plots.sweep import place, plot_sweep
 from jaxasr_interp.report.plots.text_sweep import plot_text_sweep
 from jaxasr_interp.report.plots.timeline import plot_timeline
+from jaxasr_interp.report.plots.transcript import plot_transcript
 from jaxasr_interp.report.plots.tuned_lens import plot_tuned_lens
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Quantity",
     "axis_labels",
     "change",
+    "place",
     "plot_ablation",
     "plot_aggregate",
     "plot_attention",
@@ -34,6 +36,7 @@ __all__ = [
     "plot_sweep",
     "plot_text_sweep",
     "plot_timeline",
+    "plot_transcript",
     "plot_tuned_lens",
     "recovery",
     "save",

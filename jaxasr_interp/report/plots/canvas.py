@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from jaxasr_interp.report.plots.fonts import use_fonts, without_notes_on_fonts
+from jaxasr_interp.report.plots.fonts import use_fonts
 from jaxasr_interp.report.plots.quantity import Quantity
 from jaxasr_interp.runtime.store import new_file
 from jaxasr_interp.speech.tokenizer import Tokenizer
@@ -43,9 +43,9 @@ def plain(text: str) -> str:
 
 def new_figure(width: float, height: float) -> Any:
     """Make an empty figure of this width and height in inches."""
-    import matplotlib.figure
+    from jaxasr_interp.report.plots.figure import Picture
 
-    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    return Picture(figsize=(width, height), layout="constrained")
 
 
 def wrap_columns(columns: int, width: float) -> list[slice]:
@@ -175,10 +175,8 @@ def save(figure: Any, path: Path) -> Path:
     Returns:
         The path.
     """
-    import matplotlib
+    from jaxasr_interp.report.plots.figure import write
 
-    # Text stays text that can be searched and edited.
-    as_text = matplotlib.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42})
-    with new_file(path) as partial, as_text, without_notes_on_fonts():
-        figure.savefig(partial, format=path.suffix[1:], dpi=130)
+    with new_file(path) as partial:
+        write(figure, partial, path.suffix[1:])
     return path

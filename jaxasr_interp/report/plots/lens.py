@@ -27,7 +27,7 @@ _LETTERS = 11
 
 
 def plot_lens(
-    lens: LogitLens, tokenizer: Tokenizer, token_labels: Sequence[str], title: str
+    lens: LogitLens, tokenizer: Tokenizer, token_labels: Sequence[str] | None, title: str
 ) -> "matplotlib.figure.Figure":
     """Draw the token each layer would say next, shaded by its probability.
 
@@ -37,7 +37,8 @@ def plot_lens(
     Args:
         lens: from `logit_lens`, of a site without heads.
         tokenizer: writes the tokens in the cells.
-        token_labels: text of every token of the run.
+        token_labels: text of every token of the run; without them columns are named by the token
+            that is followed.
         title: written above.
 
     Returns:
@@ -52,6 +53,10 @@ def plot_lens(
     widest = lines[0].stop
     figure = new_figure(2.6 + _CELL[0] * widest, 0.9 + len(lines) * (0.95 + height * rows))
     panels = figure.subplots(len(lines), squeeze=False)[:, 0]
+    what = "token the decoder has just read"
+    if token_labels is None:
+        token_labels = axis_labels(tokenizer, np.asarray(lens.targets))
+        what = "next token, which is followed"
     labels = [plain(shorten(label, 16)) for label in token_labels]
     image = None
     for axes, line in zip(panels, lines, strict=True):
@@ -76,7 +81,7 @@ def plot_lens(
     bar.set_label("probability of the top token")
     bar.outline.set_visible(False)
     framed = "" if lens.saturation_layer is None else " (framed: saturation layer)"
-    panels[-1].set_xlabel(f"token the decoder has just read{framed}", loc="left")
+    panels[-1].set_xlabel(f"{what}{framed}", loc="left")
     finish(figure, title)
     return figure
 

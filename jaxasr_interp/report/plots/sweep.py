@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from jaxasr_interp.patching.plan import SweepPlan
 from jaxasr_interp.report.plots.canvas import (
     INK,
     LEAST_WIDTH,
@@ -19,6 +20,7 @@ from jaxasr_interp.report.plots.canvas import (
     shorten,
 )
 from jaxasr_interp.report.plots.quantity import Quantity, scales
+from jaxasr_interp.speech.positions import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -47,7 +49,7 @@ class Panel:
 def plot_sweep(
     quantity: Quantity, token_labels: Sequence[str], title: str
 ) -> "matplotlib.figure.Figure":
-    """Draw a number for every layer and token.
+    """Draw a number for every layer and token, or stretch of time.
 
     Args:
         quantity: from `share` or `change`.
@@ -85,7 +87,8 @@ def plot_sweep(
     for scale, image in images.values():
         add_colour_bar(figure, image, grid, scale, scale.limit, (size[0], size[1] + 0.5))
     what = plan.component_names[0] if len(plan.components) == 1 else "activation"
-    figure.supxlabel(f"token whose {what} is patched", fontsize=10)
+    where = "time" if plan.counts_frames else "token"
+    figure.supxlabel(f"{where} whose {what} is patched", fontsize=10)
     finish(figure, title, note)
     return figure
 
@@ -137,7 +140,10 @@ def _label(
     bottom: bool,
 ) -> None:
     plan = quantity.plan
-    labels = [_window_label(window, plan.n_tokens, token_labels) for window in plan.windows]
+    if plan.counts_frames:
+        labels = [place(plan, window) for window in plan.windows]
+    else:
+        labels = [_window_label(window, plan.n_tokens, token_labels) for window in plan.windows]
     slanted = {"rotation": 45, "ha": "right"} if cell[0] >= 0.3 else {"rotation": 90}
     size = 9 if cell[0] >= 0.3 else 7
     axes.set_xticks(range(len(labels)), labels if bottom else [], fontsize=size, **slanted)
@@ -145,6 +151,14 @@ def _label(
     if left and plan.layers != (None,):
         axes.set_ylabel("layer")
     bare(axes)
+
+
+def place(plan: SweepPlan, window: tuple[int, int]) -> str:
+    """Return the positions of a window, or its time."""
+    start, stop = window
+    if plan.counts_frames:
+        return f"{start / FRAMES_PER_SECOND:.2f}-{stop / FRAMES_PER_SECOND:.2f} s"
+    return str(start) if stop == start + 1 else f"{start}-{stop - 1}"
 
 
 def _window_label(window: tuple[int, int], n_tokens: int, token_labels: Sequence[str]) -> str:
