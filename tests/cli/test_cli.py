@@ -148,15 +148,25 @@ def test_models_says_how_to_get_each():
     ("arguments", "clips"),
     [
         (["patch", GRASS, GLASS, "--site", "encoder.mlp_out@1"], 2),
-        (["patch", GRASS, GLASS, "--site", "encoder.ln_final"], 2),
-        (["patch", GRASS, "silence", "--site", "encoder.z@1.each", "--window", "1s"], 2),
+        pytest.param(
+            ["patch", GRASS, GLASS, "--site", "encoder.ln_final"], 2, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ["patch", GRASS, "silence", "--site", "encoder.z@1.each", "--window", "1s"],
+            2,
+            marks=pytest.mark.slow,
+        ),
         (["patch", GRASS, GLASS, "--site", "decoder.cross_v@1", "--window", "1s"], 2),
         (["ablate", GRASS, "--site", "encoder.mlp_out@1", "--kind", "mean"], 1),
-        (["ablate", GRASS, "--site", "decoder.mlp_out@1"], 1),
+        pytest.param(["ablate", GRASS, "--site", "decoder.mlp_out@1"], 1, marks=pytest.mark.slow),
         (["lens", GRASS, "--attribution"], 1),
-        (["lens", GRASS, "--model", "base"], 1),
+        pytest.param(["lens", GRASS, "--model", "base"], 1, marks=pytest.mark.slow),
         (["encoder-lens", GRASS, "--max-new-tokens", "5"], 1),
-        (["encoder-lens", GRASS, "--text", "My brother.", "--max-new-tokens", "5"], 1),
+        pytest.param(
+            ["encoder-lens", GRASS, "--text", "My brother.", "--max-new-tokens", "5"],
+            1,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_clip_is_encoded_once(tmp_path, invoke, monkeypatch, arguments, clips):

@@ -134,8 +134,10 @@ def spoilers(folder, mounted):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def removed(first):
-        if first:
-            shutil.rmtree(folder / "out", ignore_errors=True)
+        # Moved first: a thread that writes meanwhile would keep parts of it from being removed.
+        if first and (folder / "out").exists():
+            (folder / "out").rename(folder / "removed")
+            shutil.rmtree(folder / "removed")
 
     return {"full": full, "read_only": read_only, "removed": removed}
 
