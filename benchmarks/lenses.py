@@ -84,7 +84,6 @@ def measure(shape: shapes.Shape, python: str | None, dtype: str, rounds: int) ->
     run = ji.decode(model, clean.tokens, states, sites="resid_post")
     targets = np.asarray(run.logits.argmax(-1), np.int32)
     resid = run.acts.resid_post
-    assert resid is not None
     followed = jnp.asarray(targets)
     whole = (model.decoder, resid, followed)
     sides = {"whole logits": Side(lambda: timed(lambda: whole_logits(*whole)))}

@@ -28,6 +28,7 @@ def test_nothing_called_kernels_is_installed_at_the_top():
 
 
 USES = """
+import jax
 import jaxasr_interp as ji
 import jaxasr_interp.patching.metrics
 from jaxasr_interp.kernels.attention import attend
@@ -35,6 +36,10 @@ from jaxasr_interp.kernels.attention import attend
 reveal_type(ji.load_model)
 reveal_type(ji.metrics.log_prob)
 reveal_type(attend)
+mel = jax.numpy.zeros((80, 3000))
+model = ji.load_model("tiny.en")
+run = ji.decode(model, [1, 2], ji.encode(model, mel).states, sites="resid_post")
+print(run.acts.resid_post.shape)
 """
 
 

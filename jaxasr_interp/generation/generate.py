@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -143,7 +144,7 @@ def _reread(
     # With explicit positions an edit may have a source of another length, as in the steps.
     from_start = CountedFrom(edit, 0)
     acts = decode(model, padded, states, edit=from_start, sites=sites, reference=other_acts).acts
-    fields: dict[str, Array | None] = {}
+    fields: dict[str, Any] = {}
     for site, value in vars(acts).items():
         axes = SITES["decoder"][site]
         own = tuple(slice(len(tokens) if x in ("pos", "query", "key") else None) for x in axes)

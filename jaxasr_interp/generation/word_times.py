@@ -164,7 +164,6 @@ def _attention(model: Whisper, utterance: Utterance, frames: int) -> Float[np.nd
     padding = padded_length(len(run), model.config.max_tokens) - len(run)
     padded = run + [tokenizer.end_of_text] * padding
     pattern = decode(model, padded, states, sites=["cross_pattern"]).acts.cross_pattern
-    assert pattern is not None
     layers, heads = np.array(following_heads(model)).T
     return _sharpened(np.asarray(pattern[layers, heads, : len(run), :frames], np.float64))
 

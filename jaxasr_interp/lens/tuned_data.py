@@ -94,7 +94,6 @@ def _run(
     decoder: Decoder, states: Float[Array, "frame d_model"], tokens: Int[Array, " pos"]
 ) -> LensRows:
     run = decoder.run(tokens, states)
-    assert run.decoder.resid_post is not None
     final = decoder.final_norm(run.resid)
     lse, mean = mean_embedding(final, decoder.embed[...])
     entropy = lse - (final.astype(mean.dtype) * mean).sum(-1)

@@ -30,7 +30,7 @@ Hugging Face calls the last hidden state is `ln_final`.
 
 import typing
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxtyping import Array, Float
 
@@ -39,62 +39,69 @@ from jaxasr_interp.pytree import pytree_dataclass
 
 Stack = Literal["encoder", "decoder"]
 
+if TYPE_CHECKING:
+    # Who reads a site has requested it, which no type can say: to editors it is there.
+    type Requested[T] = T
+else:
+    Requested = typing.Optional
+NOT_REQUESTED: Any = None
+
 
 @pytree_dataclass
 class EncoderActivations:
     """The encoder's activations by site; `None` where not requested."""
 
-    conv1_out: Float[Array, "mel_frame d_model"] | None = None
-    conv2_out: Float[Array, "frame d_model"] | None = None
-    pos_embed: Float[Array, "frame d_model"] | None = None
-    resid_pre: Float[Array, "layer frame d_model"] | None = None
-    q: Float[Array, "layer frame head d_head"] | None = None
-    k: Float[Array, "layer frame head d_head"] | None = None
-    v: Float[Array, "layer frame head d_head"] | None = None
-    attn_scores: Float[Array, "layer head query key"] | None = None
-    pattern: Float[Array, "layer head query key"] | None = None
-    z: Float[Array, "layer frame head d_head"] | None = None
-    result: Float[Array, "layer frame head d_model"] | None = None
-    attn_out: Float[Array, "layer frame d_model"] | None = None
-    resid_mid: Float[Array, "layer frame d_model"] | None = None
-    mlp_pre: Float[Array, "layer frame d_mlp"] | None = None
-    mlp_post: Float[Array, "layer frame d_mlp"] | None = None
-    mlp_out: Float[Array, "layer frame d_model"] | None = None
-    resid_post: Float[Array, "layer frame d_model"] | None = None
-    ln_final: Float[Array, "frame d_model"] | None = None
+    conv1_out: Requested[Float[Array, "mel_frame d_model"]] = NOT_REQUESTED
+    conv2_out: Requested[Float[Array, "frame d_model"]] = NOT_REQUESTED
+    pos_embed: Requested[Float[Array, "frame d_model"]] = NOT_REQUESTED
+    resid_pre: Requested[Float[Array, "layer frame d_model"]] = NOT_REQUESTED
+    q: Requested[Float[Array, "layer frame head d_head"]] = NOT_REQUESTED
+    k: Requested[Float[Array, "layer frame head d_head"]] = NOT_REQUESTED
+    v: Requested[Float[Array, "layer frame head d_head"]] = NOT_REQUESTED
+    attn_scores: Requested[Float[Array, "layer head query key"]] = NOT_REQUESTED
+    pattern: Requested[Float[Array, "layer head query key"]] = NOT_REQUESTED
+    z: Requested[Float[Array, "layer frame head d_head"]] = NOT_REQUESTED
+    result: Requested[Float[Array, "layer frame head d_model"]] = NOT_REQUESTED
+    attn_out: Requested[Float[Array, "layer frame d_model"]] = NOT_REQUESTED
+    resid_mid: Requested[Float[Array, "layer frame d_model"]] = NOT_REQUESTED
+    mlp_pre: Requested[Float[Array, "layer frame d_mlp"]] = NOT_REQUESTED
+    mlp_post: Requested[Float[Array, "layer frame d_mlp"]] = NOT_REQUESTED
+    mlp_out: Requested[Float[Array, "layer frame d_model"]] = NOT_REQUESTED
+    resid_post: Requested[Float[Array, "layer frame d_model"]] = NOT_REQUESTED
+    ln_final: Requested[Float[Array, "frame d_model"]] = NOT_REQUESTED
 
 
 @pytree_dataclass
 class DecoderActivations:
     """The decoder's activations by site; `None` where not requested."""
 
-    embed: Float[Array, "pos d_model"] | None = None
-    pos_embed: Float[Array, "pos d_model"] | None = None
-    resid_pre: Float[Array, "layer pos d_model"] | None = None
-    q: Float[Array, "layer pos head d_head"] | None = None
-    k: Float[Array, "layer pos head d_head"] | None = None
-    v: Float[Array, "layer pos head d_head"] | None = None
-    attn_scores: Float[Array, "layer head query key"] | None = None
-    pattern: Float[Array, "layer head query key"] | None = None
-    z: Float[Array, "layer pos head d_head"] | None = None
-    result: Float[Array, "layer pos head d_model"] | None = None
-    attn_out: Float[Array, "layer pos d_model"] | None = None
-    resid_mid: Float[Array, "layer pos d_model"] | None = None
-    cross_q: Float[Array, "layer pos head d_head"] | None = None
-    cross_k: Float[Array, "layer frame head d_head"] | None = None
-    cross_v: Float[Array, "layer frame head d_head"] | None = None
-    cross_attn_scores: Float[Array, "layer head pos frame"] | None = None
-    cross_pattern: Float[Array, "layer head pos frame"] | None = None
-    cross_z: Float[Array, "layer pos head d_head"] | None = None
-    cross_result: Float[Array, "layer pos head d_model"] | None = None
-    cross_attn_out: Float[Array, "layer pos d_model"] | None = None
-    resid_mid_cross: Float[Array, "layer pos d_model"] | None = None
-    mlp_pre: Float[Array, "layer pos d_mlp"] | None = None
-    mlp_post: Float[Array, "layer pos d_mlp"] | None = None
-    mlp_out: Float[Array, "layer pos d_model"] | None = None
-    resid_post: Float[Array, "layer pos d_model"] | None = None
-    ln_final: Float[Array, "pos d_model"] | None = None
-    logits: Float[Array, "pos d_vocab"] | None = None
+    embed: Requested[Float[Array, "pos d_model"]] = NOT_REQUESTED
+    pos_embed: Requested[Float[Array, "pos d_model"]] = NOT_REQUESTED
+    resid_pre: Requested[Float[Array, "layer pos d_model"]] = NOT_REQUESTED
+    q: Requested[Float[Array, "layer pos head d_head"]] = NOT_REQUESTED
+    k: Requested[Float[Array, "layer pos head d_head"]] = NOT_REQUESTED
+    v: Requested[Float[Array, "layer pos head d_head"]] = NOT_REQUESTED
+    attn_scores: Requested[Float[Array, "layer head query key"]] = NOT_REQUESTED
+    pattern: Requested[Float[Array, "layer head query key"]] = NOT_REQUESTED
+    z: Requested[Float[Array, "layer pos head d_head"]] = NOT_REQUESTED
+    result: Requested[Float[Array, "layer pos head d_model"]] = NOT_REQUESTED
+    attn_out: Requested[Float[Array, "layer pos d_model"]] = NOT_REQUESTED
+    resid_mid: Requested[Float[Array, "layer pos d_model"]] = NOT_REQUESTED
+    cross_q: Requested[Float[Array, "layer pos head d_head"]] = NOT_REQUESTED
+    cross_k: Requested[Float[Array, "layer frame head d_head"]] = NOT_REQUESTED
+    cross_v: Requested[Float[Array, "layer frame head d_head"]] = NOT_REQUESTED
+    cross_attn_scores: Requested[Float[Array, "layer head pos frame"]] = NOT_REQUESTED
+    cross_pattern: Requested[Float[Array, "layer head pos frame"]] = NOT_REQUESTED
+    cross_z: Requested[Float[Array, "layer pos head d_head"]] = NOT_REQUESTED
+    cross_result: Requested[Float[Array, "layer pos head d_model"]] = NOT_REQUESTED
+    cross_attn_out: Requested[Float[Array, "layer pos d_model"]] = NOT_REQUESTED
+    resid_mid_cross: Requested[Float[Array, "layer pos d_model"]] = NOT_REQUESTED
+    mlp_pre: Requested[Float[Array, "layer pos d_mlp"]] = NOT_REQUESTED
+    mlp_post: Requested[Float[Array, "layer pos d_mlp"]] = NOT_REQUESTED
+    mlp_out: Requested[Float[Array, "layer pos d_model"]] = NOT_REQUESTED
+    resid_post: Requested[Float[Array, "layer pos d_model"]] = NOT_REQUESTED
+    ln_final: Requested[Float[Array, "pos d_model"]] = NOT_REQUESTED
+    logits: Requested[Float[Array, "pos d_vocab"]] = NOT_REQUESTED
 
 
 def _axes_by_site(activations: type) -> dict[str, tuple[str, ...]]:

@@ -90,7 +90,6 @@ def _decode(
     last, n_tokens = decoder.n_layers - 1, len(base.tokens)
     pos = jnp.arange(n_tokens, dtype=jnp.int32)
     causal = pos[None, :] <= pos[:, None]
-    assert base.decoder.resid_mid is not None
 
     def after_self_attention(layer: Array, resid_mid: Array) -> Array:
         block = at_layer(decoder.blocks, layer)

@@ -212,8 +212,6 @@ class _Pass:
 
     def _before(self, layer: Array) -> KeysValues:
         """The base run's keys and values, positions first."""
-        assert self.acts.k is not None
-        assert self.acts.v is not None
         return KeysValues(at_layer(self.acts.k, layer), at_layer(self.acts.v, layer))
 
     def _finish(self, block: DecoderBlock, layer: Array, resid: Array, z: Array) -> Array:

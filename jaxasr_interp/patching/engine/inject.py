@@ -80,8 +80,6 @@ def at_layer(tree: Any, layer: Int[Array, ""]) -> Any:
 
 def stream_at(acts: Activations, entry: Int[Array, ""]) -> Float[Array, "pos d_model"]:
     """The residual stream that enters a layer; past the last one, what leaves it."""
-    assert acts.resid_pre is not None
-    assert acts.resid_post is not None
     # Joining the two would copy all layers.
     last = acts.resid_post[-1]
     return jnp.where(entry < len(acts.resid_pre), at_layer(acts.resid_pre, entry), last)
