@@ -10,6 +10,7 @@ import matplotlib.figure
 import numpy as np
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from jaxasr_interp.ablation.result import TextSweep
 from jaxasr_interp.errors import InputError
@@ -111,7 +112,7 @@ def _(result: LogitLens) -> list[RenderableType]:
     if "head" in result.axes:
         return [lens_heads_table(result)]
     if result.tokenizer is None:
-        return [str(result)]
+        return [Text(str(result))]
     return [lens_table(result, result.tokenizer)]
 
 
@@ -152,10 +153,12 @@ def _(result: Transcript, title: str = "") -> matplotlib.figure.Figure:
 
 @tables_of.register
 def _(result: Transcript) -> list[RenderableType]:
-    table = Table("start", "end", "text", title=result.text, title_justify="left")
+    # What is said may have brackets, in which rich reads its own marks.
+    text = Text(result.text)
+    table = Table("start", "end", "text", title=text, title_justify="left")
     for segment in result.segments:
-        table.add_row(f"{segment.start:.2f}", f"{segment.end:.2f}", segment.text)
-    return [table if result.segments else result.text]
+        table.add_row(f"{segment.start:.2f}", f"{segment.end:.2f}", Text(segment.text))
+    return [table if result.segments else text]
 
 
 @figure_of.register
