@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -75,24 +76,27 @@ class Disk:
 
     def __init__(self):
         self.folder, self.attempts, self.moment, self.spoil = None, 0, -1, None
+        # Threads that write may outlive the command: none spoils anything behind its end.
+        self.lock, self.own = threading.Lock(), threading.local()
         sys.addaudithook(self.see)
 
     def see(self, event, arguments):
-        if self.folder is None or event not in ("open", "os.mkdir"):
+        if event not in ("open", "os.mkdir") or getattr(self.own, "spoils", False):
             return
         writes = event == "os.mkdir" or arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         path = arguments[0]
         if not writes or not isinstance(path, str | os.PathLike):
             return
-        if self.folder not in Path(path).absolute().parents:
-            return
-        self.attempts += 1
-        if self.spoil is not None and self.attempts > self.moment:
-            folder, self.folder = self.folder, None
-            try:
-                self.spoil(first=self.attempts == self.moment + 1)
-            finally:
-                self.folder = folder
+        with self.lock:
+            if self.folder is None or self.folder not in Path(path).absolute().parents:
+                return
+            self.attempts += 1
+            if self.spoil is not None and self.attempts > self.moment:
+                self.own.spoils = True
+                try:
+                    self.spoil(first=self.attempts == self.moment + 1)
+                finally:
+                    self.own.spoils = False
 
     @contextlib.contextmanager
     def watched(self, folder, moment=-1, spoil=None):
@@ -100,7 +104,8 @@ class Disk:
         try:
             yield
         finally:
-            self.folder = None
+            with self.lock:
+                self.folder = None
 
 
 @pytest.fixture(scope="module")
