@@ -86,7 +86,6 @@ def test_a_notebook_shows_every_result_of_the_readme(tmp_path, tiny_tokenizer):
     write_files(tmp_path, tiny_tokenizer)
     cells = run_notebook(tmp_path)
     outputs = [(cell.source, output) for cell in cells for output in cell.outputs]
-    assert all(output.output_type != "error" for _, output in outputs)
     assert any(
         "patches" in output.get("data", {}).get("text/markdown", "") for _, output in outputs
     )

@@ -175,11 +175,11 @@ def _call(function: str, implementation: str | None, *arrays: Array, **static: i
 
 def _by_xla(function: str, static: dict[str, int], *arrays: Array) -> Any:
     """Call a function of the reference, with chunks for the device it is compiled for."""
-    narrow = functools.partial(getattr(reference, function), **static)
+    plain = functools.partial(getattr(reference, function), **static)
     if not has_cudnn():
-        return narrow(*arrays)
-    of_gpu = functools.partial(narrow, chunk=reference.wide)
-    return jax.lax.platform_dependent(*arrays, cuda=of_gpu, default=narrow)
+        return plain(*arrays)
+    on_gpu = functools.partial(plain, chunk=reference.chunk_on_gpu)
+    return jax.lax.platform_dependent(*arrays, cuda=on_gpu, default=plain)
 
 
 def _unsuitable(module: ModuleType, *arrays: Array, top_k: int = 1) -> str | None:

@@ -53,12 +53,12 @@ class Readout:
     kl: Float[Array, "*stack pos"]
 
 
-def narrow(rows: int) -> int:
+def chunk_in_cache(rows: int) -> int:
     """Return how many tokens make a chunk that stays in a cache."""
     return min(_WIDEST, max(_NARROWEST, _TILE // rows))
 
 
-def wide(rows: int) -> int:
+def chunk_on_gpu(rows: int) -> int:
     """Return how many tokens make a chunk on a GPU."""
     return min(_WIDEST_OF_GPU, max(_NARROWEST, _TILE_OF_GPU // rows))
 
@@ -97,7 +97,7 @@ def _fold[T](
 def mean_embedding(
     hidden: Float[Array, "rows d_model"],
     unembedding: Float[Array, "d_vocab d_model"],
-    chunk: Chunk = narrow,
+    chunk: Chunk = chunk_in_cache,
 ) -> tuple[Float[Array, " rows"], Float[Array, "rows d_model"]]:
     """See `jaxasr_interp.kernels.lens.mean_embedding`."""
     wide = accumulation_dtype(hidden.dtype)
@@ -134,7 +134,7 @@ def log_sum_exp_gradients(
         return jax.lax.dynamic_update_slice_in_dim(gradient, old + added, start, 0)
 
     start = jnp.zeros(unembedding.shape, lse.dtype)
-    of_unembedding = _fold(step, start, hidden, unembedding, narrow)
+    of_unembedding = _fold(step, start, hidden, unembedding, chunk_in_cache)
     of_hidden = cotangent[:, None] * mean
     return of_hidden.astype(hidden.dtype), of_unembedding.astype(unembedding.dtype)
 
@@ -166,14 +166,12 @@ def readout(
     unembedding: Float[Array, "d_vocab d_model"],
     targets: Int[Array, " pos"],
     top_k: int,
-    chunk: Chunk = narrow,
+    chunk: Chunk = chunk_in_cache,
 ) -> Readout:
     """See `jaxasr_interp.kernels.lens.readout`."""
-    see_all, mean = (
-        functools.partial(see, chunk=chunk),
-        functools.partial(mean_embedding, chunk=chunk),
-    )
-    return readout_by(see_all, mean, hidden, final, unembedding, targets, top_k)
+    of_all = functools.partial(see, chunk=chunk)
+    of_final = functools.partial(mean_embedding, chunk=chunk)
+    return readout_by(of_all, of_final, hidden, final, unembedding, targets, top_k)
 
 
 def whole_readout(
@@ -245,7 +243,7 @@ def see(
     targets: Int[Array, " rows"],
     of_targets: Float[Array, " rows"],
     top_k: int,
-    chunk: Chunk = narrow,
+    chunk: Chunk = chunk_in_cache,
 ) -> Seen:
     """Compute the statistics that `readout` needs of each row, over the whole vocabulary."""
 
